@@ -1,0 +1,442 @@
+//! What a model is and what a training does, as plain structs. [`Recipe::validate`] and [`ModelConfig::validate`] are
+//! the only places where values are judged.
+
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::ternary::Grouping;
+
+/// Which matrices are ternary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Nothing: the full-precision twin, for comparison.
+    None,
+    /// Attention and feed-forward projections only.
+    Blocks,
+    /// Embedding and output head too.
+    All,
+}
+
+/// The feed-forward network between two residual additions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    /// `down(silu(gate(x)) * up(x))`, three matrices.
+    SwiGlu,
+    /// `down(gelu(up(x)))`, two matrices, the tanh form of GELU.
+    Gelu,
+    /// `down(max(0, up(x))^2)`, two matrices.
+    Relu2,
+}
+
+/// The shape of a decoder. The field names are ours; `formats::hf` knows the Hugging Face ones.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// `V`: rows of the embedding.
+    pub vocab_size: usize,
+    /// `C`: width of the residual stream.
+    pub hidden_size: usize,
+    pub layers: usize,
+    /// `H`: query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// `D`: width of a head, even.
+    pub head_dim: usize,
+    /// Width of the feed-forward network.
+    pub intermediate_size: usize,
+    #[serde(default = "default_activation")]
+    pub activation: Activation,
+    /// RMSNorm on every query and key head before the rotation (Qwen3).
+    #[serde(default)]
+    pub qk_norm: bool,
+    /// Biases on the query, key and value projections (Qwen2).
+    #[serde(default)]
+    pub qkv_bias: bool,
+    #[serde(default = "yes")]
+    pub causal: bool,
+    /// The output head is the embedding.
+    #[serde(default)]
+    pub tie_embeddings: bool,
+    #[serde(default = "default_rope_theta")]
+    pub rope_theta: f32,
+    #[serde(default = "default_eps")]
+    pub rms_norm_eps: f32,
+    /// Longest sequence the model is meant for.
+    pub max_positions: usize,
+}
+
+fn default_activation() -> Activation {
+    Activation::SwiGlu
+}
+fn yes() -> bool {
+    true
+}
+fn default_rope_theta() -> f32 {
+    10_000.0
+}
+fn default_eps() -> f32 {
+    1e-6
+}
+
+/// Larger than any published decoder; above it a size is a damaged or hostile file.
+const MAX_DIM: usize = 1 << 24;
+
+impl ModelConfig {
+    /// Judges the shape. `file` is named in the error.
+    pub fn validate(&self, file: &Path) -> Result<()> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("layers", self.layers),
+            ("heads", self.heads),
+            ("kv_heads", self.kv_heads),
+            ("head_dim", self.head_dim),
+            ("intermediate_size", self.intermediate_size),
+            ("max_positions", self.max_positions),
+        ];
+        for (field, size) in sizes {
+            if size == 0 || size > MAX_DIM {
+                return Err(Error::input(file, field, size, format!("1 to {MAX_DIM}")));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(Error::input(
+                file,
+                "kv_heads",
+                self.kv_heads,
+                format!("a divisor of heads ({})", self.heads),
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(Error::input(file, "head_dim", self.head_dim, "an even number"));
+        }
+        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
+            return Err(Error::input(file, "rope_theta", self.rope_theta, "a positive number"));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
+            return Err(Error::input(file, "rms_norm_eps", self.rms_norm_eps, "0 or more"));
+        }
+        let params = self.parameters();
+        if params > 1 << 40 {
+            return Err(Error::input(file, "sizes", format!("{params} parameters"), "at most 2^40"));
+        }
+        Ok(())
+    }
+
+    /// Number of weights, tied embeddings counted once.
+    pub fn parameters(&self) -> u128 {
+        let [v, c, f] = [self.vocab_size, self.hidden_size, self.intermediate_size].map(|n| n as u128);
+        let [h, kv, d] = [self.heads, self.kv_heads, self.head_dim].map(|n| n as u128);
+        let ffn = if self.activation == Activation::SwiGlu { 3 } else { 2 };
+        let qk = if self.qk_norm { 2 * d } else { 0 };
+        let bias = if self.qkv_bias { (h + 2 * kv) * d } else { 0 };
+        let layer = c * d * (2 * h + 2 * kv) + bias + ffn * c * f + 2 * c + qk;
+        let head = if self.tie_embeddings { 1 } else { 2 };
+        head * v * c + self.layers as u128 * layer + c
+    }
+}
+
+/// What the model is asked to learn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Task {
+    /// Predict the next token of a text.
+    Lm,
+    /// Reproduce each input token in its own place (not causal): the classic smoke test.
+    Copy,
+    /// Read random tokens and a separator, then reproduce the tokens in order, causally.
+    Recall,
+}
+
+/// Everything a training does: the TOML file with every default filled in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    pub name: String,
+    pub task: Task,
+    #[serde(default)]
+    pub seed: u64,
+    /// Start from this Hugging Face directory instead of random weights; `model` is then read from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelConfig>,
+    #[serde(default)]
+    pub ternary: TernaryConfig,
+    #[serde(default)]
+    pub data: DataConfig,
+    pub train: TrainConfig,
+    #[serde(default)]
+    pub report: ReportConfig,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TernaryConfig {
+    pub scope: Scope,
+    /// 128, or `"tensor"` for one scale a matrix.
+    pub group: Grouping,
+    /// Standard deviation of a random matrix: `fan_in^-1/2` unless a number is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_std: Option<f32>,
+}
+
+impl Default for TernaryConfig {
+    fn default() -> Self {
+        Self { scope: Scope::All, group: Grouping::default(), init_std: None }
+    }
+}
+
+/// How the windows of a corpus are visited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Windows at uniformly random offsets.
+    Random,
+    /// Disjoint windows, each once an epoch, reshuffled every epoch.
+    Epoch,
+}
+
+/// What stands between two documents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Join {
+    /// Text files: a blank line. Records (.jsonl, .parquet): the end-of-text token, or a blank line without one.
+    Auto,
+    /// A blank line.
+    Newline,
+    /// The tokenizer's end-of-text token.
+    Eos,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Files or folders: .txt, .jsonl, .parquet.
+    pub train: Vec<PathBuf>,
+    /// Separate validation files; without them the last `val_fraction` of the documents is held out.
+    pub val: Vec<PathBuf>,
+    pub val_fraction: f64,
+    /// The text field of .jsonl and .parquet records.
+    pub field: String,
+    /// `bytes`, `gpt2`, a `tokenizer.json`, or a folder that holds one; empty: the one of `init`.
+    pub tokenizer: String,
+    pub order: Order,
+    pub join: Join,
+    /// Tokens of one synthetic sequence (`copy`, `recall`).
+    pub sequence: usize,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            train: Vec::new(),
+            val: Vec::new(),
+            val_fraction: 0.1,
+            field: "text".into(),
+            tokenizer: String::new(),
+            order: Order::Random,
+            join: Join::Auto,
+            sequence: 16,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    AdamW,
+    /// SGD with momentum.
+    Sgd,
+    /// Muon for the matrices inside the blocks, AdamW for everything else.
+    Muon,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    Constant,
+    /// Half a cosine from `lr` to `floor * lr`.
+    Cosine,
+    /// Constant, then a straight line to `floor * lr` over the last `decay_fraction` of the steps.
+    Linear,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    pub steps: u64,
+    /// Sequences of one micro-batch (`B`).
+    pub batch: usize,
+    /// Tokens of one sequence (`T`); synthetic tasks set their own.
+    pub seq: usize,
+    /// Micro-batches per optimizer step.
+    pub accumulate: usize,
+    pub optimizer: OptimizerKind,
+    pub lr: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    /// SGD and Muon.
+    pub momentum: f32,
+    /// Learning rate of the matrices under Muon (its updates have unit RMS per row).
+    pub muon_lr: f32,
+    /// On matrices only; norms and biases are never decayed.
+    pub weight_decay: f32,
+    /// First step without weight decay; absent: never switched off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_decay_until: Option<u64>,
+    /// Global gradient norm; 0 switches clipping off.
+    pub clip: f32,
+    pub schedule: ScheduleKind,
+    pub warmup: u64,
+    pub floor: f32,
+    pub decay_fraction: f32,
+    /// Steps between two log lines.
+    pub log_every: u64,
+    /// Steps between two validations; 0: only at the end.
+    pub eval_every: u64,
+    /// Sequences of `seq` tokens a validation reads; 0: all of them.
+    pub eval_sequences: usize,
+    /// Steps between two checkpoints; 0: only at the end.
+    pub save_every: u64,
+    /// Checkpoints kept.
+    pub keep: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch: 16,
+            seq: 128,
+            accumulate: 1,
+            optimizer: OptimizerKind::AdamW,
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            momentum: 0.95,
+            muon_lr: 0.02,
+            weight_decay: 0.0,
+            weight_decay_until: None,
+            clip: 1.0,
+            schedule: ScheduleKind::Cosine,
+            warmup: 0,
+            floor: 0.0,
+            decay_fraction: 0.3,
+            log_every: 10,
+            eval_every: 0,
+            eval_sequences: 64,
+            save_every: 0,
+            keep: 2,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReportConfig {
+    /// A sample of each is written into the report.
+    pub prompts: Vec<String>,
+    pub sample_tokens: usize,
+    /// 0: greedy.
+    pub temperature: f32,
+    pub top_p: f32,
+    /// A text that the finished model is measured on, beside the validation part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<PathBuf>,
+    /// Bars that the run must reach; missing one fails the process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_train_loss: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_accuracy: Option<f32>,
+}
+
+impl Default for ReportConfig {
+    fn default() -> Self {
+        Self {
+            prompts: Vec::new(),
+            sample_tokens: 64,
+            temperature: 0.0,
+            top_p: 1.0,
+            test: None,
+            max_train_loss: None,
+            min_accuracy: None,
+        }
+    }
+}
+
+impl Recipe {
+    /// Judges every value that does not need the data or the model's files.
+    pub fn validate(&self, file: &Path) -> Result<()> {
+        let bad = |field: &str, found: &dyn std::fmt::Display, wanted: &str| {
+            Err(Error::input(file, field, found, wanted))
+        };
+        match (&self.model, &self.init) {
+            (None, None) => return bad("model", &"nothing", "a [model] table, or init = DIR"),
+            (Some(model), _) => model.validate(file)?,
+            _ => {}
+        }
+        if let Grouping::Size(0) = self.ternary.group {
+            return bad("ternary.group", &0, "1 or more, or \"tensor\"");
+        }
+        if let Some(std) = self.ternary.init_std
+            && !(std.is_finite() && std > 0.0)
+        {
+            return bad("ternary.init_std", &std, "a positive number");
+        }
+        let t = &self.train;
+        for (field, value) in [
+            ("train.steps", t.steps as usize),
+            ("train.batch", t.batch),
+            ("train.seq", t.seq),
+            ("train.accumulate", t.accumulate),
+            ("train.log_every", t.log_every as usize),
+            ("train.keep", t.keep),
+            ("data.sequence", self.data.sequence),
+        ] {
+            if value == 0 || value > 1 << 32 {
+                return bad(field, &value, "1 or more");
+            }
+        }
+        for (field, value, low, high) in [
+            ("train.lr", t.lr, 0.0, 1e3),
+            ("train.muon_lr", t.muon_lr, 0.0, 1e3),
+            ("train.beta1", t.beta1, 0.0, 0.999_999),
+            ("train.beta2", t.beta2, 0.0, 0.999_999_9),
+            ("train.eps", t.eps, 0.0, 1.0),
+            ("train.momentum", t.momentum, 0.0, 0.999_999),
+            ("train.weight_decay", t.weight_decay, 0.0, 1e3),
+            ("train.clip", t.clip, 0.0, f32::MAX),
+            ("train.floor", t.floor, 0.0, 1.0),
+            ("train.decay_fraction", t.decay_fraction, 0.0, 1.0),
+            ("data.val_fraction", self.data.val_fraction as f32, 0.0, 0.999),
+            ("report.temperature", self.report.temperature, 0.0, 100.0),
+            ("report.top_p", self.report.top_p, 0.0, 1.0),
+        ] {
+            if !(low..=high).contains(&value) {
+                return bad(field, &value, &format!("{low} to {high}"));
+            }
+        }
+        if self.task == Task::Lm && self.data.train.is_empty() {
+            return bad("data.train", &"no files", "at least one text file (--data FILE)");
+        }
+        if let (Task::Copy | Task::Recall, Some(model)) = (self.task, &self.model)
+            && model.vocab_size < 3
+        {
+            return bad("model.vocab_size", &model.vocab_size, "3 or more for this task");
+        }
+        if self.task == Task::Recall && self.model.as_ref().is_some_and(|m| !m.causal) {
+            return bad("model.causal", &false, "true: recall is a causal task");
+        }
+        if self.task == Task::Lm && self.model.as_ref().is_some_and(|m| !m.causal) {
+            return bad("model.causal", &false, "true: a language model predicts the next token");
+        }
+        Ok(())
+    }
+}

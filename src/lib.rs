@@ -1,0 +1,7 @@
+//! Train, prove and run language models whose every weight is −1, 0 or +1.
+
+pub mod config;
+pub mod error;
+pub mod ternary;
+
+pub use error::{Error, Result};

@@ -1,0 +1,5 @@
+//! The ternary number system.
+
+mod grouping;
+
+pub use grouping::Grouping;
