@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod error;
+pub mod kernels;
 pub mod ternary;
 
 pub use error::{Error, Result};

@@ -1,5 +1,14 @@
-//! The ternary number system.
+//! The ternary number system: a weight is `scale * trit` with trit −1, 0 or +1 and one f16 scale for a group of
+//! neighbouring inputs.
 
 mod grouping;
+mod matrix;
+mod stats;
 
 pub use grouping::Grouping;
+pub use matrix::{CODES_PER_WORD, TernaryMatrix, ZERO_WORD};
+pub(crate) use matrix::{not_finite, scale_of, trit_of};
+pub use stats::{Flips, Stats};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+//! Soft-max cross-entropy over rows of logits.
+
+use rayon::prelude::*;
+
+use super::elementwise::exp;
+use super::isa::kernel;
+
+/// The target of a position that is not scored.
+pub const IGNORE: u32 = u32::MAX;
+
+/// For each row of `classes` logits: writes `-ln softmax(row)[target]` to `loss` (0 where the target is [`IGNORE`]) and,
+/// if `scale` is given, replaces the row by its gradient, `scale * (softmax - onehot)`.
+pub fn cross_entropy(
+    logits: &mut [f32],
+    classes: usize,
+    targets: &[u32],
+    scale: Option<f32>,
+    loss: &mut [f32],
+) {
+    assert!(logits.len() == targets.len() * classes && loss.len() == targets.len(), "{} rows", targets.len());
+    logits.par_chunks_mut(classes).zip(targets).zip(loss).for_each(|((row, &target), loss)| {
+        if target == IGNORE {
+            *loss = 0.0;
+            if scale.is_some() {
+                row.fill(0.0);
+            }
+            return;
+        }
+        let at = row[target as usize];
+        match scale {
+            None => *loss = log_sum_exp(row) - at,
+            Some(scale) => {
+                let (lse, factor) = exponentials(row, scale);
+                *loss = lse - at;
+                multiply(row, factor);
+                row[target as usize] -= scale;
+            }
+        }
+    });
+}
+
+kernel! {
+    fn multiply<S>(row: &mut [f32], factor: f32) {
+        row.iter_mut().for_each(|x| *x *= factor);
+    }
+}
+
+#[inline(always)]
+fn maximum(row: &[f32]) -> f32 {
+    let mut tops = [f32::NEG_INFINITY; 16];
+    let chunks = row.chunks_exact(16);
+    let tail = chunks.remainder().iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    for chunk in chunks {
+        for i in 0..16 {
+            tops[i] = if chunk[i] > tops[i] { chunk[i] } else { tops[i] };
+        }
+    }
+    tops.iter().fold(tail, |a, &b| if b > a { b } else { a })
+}
+
+kernel! {
+    /// `ln sum e^x`
+    fn log_sum_exp<S>(row: &[f32]) -> f32 {
+        let max = maximum(row);
+        let mut sums = [0f32; 16];
+        let chunks = row.chunks_exact(16);
+        let tail: f32 = chunks.remainder().iter().map(|&x| exp::<S>(x - max)).sum();
+        for chunk in chunks {
+            for i in 0..16 {
+                sums[i] += exp::<S>(chunk[i] - max);
+            }
+        }
+        max + (sums.iter().sum::<f32>() + tail).ln()
+    }
+}
+
+kernel! {
+    /// Replaces the row by `e^(x - max)`; gives `ln sum e^x` and the factor that turns the row into `scale * softmax`.
+    fn exponentials<S>(row: &mut [f32], scale: f32) -> (f32, f32) {
+        let max = maximum(row);
+        let mut sums = [0f32; 16];
+        let mut chunks = row.chunks_exact_mut(16);
+        for chunk in &mut chunks {
+            for i in 0..16 {
+                chunk[i] = exp::<S>(chunk[i] - max);
+                sums[i] += chunk[i];
+            }
+        }
+        let mut sum = 0.0;
+        for x in chunks.into_remainder() {
+            *x = exp::<S>(*x - max);
+            sum += *x;
+        }
+        sum += sums.iter().sum::<f32>();
+        (max + sum.ln(), scale / sum)
+    }
+}

@@ -1,0 +1,174 @@
+//! Loops over every value on its own, and sums of squares. The compiler vectorises the bodies for each instruction set.
+
+use rayon::prelude::*;
+
+use super::isa::kernel;
+use super::simd::{Simd, fma};
+
+/// Values a thread takes at a time. Fixed, so that sums do not depend on the number of threads.
+pub(super) const CHUNK: usize = 1 << 14;
+
+/// `e^x` to 2 ulp: `2^n p(r)` with `|r| <= ln 2 / 2` and the Taylor polynomial of degree 7. NaN stays NaN.
+#[inline(always)]
+pub(super) fn exp<S: Simd>(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
+    let x = if x < -87.3 { -87.3 } else { x };
+    let x = if x > 88.3 { 88.3 } else { x };
+    let shifted = fma::<S>(x, std::f32::consts::LOG2_E, MAGIC);
+    let n = shifted - MAGIC;
+    // ln 2 in two parts, so that the reduction is exact.
+    let r = fma::<S>(n, -0.693_359_4, x);
+    let r = fma::<S>(n, 2.121_944_4e-4, r);
+    let p = fma::<S>(1.0 / 5040.0, r, 1.0 / 720.0);
+    let p = fma::<S>(p, r, 1.0 / 120.0);
+    let p = fma::<S>(p, r, 1.0 / 24.0);
+    let p = fma::<S>(p, r, 1.0 / 6.0);
+    let p = fma::<S>(p, r, 0.5);
+    let p = fma::<S>(p, r, 1.0);
+    let p = fma::<S>(p, r, 1.0);
+    let exponent = shifted.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(127) << 23;
+    p * f32::from_bits(exponent)
+}
+
+#[inline(always)]
+fn sigmoid<S: Simd>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<S>(-x))
+}
+
+/// Runs `f` on matching chunks of one written and two read slices, in parallel when long.
+fn zip2(out: &mut [f32], a: &[f32], b: &[f32], f: fn(&mut [f32], &[f32], &[f32])) {
+    assert!(out.len() == a.len() && a.len() == b.len(), "{}, {}, {} values", out.len(), a.len(), b.len());
+    if out.len() <= 2 * CHUNK {
+        return f(out, a, b);
+    }
+    out.par_chunks_mut(CHUNK)
+        .zip(a.par_chunks(CHUNK))
+        .zip(b.par_chunks(CHUNK))
+        .for_each(|((o, a), b)| f(o, a, b));
+}
+
+/// `out += x`
+pub fn add_assign(out: &mut [f32], x: &[f32]) {
+    kernel! {
+        fn run<S>(out: &mut [f32], x: &[f32], _x: &[f32]) {
+            for (o, x) in out.iter_mut().zip(x) {
+                *o += x;
+            }
+        }
+    }
+    zip2(out, x, x, run);
+}
+
+/// SwiGLU's gate: `out = silu(gate) * up`.
+pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    kernel! {
+        fn run<S>(out: &mut [f32], gate: &[f32], up: &[f32]) {
+            for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
+                *o = g * sigmoid::<S>(*g) * u;
+            }
+        }
+    }
+    zip2(out, gate, up, run);
+}
+
+/// Backward of [`silu_mul`]: `dup = silu(gate) * dout`, `dgate = silu'(gate) * up * dout`.
+pub fn silu_mul_backward(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    kernel! {
+        fn run<S>(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+            let inputs = gate.iter().zip(up).zip(dout);
+            for (((g, u), d), (dg, du)) in inputs.zip(dgate.iter_mut().zip(dup)) {
+                let s = sigmoid::<S>(*g);
+                *du = g * s * d;
+                *dg = s * fma::<S>(*g, 1.0 - s, 1.0) * u * d;
+            }
+        }
+    }
+    assert!(
+        gate.len() == up.len()
+            && up.len() == dout.len()
+            && dgate.len() == gate.len()
+            && dup.len() == gate.len()
+    );
+    let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dout.par_chunks(CHUNK));
+    inputs
+        .zip(dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK)))
+        .for_each(|(((g, u), d), (dg, du))| run(g, u, d, dg, du));
+}
+
+/// `sqrt(2 / pi)` and the cubic term of GELU's tanh form.
+const GELU: (f32, f32) = (0.797_884_6, 0.044_715);
+
+/// GELU, tanh form: `out = x * sigmoid(2 u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`.
+pub fn gelu(x: &[f32], out: &mut [f32]) {
+    kernel! {
+        fn run<S>(out: &mut [f32], x: &[f32], _x: &[f32]) {
+            for (o, &x) in out.iter_mut().zip(x) {
+                *o = x * sigmoid::<S>(2.0 * GELU.0 * x * fma::<S>(GELU.1 * x, x, 1.0));
+            }
+        }
+    }
+    zip2(out, x, x, run);
+}
+
+/// Backward of [`gelu`]: `dx = gelu'(x) * dout`.
+pub fn gelu_backward(x: &[f32], dout: &[f32], dx: &mut [f32]) {
+    kernel! {
+        fn run<S>(dx: &mut [f32], x: &[f32], dout: &[f32]) {
+            for ((dx, &x), d) in dx.iter_mut().zip(x).zip(dout) {
+                let s = sigmoid::<S>(2.0 * GELU.0 * x * fma::<S>(GELU.1 * x, x, 1.0));
+                let slope = 2.0 * GELU.0 * fma::<S>(3.0 * GELU.1 * x, x, 1.0);
+                *dx = s * fma::<S>(x * slope, 1.0 - s, 1.0) * d;
+            }
+        }
+    }
+    zip2(dx, x, dout, run);
+}
+
+/// ReLU²: `out = max(0, x)^2`.
+pub fn relu2(x: &[f32], out: &mut [f32]) {
+    kernel! {
+        fn run<S>(out: &mut [f32], x: &[f32], _x: &[f32]) {
+            for (o, &x) in out.iter_mut().zip(x) {
+                let r = if x < 0.0 { 0.0 } else { x };
+                *o = r * r;
+            }
+        }
+    }
+    zip2(out, x, x, run);
+}
+
+/// Backward of [`relu2`]: `dx = 2 max(0, x) * dout`.
+pub fn relu2_backward(x: &[f32], dout: &[f32], dx: &mut [f32]) {
+    kernel! {
+        fn run<S>(dx: &mut [f32], x: &[f32], dout: &[f32]) {
+            for ((dx, &x), d) in dx.iter_mut().zip(x).zip(dout) {
+                *dx = 2.0 * if x < 0.0 { 0.0 } else { x } * d;
+            }
+        }
+    }
+    zip2(dx, x, dout, run);
+}
+
+/// `sum x^2` in f64, the same for any number of threads.
+pub fn sum_squares(x: &[f32]) -> f64 {
+    kernel! {
+        fn run<S>(x: &[f32]) -> f64 {
+            let mut sums = [0f64; 8];
+            let chunks = x.chunks_exact(8);
+            let tail: f64 = chunks.remainder().iter().map(|&v| v as f64 * v as f64).sum();
+            for chunk in chunks {
+                for i in 0..8 {
+                    sums[i] += chunk[i] as f64 * chunk[i] as f64;
+                }
+            }
+            sums.iter().sum::<f64>() + tail
+        }
+    }
+    let partial: Vec<f64> = x.par_chunks(CHUNK).map(run).collect();
+    partial.iter().sum()
+}
+
+/// Whether every value is finite.
+pub fn all_finite(x: &[f32]) -> bool {
+    x.par_chunks(CHUNK).all(|chunk| chunk.iter().fold(true, |ok, v| ok & v.is_finite()))
+}

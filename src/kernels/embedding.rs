@@ -1,0 +1,49 @@
+//! Rows looked up by token, and their gradients added back.
+
+use rayon::prelude::*;
+
+use super::Matrix;
+use super::isa::kernel;
+use super::pack::decode;
+use crate::ternary::TernaryMatrix;
+
+/// `out[n] = W[tokens[n]]`. Every token must be a row of `w`.
+pub fn gather(w: Matrix<'_>, tokens: &[u32], out: &mut [f32]) {
+    let (rows, cols) = (w.rows(), w.cols());
+    assert_eq!(out.len(), tokens.len() * cols, "{} tokens of width {cols}", tokens.len());
+    out.par_chunks_mut(cols).with_min_len(64).zip(tokens).for_each(|(out, &token)| {
+        assert!((token as usize) < rows, "token {token} of a vocabulary of {rows}");
+        match w {
+            Matrix::Dense { data, .. } => out.copy_from_slice(&data[token as usize * cols..][..cols]),
+            Matrix::Ternary(t) => unpack_row(t, token as usize, out),
+        }
+    });
+}
+
+kernel! {
+    /// [`TernaryMatrix::unpack_row`], a vector at a time.
+    pub fn unpack_row<S>(t: &TernaryMatrix, row: usize, out: &mut [f32]) {
+        assert!(row < t.rows() && out.len() == t.cols());
+        let whole = out.len() / S::LANES * S::LANES;
+        // SAFETY: stores stay below `whole`; the tail goes through `rest`, which holds 16 values.
+        unsafe {
+            for k in (0..whole).step_by(S::LANES) {
+                S::store(out.as_mut_ptr().add(k), decode::<S>(t, row, k));
+            }
+            if whole < out.len() {
+                let mut rest = [0f32; 16];
+                S::store(rest.as_mut_ptr(), decode::<S>(t, row, whole));
+                let n = out.len() - whole;
+                out[whole..].copy_from_slice(&rest[..n]);
+            }
+        }
+    }
+}
+
+/// Backward of [`gather`]: `dW[tokens[n]] += dout[n]`, in the order of the tokens.
+pub fn scatter_add(dw: &mut [f32], cols: usize, tokens: &[u32], dout: &[f32]) {
+    assert_eq!(dout.len(), tokens.len() * cols, "{} tokens of width {cols}", tokens.len());
+    for (row, &token) in dout.chunks(cols).zip(tokens) {
+        super::add_assign(&mut dw[token as usize * cols..][..cols], row);
+    }
+}

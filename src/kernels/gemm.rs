@@ -1,0 +1,182 @@
+//! The matrix product: packed panels, a register tile, work split by rectangles of the result.
+//!
+//! Each element of the result is summed over `k` in one order, whatever the number of threads: the same bits every time.
+//! The blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), with the
+//! panel of `A` in the first-level cache and the block of `B` in the second.
+
+use rayon::prelude::*;
+use std::cell::RefCell;
+
+use super::isa::kernel;
+use super::pack::{A_SLACK, Rhs, View, pack_a, pack_b};
+
+/// Depth of a block: a panel of `A` (14 x 512 x 4 bytes) fits a first-level cache.
+const KC: usize = 512;
+/// Columns of a block of `B`: 512 x 512 x 4 bytes fit a second-level cache.
+const NC: usize = 512;
+/// Rows of `A` packed at a time.
+const MC: usize = 4096;
+/// Multiplications below which a fork costs more than it brings.
+const SERIAL: usize = 1 << 18;
+
+/// Where the product goes: rows of `n` values at distance `stride`.
+pub struct Target<'a> {
+    pub data: &'a mut [f32],
+    pub stride: usize,
+    /// Add to what is there, instead of replacing it.
+    pub add: bool,
+}
+
+/// Whether a product may use all threads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    All,
+    One,
+}
+
+kernel! {
+    fn tile_shape<S>() -> (usize, usize) {
+        (S::MR, S::NV * S::LANES)
+    }
+}
+
+kernel! {
+    /// One panel of `A` against the packed panels of `B`: `rows` rows and `cols` columns of the result at `c`.
+    ///
+    /// The caller vouches that `c` points at `rows` rows of `cols` values, `ldc` apart, that nobody else touches.
+    fn panel_times_block<S>(rows: usize, cols: usize, kc: usize, a: &[f32], b: &[f32], c: SendPtr, ldc: usize, add: bool) {
+        let nr = S::NV * S::LANES;
+        let b_stride = kc.next_multiple_of(16) * nr;
+        assert!(a.len() >= kc * S::MR && b.len() >= cols.div_ceil(nr) * b_stride && rows <= S::MR);
+        for (p, j) in (0..cols).step_by(nr).enumerate() {
+            // SAFETY: the panels are long enough by the assertion; `c` by the caller's word.
+            unsafe {
+                let b = b.as_ptr().add(p * b_stride);
+                if j + nr <= cols {
+                    S::tile(rows, kc, a.as_ptr(), b, c.0.add(j), ldc, add);
+                } else {
+                    let mut edge = [0f32; 16 * 32];
+                    S::tile(rows, kc, a.as_ptr(), b, edge.as_mut_ptr(), nr, false);
+                    for i in 0..rows {
+                        for (jj, x) in edge[i * nr..i * nr + cols - j].iter().enumerate() {
+                            let p = c.0.add(i * ldc + j + jj);
+                            *p = if add { *p + x } else { *x };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A pointer into a result whose rectangles are written by different threads.
+#[derive(Clone, Copy)]
+struct SendPtr(*mut f32);
+// SAFETY: every task of `gemm` writes a rectangle of its own.
+unsafe impl Send for SendPtr {}
+// SAFETY: as above.
+unsafe impl Sync for SendPtr {}
+
+impl SendPtr {
+    fn at(self, offset: usize) -> SendPtr {
+        SendPtr(self.0.wrapping_add(offset))
+    }
+}
+
+thread_local! {
+    static A_BUFFER: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static B_BUFFER: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs `f` on a buffer of this thread that is kept from call to call. It is taken out while in use: a task that rayon
+/// runs on this thread in the meantime gets another.
+fn with_buffer<R>(
+    key: &'static std::thread::LocalKey<RefCell<Vec<f32>>>,
+    len: usize,
+    f: impl FnOnce(&mut [f32]) -> R,
+) -> R {
+    let mut buffer = key.with(|b| std::mem::take(&mut *b.borrow_mut()));
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    let out = f(&mut buffer[..len]);
+    key.with(|b| *b.borrow_mut() = buffer);
+    out
+}
+
+/// `C (+)= A B` with `A` `[m, k]` and `B` `[k, n]`.
+pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>, threads: Threads) {
+    a.check(m, k);
+    match b {
+        Rhs::Dense(view) => view.check(k, n),
+        Rhs::Ternary(t) => {
+            assert!(t.rows() >= k && t.cols() == n, "[{k}, {n}] of {} x {}", t.rows(), t.cols())
+        }
+        Rhs::TernaryT(t) => {
+            assert!(t.rows() >= n && t.cols() == k, "[{n}, {k}] of {} x {}", t.rows(), t.cols())
+        }
+    }
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(c.stride >= n && c.data.len() >= (m - 1) * c.stride + n, "the result does not fit its slice");
+    if k == 0 {
+        if !c.add {
+            c.data.chunks_mut(c.stride).take(m).for_each(|row| row[..n].fill(0.0));
+        }
+        return;
+    }
+    let workers = match threads {
+        Threads::All if m * n * k >= SERIAL => rayon::current_num_threads(),
+        _ => 1,
+    };
+    let (mr, nr) = tile_shape();
+    let out = SendPtr(c.data.as_mut_ptr());
+    let kc = k.div_ceil(k.div_ceil(KC)).next_multiple_of(16);
+    // Columns in equal blocks, a multiple of the workers; when there are too few, rows are split too.
+    let blocks = n.div_ceil(NC).next_multiple_of(workers).min(n.div_ceil(nr));
+    let nc = n.div_ceil(blocks).next_multiple_of(nr);
+    let blocks = n.div_ceil(nc);
+    for i0 in (0..m).step_by(MC) {
+        let mc = MC.min(m - i0);
+        let panels = mc.div_ceil(mr);
+        let splits = workers.div_ceil(blocks).min(panels);
+        for k0 in (0..k).step_by(kc) {
+            let kc = kc.min(k - k0);
+            let add = c.add || k0 > 0;
+            let a_stride = kc * mr + A_SLACK;
+            with_buffer(&A_BUFFER, panels * a_stride, |a_packed| {
+                let pack = |(p, panel): (usize, &mut [f32])| pack_a(a, m, i0 + p * mr, k0, kc, panel);
+                if workers > 1 {
+                    a_packed.par_chunks_mut(a_stride).with_min_len(8).enumerate().for_each(pack);
+                } else {
+                    a_packed.chunks_mut(a_stride).enumerate().for_each(pack);
+                }
+                let a_packed = &*a_packed;
+                let task = |t: usize| {
+                    let (block, split) = (t / splits, t % splits);
+                    let j0 = block * nc;
+                    let cols = nc.min(n - j0);
+                    let b_stride = kc.next_multiple_of(16) * nr;
+                    with_buffer(&B_BUFFER, cols.div_ceil(nr) * b_stride, |b_packed| {
+                        for (p, panel) in b_packed.chunks_mut(b_stride).enumerate() {
+                            pack_b(b, n, j0 + p * nr, k0, kc, panel);
+                        }
+                        for p in panels * split / splits..panels * (split + 1) / splits {
+                            let row = p * mr;
+                            let target = out.at((i0 + row) * c.stride + j0);
+                            let rows = mr.min(mc - row);
+                            let panel = &a_packed[p * a_stride..];
+                            panel_times_block(rows, cols, kc, panel, b_packed, target, c.stride, add);
+                        }
+                    });
+                };
+                if workers > 1 {
+                    (0..blocks * splits).into_par_iter().with_max_len(1).for_each(task);
+                } else {
+                    (0..blocks * splits).for_each(task);
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Which instruction set runs: found once at the first use, kept, and reported by `ternlm info`.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// An instruction set that the kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Isa {
+    /// Plain Rust; the compiler's own vectorisation for the target's baseline.
+    Portable = 1,
+    /// AVX2 with FMA, 8 lanes.
+    Avx2 = 2,
+    /// AVX-512 F/BW/DQ/VL, 16 lanes.
+    Avx512 = 3,
+}
+
+/// 0: not yet looked.
+static CURRENT: AtomicU8 = AtomicU8::new(0);
+
+impl Isa {
+    /// The one in use. `TERNLM_ISA` (`portable`, `avx2`, `avx512`) lowers the choice, for comparison.
+    #[inline]
+    pub fn current() -> Isa {
+        match CURRENT.load(Ordering::Relaxed) {
+            1 => Isa::Portable,
+            2 => Isa::Avx2,
+            3 => Isa::Avx512,
+            _ => Isa::detect(),
+        }
+    }
+
+    #[cold]
+    fn detect() -> Isa {
+        let available = Isa::available();
+        let wanted = std::env::var("TERNLM_ISA").ok();
+        let found = match wanted.as_deref() {
+            None | Some("") => *available.last().unwrap_or(&Isa::Portable),
+            Some(name) => *available.iter().find(|isa| isa.to_string() == name).unwrap_or_else(|| {
+                tracing::warn!("TERNLM_ISA={name}: not on this machine, which has {available:?}");
+                available.last().unwrap_or(&Isa::Portable)
+            }),
+        };
+        CURRENT.store(found as u8, Ordering::Relaxed);
+        tracing::debug!("instruction set: {found}");
+        found
+    }
+
+    /// All that this machine can run, slowest first.
+    pub fn available() -> Vec<Isa> {
+        #[allow(unused_mut)]
+        let mut found = vec![Isa::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                found.push(Isa::Avx2);
+                if ["avx512f", "avx512bw", "avx512dq", "avx512vl"].iter().all(|f| match *f {
+                    "avx512f" => is_x86_feature_detected!("avx512f"),
+                    "avx512bw" => is_x86_feature_detected!("avx512bw"),
+                    "avx512dq" => is_x86_feature_detected!("avx512dq"),
+                    _ => is_x86_feature_detected!("avx512vl"),
+                }) {
+                    found.push(Isa::Avx512);
+                }
+            }
+        }
+        found
+    }
+
+    /// Makes this one current for the whole process: for tests and comparisons. Panics if the machine lacks it.
+    pub fn force(self) {
+        assert!(Isa::available().contains(&self), "this machine cannot run {self}");
+        CURRENT.store(self as u8, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        })
+    }
+}
+
+/// Defines a function whose body, generic over [`Simd`](super::simd::Simd), is compiled once for every instruction set
+/// and chosen at run time. Everything the body calls must be `#[inline(always)]`, or it is compiled without the
+/// instructions.
+macro_rules! kernel {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$S:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name($($arg: $ty),*) $(-> $out)? {
+            #[inline(always)]
+            fn body<$S: $crate::kernels::simd::Simd>($($arg: $ty),*) $(-> $out)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,lzcnt,popcnt")]
+            fn avx512($($arg: $ty),*) $(-> $out)? {
+                body::<$crate::kernels::x86_64::avx512::Avx512>($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,bmi2,lzcnt,popcnt")]
+            fn avx2($($arg: $ty),*) $(-> $out)? {
+                body::<$crate::kernels::x86_64::avx2::Avx2>($($arg),*)
+            }
+            match $crate::kernels::isa::Isa::current() {
+                // SAFETY: `Isa::current` names an instruction set only after it was detected on this machine.
+                #[cfg(target_arch = "x86_64")]
+                $crate::kernels::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                $crate::kernels::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => body::<$crate::kernels::portable::Portable>($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use kernel;

@@ -1,0 +1,145 @@
+//! The three products of a linear layer, for dense and ternary weights.
+
+use rayon::prelude::*;
+
+use super::gemm::{Target, Threads, gemm};
+use super::isa::kernel;
+use super::pack::{Rhs, View, decode};
+use super::simd::{Simd, fma};
+use crate::ternary::TernaryMatrix;
+
+/// The weight of a linear layer, `[rows, cols]` = `[out, in]`.
+#[derive(Clone, Copy)]
+pub enum Matrix<'a> {
+    Dense { data: &'a [f32], rows: usize, cols: usize },
+    Ternary(&'a TernaryMatrix),
+}
+
+impl Matrix<'_> {
+    pub fn rows(&self) -> usize {
+        match self {
+            Matrix::Dense { rows, .. } => *rows,
+            Matrix::Ternary(t) => t.rows(),
+        }
+    }
+    pub fn cols(&self) -> usize {
+        match self {
+            Matrix::Dense { cols, .. } => *cols,
+            Matrix::Ternary(t) => t.cols(),
+        }
+    }
+}
+
+/// Fewer rows than this are dot products: packing the weight would cost more than using it.
+const FEW_ROWS: usize = 6;
+
+/// `y (+)= x Wᵀ` with `x` `[n, in]`, `y` `[n, out]`.
+pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
+    let (out, inputs) = (w.rows(), w.cols());
+    let n = x.len() / inputs;
+    assert_eq!((x.len(), y.len()), (n * inputs, n * out), "x [{n}, {inputs}], y [{n}, {out}]");
+    if n < FEW_ROWS {
+        return few_rows(x, w, y, add);
+    }
+    let rhs = match w {
+        Matrix::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs).t()),
+        Matrix::Ternary(t) => Rhs::TernaryT(t),
+    };
+    gemm(n, out, inputs, View::rows(x, inputs), rhs, Target { data: y, stride: out, add }, Threads::All);
+}
+
+/// `dx (+)= dy W`
+pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], add: bool) {
+    let (out, inputs) = (w.rows(), w.cols());
+    let n = dy.len() / out;
+    assert_eq!((dx.len(), dy.len()), (n * inputs, n * out), "dx [{n}, {inputs}], dy [{n}, {out}]");
+    let rhs = match w {
+        Matrix::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs)),
+        Matrix::Ternary(t) => Rhs::Ternary(t),
+    };
+    gemm(n, inputs, out, View::rows(dy, out), rhs, Target { data: dx, stride: inputs, add }, Threads::All);
+}
+
+/// `dW += dyᵀ x`, the gradient at the weights that the forward pass used.
+pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], out: usize, inputs: usize) {
+    let n = dy.len() / out;
+    assert_eq!((x.len(), dw.len()), (n * inputs, out * inputs), "x [{n}, {inputs}], dW [{out}, {inputs}]");
+    let target = Target { data: dw, stride: inputs, add: true };
+    gemm(out, inputs, n, View::rows(dy, out).t(), Rhs::Dense(View::rows(x, inputs)), target, Threads::All);
+}
+
+/// Every row of `y` gets `bias` added.
+pub fn add_bias(bias: &[f32], y: &mut [f32]) {
+    for row in y.chunks_mut(bias.len()) {
+        super::add_assign(row, bias);
+    }
+}
+
+/// `db += sum of the rows of dy`
+pub fn backward_bias(dy: &[f32], db: &mut [f32]) {
+    for row in dy.chunks(db.len()) {
+        super::add_assign(db, row);
+    }
+}
+
+/// The product for a few rows of `x`: the weight is read once, in its own order.
+fn few_rows(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
+    let (out, inputs) = (w.rows(), w.cols());
+    if out == 0 {
+        return;
+    }
+    let block = if out * inputs < 1 << 16 { out } else { 64 };
+    for (x, y) in x.chunks(inputs).zip(y.chunks_mut(out)) {
+        y.par_chunks_mut(block).enumerate().for_each(|(b, y)| match w {
+            Matrix::Dense { data, .. } => dense_dots(x, &data[b * block * inputs..], y, add),
+            Matrix::Ternary(t) => ternary_dots(x, t, b * block, y, add),
+        });
+    }
+}
+
+kernel! {
+    /// `y[r] (+)= x . w[r]`
+    fn dense_dots<S>(x: &[f32], w: &[f32], y: &mut [f32], add: bool) {
+        for (w, y) in w.chunks_exact(x.len()).zip(y) {
+            let sum = dot::<S>(x, w);
+            *y = if add { *y + sum } else { sum };
+        }
+    }
+}
+
+kernel! {
+    /// `y[r] (+)= x . w[row0 + r]`
+    fn ternary_dots<S>(x: &[f32], w: &TernaryMatrix, row0: usize, y: &mut [f32], add: bool) {
+        let whole = x.len() / S::LANES * S::LANES;
+        let mut tail = [0f32; 16];
+        tail[..x.len() - whole].copy_from_slice(&x[whole..]);
+        for (r, y) in y.iter_mut().enumerate() {
+            // SAFETY: the loads stay below `whole <= x.len()`, or read the 16 values of `tail`.
+            let sum = unsafe {
+                let mut sum = S::zero();
+                for k in (0..whole).step_by(S::LANES) {
+                    sum = S::fma(S::load(x.as_ptr().add(k)), decode::<S>(w, row0 + r, k), sum);
+                }
+                if whole < x.len() {
+                    sum = S::fma(S::load(tail.as_ptr()), decode::<S>(w, row0 + r, whole), sum);
+                }
+                S::sum(sum)
+            };
+            *y = if add { *y + sum } else { sum };
+        }
+    }
+}
+
+/// `sum a[i] * b[i]`, in 16 partial sums.
+#[inline(always)]
+pub(super) fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0f32; 16];
+    let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
+    let tail: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a.zip(b) {
+        for i in 0..16 {
+            sums[i] = fma::<S>(a[i], b[i], sums[i]);
+        }
+    }
+    sums.iter().sum::<f32>() + tail
+}

@@ -1,0 +1,38 @@
+//! All arithmetic, behind one safe door: slices in, slices out.
+//!
+//! Only this folder names an instruction set or holds `unsafe`. [`reference`] says in plain loops over f64 what each
+//! kernel means; the tests hold every instruction set of the machine against it.
+
+mod attention;
+mod cross_entropy;
+mod elementwise;
+mod embedding;
+mod gemm;
+mod isa;
+pub mod linear;
+mod norm;
+mod optimizer;
+mod pack;
+mod portable;
+mod project;
+pub mod reference;
+mod rope;
+mod simd;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+pub use attention::{AttentionShape, attention, attention_backward};
+pub use cross_entropy::{IGNORE, cross_entropy};
+pub use elementwise::{
+    add_assign, all_finite, gelu, gelu_backward, relu2, relu2_backward, silu_mul, silu_mul_backward,
+    sum_squares,
+};
+pub use embedding::{gather, scatter_add, unpack_row};
+pub use gemm::{Target, Threads, gemm};
+pub use isa::Isa;
+pub use linear::Matrix;
+pub use norm::{rms_norm, rms_norm_backward};
+pub use optimizer::{AdamW, adamw, blend, scale_add, sgd};
+pub use pack::{Rhs, View};
+pub use project::project;
+pub use rope::{RopeTable, rope};

@@ -1,0 +1,86 @@
+//! RMSNorm (Zhang and Sennrich, arXiv 1910.07467).
+
+use rayon::prelude::*;
+
+use super::isa::kernel;
+use super::linear::dot;
+
+/// Rows a thread takes at a time. Fixed, so that the gain's gradient does not depend on the number of threads.
+const ROWS: usize = 64;
+
+/// `y = x * gain / sqrt(mean(x^2) + eps)` for each row of `gain.len()` values.
+pub fn rms_norm(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
+    kernel! {
+        fn run<S>(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
+            for (x, y) in x.chunks_exact(gain.len()).zip(y.chunks_exact_mut(gain.len())) {
+                let inv = 1.0 / (dot::<S>(x, x) / gain.len() as f32 + eps).sqrt();
+                for ((y, x), g) in y.iter_mut().zip(x).zip(gain) {
+                    *y = x * inv * g;
+                }
+            }
+        }
+    }
+    assert!(
+        x.len() == y.len() && x.len().is_multiple_of(gain.len()),
+        "{} values, width {}",
+        x.len(),
+        gain.len()
+    );
+    let size = ROWS * gain.len();
+    if x.len() <= size {
+        return run(x, gain, eps, y);
+    }
+    x.par_chunks(size).zip(y.par_chunks_mut(size)).for_each(|(x, y)| run(x, gain, eps, y));
+}
+
+/// Backward of [`rms_norm`]. With `r = 1 / sqrt(mean(x^2) + eps)` and `a = gain * dy`:
+/// `dx (+)= r a - x r^3 mean(a x)` and `dgain += sum over rows of dy x r`.
+pub fn rms_norm_backward(
+    x: &[f32],
+    gain: &[f32],
+    eps: f32,
+    dy: &[f32],
+    dx: &mut [f32],
+    dgain: &mut [f32],
+    add: bool,
+) {
+    kernel! {
+        fn run<S>(x: &[f32], gain: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dgain: &mut [f32], add: bool) {
+            let c = gain.len();
+            let rows = x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c));
+            for ((x, dy), dx) in rows {
+                let r = 1.0 / (dot::<S>(x, x) / c as f32 + eps).sqrt();
+                let mut sums = [0f32; 16];
+                let whole = c / 16 * 16;
+                for k in (0..whole).step_by(16) {
+                    for i in 0..16 {
+                        sums[i] += gain[k + i] * dy[k + i] * x[k + i];
+                    }
+                }
+                let tail: f32 = (whole..c).map(|i| gain[i] * dy[i] * x[i]).sum();
+                let m = (sums.iter().sum::<f32>() + tail) / c as f32 * r * r * r;
+                for i in 0..c {
+                    let d = r * gain[i] * dy[i] - x[i] * m;
+                    dx[i] = if add { dx[i] + d } else { d };
+                    dgain[i] += dy[i] * x[i] * r;
+                }
+            }
+        }
+    }
+    let c = gain.len();
+    assert!(x.len() == dy.len() && x.len() == dx.len() && x.len().is_multiple_of(c) && dgain.len() == c);
+    let size = ROWS * c;
+    let partial: Vec<Vec<f32>> = x
+        .par_chunks(size)
+        .zip(dy.par_chunks(size))
+        .zip(dx.par_chunks_mut(size))
+        .map(|((x, dy), dx)| {
+            let mut dgain = vec![0f32; c];
+            run(x, gain, eps, dy, dx, &mut dgain, add);
+            dgain
+        })
+        .collect();
+    for part in partial {
+        super::add_assign(dgain, &part);
+    }
+}

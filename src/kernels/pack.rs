@@ -1,0 +1,195 @@
+//! Operands of the matrix product copied into the order in which the register tile reads them.
+//!
+//! A panel of `A` holds `MR` rows, `k` by `k`; a panel of `B` holds `NR` columns, `k` by `k`. Rows and columns past the
+//! edge are zeros. A ternary operand is decoded on the way, so that it costs a sixteenth of the memory traffic.
+
+use super::isa::kernel;
+use super::simd::Simd;
+use crate::ternary::{CODES_PER_WORD, TernaryMatrix};
+
+/// A dense matrix: element `(i, j)` is `data[i * rs + j * cs]`.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    pub data: &'a [f32],
+    pub rs: usize,
+    pub cs: usize,
+}
+
+impl<'a> View<'a> {
+    /// Row-major with `stride` values from row to row.
+    pub fn rows(data: &'a [f32], stride: usize) -> Self {
+        Self { data, rs: stride, cs: 1 }
+    }
+
+    /// The transpose, nothing moved.
+    pub fn t(self) -> Self {
+        Self { data: self.data, rs: self.cs, cs: self.rs }
+    }
+
+    fn at(&self, i: usize, j: usize) -> *const f32 {
+        &self.data[i * self.rs + j * self.cs]
+    }
+
+    /// Panics unless an `m x n` matrix lies inside the data.
+    pub(super) fn check(&self, m: usize, n: usize) {
+        if m > 0 && n > 0 {
+            let last = (m - 1) * self.rs + (n - 1) * self.cs;
+            assert!(last < self.data.len(), "a [{m}, {n}] view ends at {last} of {}", self.data.len());
+        }
+    }
+}
+
+/// The right-hand operand `[k, n]`.
+#[derive(Clone, Copy)]
+pub enum Rhs<'a> {
+    Dense(View<'a>),
+    /// A ternary `[k, n]` matrix.
+    Ternary(&'a TernaryMatrix),
+    /// A ternary `[n, k]` matrix, transposed.
+    TernaryT(&'a TernaryMatrix),
+}
+
+/// Zeros for rows past the edge.
+static ZEROS: [f32; 16] = [0.0; 16];
+
+/// Space between two panels of `A`: the last transposed store reaches past the panel's end.
+pub(super) const A_SLACK: usize = 16;
+
+kernel! {
+    /// One panel of `A`: rows `i0 .. i0 + rows`, columns `k0 .. k0 + kc`.
+    /// `dst` must hold `kc * MR + A_SLACK` values.
+    pub(super) fn pack_a<S>(a: View<'_>, m: usize, i0: usize, k0: usize, kc: usize, dst: &mut [f32]) {
+        let rows = (m - i0).min(S::MR);
+        assert!(dst.len() >= kc * S::MR + A_SLACK);
+        let out = dst.as_mut_ptr();
+        // SAFETY: `dst` is long enough by the assertion; every read is of an element of the view, whose extent the
+        // caller has checked, or of ZEROS.
+        unsafe {
+            if a.cs == 1 {
+                let whole = kc / S::LANES * S::LANES;
+                for k in (0..whole).step_by(S::LANES) {
+                    let mut src = [ZEROS.as_ptr(); 16];
+                    for (i, p) in src.iter_mut().enumerate().take(rows) {
+                        *p = a.at(i0 + i, k0 + k);
+                    }
+                    S::transpose(&src, out.add(k * S::MR), S::MR);
+                }
+                for k in whole..kc {
+                    for i in 0..S::MR {
+                        *out.add(k * S::MR + i) = if i < rows { *a.at(i0 + i, k0 + k) } else { 0.0 };
+                    }
+                }
+            } else {
+                let wide = a.rs == 1 && i0 + S::LANES <= m;
+                for k in 0..kc {
+                    if wide {
+                        S::store(out.add(k * S::MR), S::load(a.at(i0, k0 + k)));
+                    } else {
+                        for i in 0..S::MR {
+                            *out.add(k * S::MR + i) = if i < rows { *a.at(i0 + i, k0 + k) } else { 0.0 };
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+kernel! {
+    /// One panel of `B`: columns `j0 ..`, at most `NR`, of the rows `k0 .. k0 + kc`; `n` columns in all.
+    /// `dst` must hold `kc` rounded up to 16, times `NR` values.
+    pub(super) fn pack_b<S>(b: Rhs<'_>, n: usize, j0: usize, k0: usize, kc: usize, dst: &mut [f32]) {
+        let nr = S::NV * S::LANES;
+        assert!(dst.len() >= kc.next_multiple_of(16) * nr);
+        let out = dst.as_mut_ptr();
+        // SAFETY: as in `pack_a`; a transposed store writes rows below `kc` rounded up to 16, all `NR` wide.
+        unsafe {
+            match b {
+                Rhs::Dense(b) if b.cs == 1 => {
+                    let cols = (n - j0).min(nr);
+                    for k in 0..kc {
+                        if cols == nr {
+                            for v in 0..S::NV {
+                                S::store(out.add(k * nr + v * S::LANES), S::load(b.at(k0 + k, j0 + v * S::LANES)));
+                            }
+                        } else {
+                            for j in 0..nr {
+                                *out.add(k * nr + j) = if j < cols { *b.at(k0 + k, j0 + j) } else { 0.0 };
+                            }
+                        }
+                    }
+                }
+                Rhs::Dense(b) => {
+                    let whole = if b.rs == 1 { kc / S::LANES * S::LANES } else { 0 };
+                    for v in 0..S::NV {
+                        let first = j0 + v * S::LANES;
+                        for k in (0..whole).step_by(S::LANES) {
+                            let mut src = [ZEROS.as_ptr(); 16];
+                            for (j, p) in src.iter_mut().enumerate().take(S::LANES) {
+                                if first + j < n {
+                                    *p = b.at(k0 + k, first + j);
+                                }
+                            }
+                            S::transpose(&src, out.add(k * nr + v * S::LANES), nr);
+                        }
+                        for k in whole..kc {
+                            for j in 0..S::LANES {
+                                let p = out.add(k * nr + v * S::LANES + j);
+                                *p = if first + j < n { *b.at(k0 + k, first + j) } else { 0.0 };
+                            }
+                        }
+                    }
+                }
+                Rhs::Ternary(t) => {
+                    for k in 0..kc {
+                        for v in 0..S::NV {
+                            let w = decode::<S>(t, k0 + k, j0 + v * S::LANES);
+                            S::store(out.add(k * nr + v * S::LANES), w);
+                        }
+                    }
+                }
+                Rhs::TernaryT(t) => {
+                    let mut square = [0f32; 256];
+                    let square = square.as_mut_ptr();
+                    let src: [*const f32; 16] = std::array::from_fn(|i| square.add(16 * i).cast_const());
+                    for v in 0..S::NV {
+                        for k in (0..kc).step_by(S::LANES) {
+                            for i in 0..S::LANES {
+                                let row = j0 + v * S::LANES + i;
+                                let w = if row < n { decode::<S>(t, row, k0 + k) } else { S::zero() };
+                                S::store(square.add(16 * i), w);
+                            }
+                            S::transpose(&src, out.add(k * nr + v * S::LANES), nr);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `LANES` weights of a row from column `col`, a multiple of `LANES`; zeros past the end of the row.
+///
+/// # Safety
+/// As the methods of [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn decode<S: Simd>(t: &TernaryMatrix, row: usize, col: usize) -> S::V {
+    unsafe {
+        if col >= t.cols() {
+            return S::zero();
+        }
+        let word = t.words()[row * t.row_words() + col / CODES_PER_WORD];
+        let codes = word >> (2 * (col % CODES_PER_WORD));
+        let scales = &t.scales()[row * t.row_groups()..];
+        let group = t.group();
+        if group.is_multiple_of(S::LANES) || col / group == (col + S::LANES - 1) / group {
+            return S::decode(codes, scales[col / group]);
+        }
+        // A vector that spans two groups.
+        let mut w = [0f32; 16];
+        for (i, w) in w.iter_mut().enumerate().take(S::LANES.min(t.cols() - col)) {
+            *w = scales[(col + i) / group] * ((codes >> (2 * i) & 3) as f32 - 1.0);
+        }
+        S::load(w.as_ptr())
+    }
+}

@@ -1,0 +1,65 @@
+//! The vector of machines without a hand-written one: four lanes, which every 64-bit target has in hardware.
+
+use super::simd::{Simd, tile_of};
+
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+impl Simd for Portable {
+    const LANES: usize = 4;
+    const MR: usize = 4;
+    const NV: usize = 2;
+    const FMA: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+    type V = [f32; 4];
+
+    #[inline(always)]
+    unsafe fn zero() -> [f32; 4] {
+        [0.0; 4]
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> [f32; 4] {
+        [x; 4]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [f32; 4] {
+        unsafe { p.cast::<[f32; 4]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: [f32; 4]) {
+        unsafe { p.cast::<[f32; 4]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn fma(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| super::simd::fma::<Self>(a[i], b[i], c[i]))
+    }
+    #[inline(always)]
+    unsafe fn sum(v: [f32; 4]) -> f32 {
+        (v[0] + v[2]) + (v[1] + v[3])
+    }
+    #[inline(always)]
+    unsafe fn decode(codes: u32, scale: f32) -> [f32; 4] {
+        let table = [-scale, 0.0, scale, 0.0];
+        std::array::from_fn(|i| table[(codes >> (2 * i)) as usize & 3])
+    }
+    #[inline(always)]
+    unsafe fn encode(p: *const f32, half: f32) -> u32 {
+        let w = unsafe { Self::load(p) };
+        (0..4).fold(0, |codes, i| codes | (1 + (w[i] > half) as u32 - (w[i] < -half) as u32) << (2 * i))
+    }
+    #[inline(always)]
+    unsafe fn transpose(src: &[*const f32; 16], dst: *mut f32, dst_stride: usize) {
+        for j in 0..4 {
+            for (i, row) in src.iter().take(4).enumerate() {
+                unsafe { *dst.add(j * dst_stride + i) = *row.add(j) };
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, add: bool) {
+        unsafe { tile_of!(Self, 2, 4; 1 2 3; rows, k, a, b, c, ldc, add) }
+    }
+}

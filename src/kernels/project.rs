@@ -1,0 +1,102 @@
+//! The projection of latents to trits, fast; `ternary::TernaryMatrix::project` is its meaning.
+
+use rayon::prelude::*;
+
+use super::isa::kernel;
+use crate::error::Result;
+use crate::ternary::{
+    CODES_PER_WORD, Flips, Grouping, TernaryMatrix, ZERO_WORD, not_finite, scale_of, trit_of,
+};
+
+/// Rows a thread takes at a time.
+const ROWS: usize = 32;
+
+/// Projects `latent`, `[rows, cols]`, into `out`, which has that shape, and counts the trits that changed.
+///
+/// # Errors
+/// `NotFinite` with `name` when a latent, or a group's mean in f16, is not finite; `out` is then unspecified.
+pub fn project(name: &str, latent: &[f32], grouping: Grouping, out: &mut TernaryMatrix) -> Result<Flips> {
+    let (rows, cols, group) = (out.rows(), out.cols(), out.group());
+    assert_eq!(latent.len(), rows * cols, "{name}: {} latents for [{rows}, {cols}]", latent.len());
+    assert_eq!(group, grouping.size(cols), "{name}: a matrix made for another grouping");
+    if latent.is_empty() {
+        return Ok(Flips::default());
+    }
+    let common = (grouping == Grouping::Tensor).then(|| {
+        let sums: Vec<f64> = latent.par_chunks(cols).map(abs_sum).collect();
+        scale_of(sums.iter().sum(), latent.len())
+    });
+    let (row_words, row_groups) = (out.row_words(), out.row_groups());
+    let (words, scales) = out.parts_mut();
+    let results: Vec<(Flips, bool)> = latent
+        .par_chunks(ROWS * cols)
+        .zip(words.par_chunks_mut(ROWS * row_words))
+        .zip(scales.par_chunks_mut(ROWS * row_groups))
+        .map(|((latent, words), scales)| {
+            let mut flips = Flips::default();
+            let mut finite = true;
+            let rows = latent.chunks_exact(cols).zip(words.chunks_exact_mut(row_words));
+            for ((latent, words), scales) in rows.zip(scales.chunks_exact_mut(row_groups)) {
+                for (part, scale) in latent.chunks(group).zip(scales.iter_mut()) {
+                    *scale = common.unwrap_or_else(|| scale_of(abs_sum(part), part.len()));
+                    finite &= scale.is_finite();
+                }
+                flips += encode_row(latent, scales, group, words);
+            }
+            (flips, finite)
+        })
+        .collect();
+    if results.iter().any(|(_, finite)| !finite) {
+        return Err(not_finite(name, latent, out));
+    }
+    let mut flips = Flips::default();
+    results.iter().for_each(|(f, _)| flips += *f);
+    Ok(flips)
+}
+
+kernel! {
+    /// `sum |w|` in f64; exact in any order unless the values span more than 2^22.
+    fn abs_sum<S>(group: &[f32]) -> f64 {
+        let mut sums = [0f64; 8];
+        let chunks = group.chunks_exact(8);
+        let tail: f64 = chunks.remainder().iter().map(|w| w.abs() as f64).sum();
+        for chunk in chunks {
+            for i in 0..8 {
+                sums[i] += chunk[i].abs() as f64;
+            }
+        }
+        sums.iter().sum::<f64>() + tail
+    }
+}
+
+kernel! {
+    fn encode_row<S>(latent: &[f32], scales: &[f32], group: usize, words: &mut [u32]) -> Flips {
+        let mut flips = Flips::default();
+        for (at, (word, part)) in words.iter_mut().zip(latent.chunks(CODES_PER_WORD)).enumerate() {
+            let first = at * CODES_PER_WORD;
+            let scale = scales[first / group];
+            let one_group = first / group == (first + part.len() - 1) / group;
+            let new = if one_group && part.len() == CODES_PER_WORD {
+                let half = 0.5 * scale;
+                // A dead group has no signs: half = infinity makes every code that of 0.
+                let half = if scale == 0.0 { f32::INFINITY } else { half };
+                let mut new = 0;
+                for i in (0..CODES_PER_WORD).step_by(S::LANES) {
+                    // SAFETY: `part` holds 16 values, and i + LANES <= 16.
+                    new |= unsafe { S::encode(part.as_ptr().add(i), half) } << (2 * i);
+                }
+                new
+            } else {
+                part.iter().enumerate().fold(ZERO_WORD, |word, (i, &w)| {
+                    let code = (trit_of(w, scales[(first + i) / group]) + 1) as u32;
+                    word & !(3 << (2 * i)) | code << (2 * i)
+                })
+            };
+            if new != *word {
+                flips += Flips::between(*word, new);
+                *word = new;
+            }
+        }
+        flips
+    }
+}

@@ -1,0 +1,100 @@
+//! What each kernel means: plain loops in f64. Slow on purpose; nothing but tests calls it.
+
+/// `C = A B`, `[m, k] [k, n]`, row-major.
+pub fn matmul(a: &[f64], b: &[f64], m: usize, k: usize, n: usize) -> Vec<f64> {
+    let mut c = vec![0.0; m * n];
+    for i in 0..m {
+        for j in 0..n {
+            c[i * n + j] = (0..k).map(|p| a[i * k + p] * b[p * n + j]).sum();
+        }
+    }
+    c
+}
+
+/// `y = x Wᵀ + bias`, `x` `[n, inputs]`, `w` `[out, inputs]`.
+pub fn linear(x: &[f64], w: &[f64], bias: Option<&[f64]>, inputs: usize) -> Vec<f64> {
+    let out = w.len() / inputs;
+    let mut y = Vec::with_capacity(x.len() / inputs * out);
+    for x in x.chunks(inputs) {
+        for (o, w) in w.chunks(inputs).enumerate() {
+            y.push(x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>() + bias.map_or(0.0, |b| b[o]));
+        }
+    }
+    y
+}
+
+/// Rows of `gain.len()` values over their root mean square.
+pub fn rms_norm(x: &[f64], gain: &[f64], eps: f64) -> Vec<f64> {
+    let mut y = Vec::with_capacity(x.len());
+    for row in x.chunks(gain.len()) {
+        let inv = 1.0 / (row.iter().map(|x| x * x).sum::<f64>() / gain.len() as f64 + eps).sqrt();
+        y.extend(row.iter().zip(gain).map(|(x, g)| x * inv * g));
+    }
+    y
+}
+
+/// Rotation of `[n, heads, dim]` in halves; row `r` at position `r % seq`.
+pub fn rope(x: &[f64], heads: usize, dim: usize, theta: f64, seq: usize) -> Vec<f64> {
+    let mut y = x.to_vec();
+    for (r, row) in y.chunks_mut(heads * dim).enumerate() {
+        for head in row.chunks_mut(dim) {
+            for i in 0..dim / 2 {
+                let angle = (r % seq) as f64 * theta.powf(-2.0 * i as f64 / dim as f64);
+                let (a, b) = (head[i], head[i + dim / 2]);
+                head[i] = a * angle.cos() - b * angle.sin();
+                head[i + dim / 2] = b * angle.cos() + a * angle.sin();
+            }
+        }
+    }
+    y
+}
+
+/// Attention with the whole score matrix written out.
+pub fn attention(shape: &super::AttentionShape, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
+    let s = shape;
+    let mut out = vec![0.0; q.len()];
+    for b in 0..s.batch {
+        for i in 0..s.queries {
+            for h in 0..s.heads {
+                let kv = h / (s.heads / s.kv_heads);
+                let q_at = ((b * s.queries + i) * s.heads + h) * s.dim;
+                let k_at = |j: usize| ((b * s.keys + j) * s.kv_heads + kv) * s.dim;
+                let seen = if s.causal { s.keys - s.queries + i + 1 } else { s.keys };
+                let scores: Vec<f64> = (0..seen)
+                    .map(|j| {
+                        (0..s.dim).map(|d| q[q_at + d] * k[k_at(j) + d]).sum::<f64>() / (s.dim as f64).sqrt()
+                    })
+                    .collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = scores.iter().map(|x| (x - max).exp()).sum();
+                for (j, score) in scores.iter().enumerate() {
+                    for d in 0..s.dim {
+                        out[q_at + d] += (score - max).exp() / sum * v[k_at(j) + d];
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+/// `x / (1 + e^-x)`
+pub fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+/// GELU, tanh form.
+pub fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+}
+
+/// `max(0, x)^2`
+pub fn relu2(x: f64) -> f64 {
+    x.max(0.0).powi(2)
+}
+
+/// `-ln softmax(logits)[target]`
+pub fn cross_entropy(logits: &[f64], target: usize) -> f64 {
+    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    max + logits.iter().map(|x| (x - max).exp()).sum::<f64>().ln() - logits[target]
+}

@@ -1,0 +1,65 @@
+//! Rotary position embedding (Su et al., arXiv 2104.09864), the half-split form of Hugging Face.
+
+use rayon::prelude::*;
+
+use super::isa::kernel;
+
+/// Cosine and sine of `position * theta^(-2 i / D)`, `[positions, D / 2]` each.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl RopeTable {
+    pub fn new(positions: usize, dim: usize, theta: f32) -> Self {
+        assert!(dim.is_multiple_of(2), "rotary heads have an even width, not {dim}");
+        let half = dim / 2;
+        let angle = |at: usize| {
+            let (position, i) = (at / half, at % half);
+            // The frequency in f32, as the models were trained with; the product in f64 for long contexts.
+            let frequency = (theta as f64).powf(-2.0 * i as f64 / dim as f64) as f32;
+            (position as f32 * frequency) as f64
+        };
+        Self {
+            half,
+            cos: (0..positions * half).map(|at| angle(at).cos() as f32).collect(),
+            sin: (0..positions * half).map(|at| angle(at).sin() as f32).collect(),
+        }
+    }
+
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.half.max(1)
+    }
+}
+
+/// Rotates in place `x`, `[n, heads, D]`, where row `r` stands at position `start + r % seq`. The backward pass is the
+/// rotation by the opposite angle.
+pub fn rope(x: &mut [f32], heads: usize, table: &RopeTable, seq: usize, start: usize, backward: bool) {
+    kernel! {
+        fn run<S>(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+            let half = cos.len();
+            for head in row.chunks_exact_mut(2 * half) {
+                let (low, high) = head.split_at_mut(half);
+                for i in 0..half {
+                    let (a, b, c, s) = (low[i], high[i], cos[i], sign * sin[i]);
+                    low[i] = a * c - b * s;
+                    high[i] = b * c + a * s;
+                }
+            }
+        }
+    }
+    let half = table.half;
+    let width = heads * 2 * half;
+    assert!(
+        x.len().is_multiple_of(width) && start + seq <= table.positions(),
+        "positions up to {}",
+        start + seq
+    );
+    let sign = if backward { -1.0 } else { 1.0 };
+    x.par_chunks_mut(width).with_min_len(64).enumerate().for_each(|(r, row)| {
+        let at = (start + r % seq) * half;
+        run(row, &table.cos[at..at + half], &table.sin[at..at + half], sign);
+    });
+}

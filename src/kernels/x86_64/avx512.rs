@@ -1,0 +1,114 @@
+//! AVX-512: 16 lanes, 32 registers, a 14 x 32 tile.
+
+use crate::kernels::simd::{Simd, tile_of};
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub struct Avx512;
+
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    const MR: usize = 14;
+    const NV: usize = 2;
+    const FMA: bool = true;
+    type V = __m512;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m512) {
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn sum(v: __m512) -> f32 {
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+    #[inline(always)]
+    unsafe fn decode(codes: u32, scale: f32) -> __m512 {
+        unsafe {
+            let table = _mm512_broadcast_f32x4(_mm_setr_ps(-scale, 0.0, scale, 0.0));
+            let shifts = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            // vpermilps reads the low two bits of each lane only.
+            _mm512_permutevar_ps(table, _mm512_srlv_epi32(_mm512_set1_epi32(codes as i32), shifts))
+        }
+    }
+    #[inline(always)]
+    unsafe fn encode(p: *const f32, half: f32) -> u32 {
+        unsafe {
+            let w = _mm512_loadu_ps(p);
+            let plus = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(w, _mm512_set1_ps(half)) as u32;
+            let minus = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(w, _mm512_set1_ps(-half)) as u32;
+            _pdep_u32(plus, 0xAAAA_AAAA) | _pdep_u32(!(plus | minus), 0x5555_5555)
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose(src: &[*const f32; 16], dst: *mut f32, dst_stride: usize) {
+        unsafe {
+            let mut r = [Self::zero(); 16];
+            for i in 0..16 {
+                r[i] = _mm512_loadu_ps(src[i]);
+            }
+            // Pairs and quadruples within each 128-bit quarter, then the quarters change places in two rounds.
+            let mut t = [Self::zero(); 16];
+            for i in 0..16 {
+                let (a, b) = (r[i / 2 * 2], r[i / 2 * 2 + 1]);
+                t[i] = if i % 2 == 0 { _mm512_unpacklo_ps(a, b) } else { _mm512_unpackhi_ps(a, b) };
+            }
+            let mut u = [Self::zero(); 16];
+            for i in 0..16 {
+                let (a, b) = (t[i / 4 * 4 + i % 4 / 2], t[i / 4 * 4 + i % 4 / 2 + 2]);
+                u[i] = if i % 2 == 0 { _mm512_shuffle_ps(a, b, 0x44) } else { _mm512_shuffle_ps(a, b, 0xEE) };
+            }
+            for quarter in 0..4 {
+                for j in 0..4 {
+                    let (a, b, c, d) = (u[j], u[j + 4], u[j + 8], u[j + 12]);
+                    let v = match quarter {
+                        0 => _mm512_shuffle_f32x4(
+                            _mm512_shuffle_f32x4(a, b, 0x00),
+                            _mm512_shuffle_f32x4(c, d, 0x00),
+                            0x88,
+                        ),
+                        1 => _mm512_shuffle_f32x4(
+                            _mm512_shuffle_f32x4(a, b, 0x55),
+                            _mm512_shuffle_f32x4(c, d, 0x55),
+                            0x88,
+                        ),
+                        2 => _mm512_shuffle_f32x4(
+                            _mm512_shuffle_f32x4(a, b, 0xAA),
+                            _mm512_shuffle_f32x4(c, d, 0xAA),
+                            0x88,
+                        ),
+                        _ => _mm512_shuffle_f32x4(
+                            _mm512_shuffle_f32x4(a, b, 0xFF),
+                            _mm512_shuffle_f32x4(c, d, 0xFF),
+                            0x88,
+                        ),
+                    };
+                    _mm512_storeu_ps(dst.add((quarter * 4 + j) * dst_stride), v);
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, add: bool) {
+        unsafe { tile_of!(Self, 2, 14; 1 2 3 4 5 6 7 8 9 10 11 12 13; rows, k, a, b, c, ldc, add) }
+    }
+}

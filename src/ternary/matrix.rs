@@ -1,0 +1,189 @@
+//! A ternary matrix: two-bit codes and one scale a group. This file is the meaning of the number contract; the fast
+//! projection in `kernels` must agree with it bit for bit.
+
+use half::f16;
+
+use super::Grouping;
+use crate::error::{Error, Result};
+
+/// Codes in a 32-bit word.
+pub const CODES_PER_WORD: usize = 16;
+/// Sixteen codes of the trit 0: what unused places hold.
+pub const ZERO_WORD: u32 = 0x5555_5555;
+
+/// `rows x cols` weights `scale * trit`, groups along a row.
+///
+/// A code is `trit + 1`; code `j` of a row stands at bits `2 * (j % 16)` of word `j / 16` of that row, and a row starts
+/// at a word. Places past the end of a row hold the trit 0. Scales are numbers that f16 can hold, kept as f32.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TernaryMatrix {
+    rows: usize,
+    cols: usize,
+    group: usize,
+    words: Vec<u32>,
+    scales: Vec<f32>,
+}
+
+impl TernaryMatrix {
+    /// All zeros.
+    pub fn zeros(rows: usize, cols: usize, grouping: Grouping) -> Self {
+        let group = grouping.size(cols);
+        let mut matrix = Self { rows, cols, group, words: Vec::new(), scales: Vec::new() };
+        matrix.words = vec![ZERO_WORD; rows * matrix.row_words()];
+        matrix.scales = vec![0.0; rows * matrix.row_groups()];
+        matrix
+    }
+
+    /// Projects `latent`, `[rows, cols]`: in each group `s = f16(mean|w|)`, and the trit is 0 where `|w| <= s/2`, else
+    /// the sign of `w`. Absmean as in BitNet b1.58 (arXiv 2402.17764), per group.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] with `name` when a latent, or its group's mean in f16, is not finite.
+    pub fn project(name: &str, latent: &[f32], rows: usize, cols: usize, grouping: Grouping) -> Result<Self> {
+        assert_eq!(latent.len(), rows * cols, "{name}: {} latents for [{rows}, {cols}]", latent.len());
+        let mut out = Self::zeros(rows, cols, grouping);
+        if grouping == Grouping::Tensor {
+            let sums = latent.chunks(cols.max(1)).map(abs_sum);
+            let scale = scale_of(sums.sum(), latent.len());
+            out.scales.fill(scale);
+        } else {
+            for (row, scales) in
+                latent.chunks(cols.max(1)).zip(out.scales.chunks_mut(cols.div_ceil(out.group).max(1)))
+            {
+                for (group, scale) in row.chunks(out.group).zip(scales) {
+                    *scale = scale_of(abs_sum(group), group.len());
+                }
+            }
+        }
+        if out.scales.iter().any(|s| !s.is_finite()) {
+            return Err(not_finite(name, latent, &out));
+        }
+        for row in 0..rows {
+            for col in 0..cols {
+                out.set(row, col, trit_of(latent[row * cols + col], out.scale(row, col)));
+            }
+        }
+        Ok(out)
+    }
+
+    /// From stored parts, as [`Self::words`] and [`Self::scales`] give them; the error says which part is wrong.
+    pub fn from_parts(
+        rows: usize,
+        cols: usize,
+        grouping: Grouping,
+        words: Vec<u32>,
+        scales: Vec<f32>,
+    ) -> std::result::Result<Self, String> {
+        let out = Self { rows, cols, group: grouping.size(cols), words, scales };
+        if out.words.len() != rows * out.row_words() {
+            return Err(format!("{} words of codes, wanted {}", out.words.len(), rows * out.row_words()));
+        }
+        if out.scales.len() != rows * out.row_groups() {
+            return Err(format!("{} scales, wanted {}", out.scales.len(), rows * out.row_groups()));
+        }
+        // Code 3 is both bits of a pair set.
+        if let Some(at) = out.words.iter().position(|w| w & (w >> 1) & ZERO_WORD != 0) {
+            return Err(format!("code 3 in word {at}, wanted 0, 1 or 2"));
+        }
+        if let Some(s) = out.scales.iter().find(|s| !(s.is_finite() && **s >= 0.0)) {
+            return Err(format!("scale {s}, wanted a finite number, 0 or more"));
+        }
+        Ok(out)
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+    /// Inputs of a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+    /// Inputs that share a scale.
+    pub fn group(&self) -> usize {
+        self.group
+    }
+    /// Words of codes in a row.
+    pub fn row_words(&self) -> usize {
+        self.cols.div_ceil(CODES_PER_WORD)
+    }
+    /// Scales in a row.
+    pub fn row_groups(&self) -> usize {
+        self.cols.div_ceil(self.group.max(1))
+    }
+    /// `[rows, row_words]`
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+    /// `[rows, row_groups]`
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+    /// For the kernels that fill a matrix in place.
+    pub(crate) fn parts_mut(&mut self) -> (&mut [u32], &mut [f32]) {
+        (&mut self.words, &mut self.scales)
+    }
+
+    /// −1, 0 or +1.
+    pub fn trit(&self, row: usize, col: usize) -> i8 {
+        let word = self.words[row * self.row_words() + col / CODES_PER_WORD];
+        (word >> (2 * (col % CODES_PER_WORD)) & 3) as i8 - 1
+    }
+
+    /// The scale of the group that holds this weight.
+    pub fn scale(&self, row: usize, col: usize) -> f32 {
+        self.scales[row * self.row_groups() + col / self.group]
+    }
+
+    fn set(&mut self, row: usize, col: usize, trit: i8) {
+        let at = row * self.row_words() + col / CODES_PER_WORD;
+        let shift = 2 * (col % CODES_PER_WORD);
+        self.words[at] = self.words[at] & !(3 << shift) | ((trit + 1) as u32) << shift;
+    }
+
+    /// Writes the weights of one row, `scale * trit`, to `out` of `cols` values.
+    pub fn unpack_row(&self, row: usize, out: &mut [f32]) {
+        for (col, w) in out.iter_mut().enumerate() {
+            *w = self.scale(row, col) * self.trit(row, col) as f32;
+        }
+    }
+
+    /// Codes as little-endian bytes, then scales as little-endian f16: what a digest of the matrix is made over.
+    pub fn digest_chunks(&self) -> [Vec<u8>; 2] {
+        let codes = self.words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let scales = self.scales.iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect();
+        [codes, scales]
+    }
+}
+
+/// In f64, where the sum of a group of f32 is exact unless they span more than 2^22: the order does not matter.
+fn abs_sum(group: &[f32]) -> f64 {
+    group.iter().map(|w| w.abs() as f64).sum()
+}
+
+/// `f16(mean)` by way of f32, the same on every machine.
+pub(crate) fn scale_of(sum: f64, count: usize) -> f32 {
+    f16::from_f32((sum / count.max(1) as f64) as f32).to_f32()
+}
+
+/// The projection of one weight: ties go to 0.
+pub(crate) fn trit_of(w: f32, scale: f32) -> i8 {
+    if w.abs() <= 0.5 * scale || scale == 0.0 { 0 } else { w.signum() as i8 }
+}
+
+/// The error that names the first bad latent, or else the first group whose mean f16 cannot hold.
+pub(crate) fn not_finite(name: &str, latent: &[f32], out: &TernaryMatrix) -> Error {
+    let place = |at: usize| format!("row {}, column {}", at / out.cols, at % out.cols);
+    let detail = match latent.iter().position(|w| !w.is_finite()) {
+        Some(at) => format!("the latent at {} is {}", place(at), latent[at]),
+        None => {
+            let at = out.scales.iter().position(|s| !s.is_finite()).unwrap_or(0);
+            let (row, col) = (at / out.row_groups(), at % out.row_groups() * out.group);
+            let scale = out.scales[at];
+            format!(
+                "the scale at {} is {scale} in f16 (latents must average below 65,520)",
+                place(row * out.cols + col)
+            )
+        }
+    };
+    Error::NotFinite { tensor: name.to_string(), detail }
+}

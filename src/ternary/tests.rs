@@ -1,0 +1,91 @@
+use super::*;
+
+fn project(latent: &[f32], rows: usize, cols: usize, grouping: Grouping) -> TernaryMatrix {
+    TernaryMatrix::project("w", latent, rows, cols, grouping).unwrap()
+}
+
+fn trits(m: &TernaryMatrix) -> Vec<i8> {
+    (0..m.rows()).flat_map(|r| (0..m.cols()).map(move |c| (r, c))).map(|(r, c)| m.trit(r, c)).collect()
+}
+
+#[test]
+fn the_rule_by_hand() {
+    // mean|w| = (1 + 0.25 + 0.5 + 0.25) / 4 = 0.5: the threshold is 0.25, and a tie goes to 0.
+    let m = project(&[1.0, -0.25, -0.5, 0.25], 1, 4, Grouping::Size(4));
+    assert_eq!(m.scales(), [0.5]);
+    assert_eq!(trits(&m), [1, 0, -1, 0]);
+    let mut row = [9.0; 4];
+    m.unpack_row(0, &mut row);
+    assert_eq!(row, [0.5, 0.0, -0.5, 0.0]);
+}
+
+#[test]
+fn a_short_last_group_has_its_own_mean() {
+    let m = project(&[1.0, 1.0, 1.0, 1.0, 8.0], 1, 5, Grouping::Size(4));
+    assert_eq!(m.scales(), [1.0, 8.0]);
+    assert_eq!(trits(&m), [1, 1, 1, 1, 1]);
+}
+
+#[test]
+fn one_scale_for_a_tensor() {
+    let m = project(&[1.0, 1.0, -3.0, 3.0], 2, 2, Grouping::Tensor);
+    assert_eq!(m.scales(), [2.0, 2.0]);
+    assert_eq!(trits(&m), [0, 0, -1, 1]);
+}
+
+#[test]
+fn zero_and_vanishing_groups_are_dead() {
+    // 1e-12 rounds to 0 in f16: the group must be all zeros, not ±0.
+    let m = project(&[0.0, 0.0, 1e-12, -1e-12], 2, 2, Grouping::Size(2));
+    assert_eq!(m.scales(), [0.0, 0.0]);
+    assert_eq!(trits(&m), [0; 4]);
+    assert_eq!(Stats::of(&m).dead_groups, 2);
+}
+
+#[test]
+fn the_scale_is_rounded_to_f16_before_it_is_used() {
+    // mean = 1.0005 rounds to 1.0 in f16 (spacing 2^-10); the threshold 0.5 is then a tie.
+    let m = project(&[0.5, 1.501], 1, 2, Grouping::Size(2));
+    assert_eq!(m.scales(), [1.0]);
+    assert_eq!(trits(&m), [0, 1]);
+}
+
+#[test]
+fn a_latent_that_is_not_finite_is_named() {
+    for bad in [f32::NAN, f32::INFINITY, 1e30] {
+        let error =
+            TernaryMatrix::project("layer.q_proj", &[1.0, bad], 1, 2, Grouping::default()).unwrap_err();
+        assert!(error.to_string().contains("layer.q_proj"), "{error}");
+    }
+}
+
+#[test]
+fn statistics_count_every_weight_once() {
+    let latent: Vec<f32> = (0..3 * 37).map(|i| ((i * 7919) % 101) as f32 - 50.0).collect();
+    let m = project(&latent, 3, 37, Grouping::Size(16));
+    let stats = Stats::of(&m);
+    let all = trits(&m);
+    assert_eq!(stats.weights(), 111);
+    assert_eq!(stats.minus, all.iter().filter(|t| **t == -1).count() as u64);
+    assert_eq!(stats.zero, all.iter().filter(|t| **t == 0).count() as u64);
+    assert_eq!(stats.groups, 9);
+}
+
+#[test]
+fn flips_are_told_apart() {
+    // codes, lowest first: old −1 0 +1 −1, new 0 +1 −1 −1
+    let (old, new) = (0b00_10_01_00u32, 0b00_00_10_01u32);
+    assert_eq!(Flips::between(old, new), Flips { to_zero: 1, from_zero: 1, sign: 1 });
+}
+
+#[test]
+fn stored_parts_are_judged() {
+    let m = project(&[1.0, -1.0, 0.1], 1, 3, Grouping::Size(2));
+    let parts =
+        |words: Vec<u32>, scales: Vec<f32>| TernaryMatrix::from_parts(1, 3, Grouping::Size(2), words, scales);
+    assert_eq!(parts(m.words().to_vec(), m.scales().to_vec()).unwrap(), m);
+    assert!(parts(vec![3], m.scales().to_vec()).unwrap_err().contains("code 3"));
+    assert!(parts(vec![], m.scales().to_vec()).unwrap_err().contains("words"));
+    assert!(parts(m.words().to_vec(), vec![1.0]).unwrap_err().contains("scales"));
+    assert!(parts(m.words().to_vec(), vec![f32::NAN, 1.0]).unwrap_err().contains("finite"));
+}

@@ -1,0 +1,304 @@
+//! Every kernel on every instruction set of this machine against the plain f64 reference.
+
+mod common;
+
+use common::{Rng, close, on_every_isa, wide};
+use ternlm::kernels::{self as k, AttentionShape, Matrix, Rhs, RopeTable, Target, Threads, View, reference};
+use ternlm::ternary::{Grouping, TernaryMatrix};
+
+/// Shapes around every edge: register tiles, 16-column words, blocks of 512, a single row or column.
+const SHAPES: [(usize, usize, usize); 12] = [
+    (1, 1, 1),
+    (1, 33, 17),
+    (2, 5, 3),
+    (7, 31, 16),
+    (14, 32, 64),
+    (15, 48, 130),
+    (29, 65, 257),
+    (64, 64, 64),
+    (100, 20, 1030),
+    (17, 600, 40),
+    (5, 129, 512),
+    (130, 96, 96),
+];
+
+#[test]
+fn gemm_of_every_layout_equals_the_reference() {
+    on_every_isa(|rng| {
+        for (m, n, depth) in SHAPES {
+            let (a, b) = (rng.normal(m * depth), rng.normal(depth * n));
+            let want = reference::matmul(&wide(&a), &wide(&b), m, depth, n);
+            let (at, bt) = (transpose(&a, m, depth), transpose(&b, depth, n));
+            let a_views = [View::rows(&a, depth), View::rows(&at, m).t()];
+            let b_views = [View::rows(&b, n), View::rows(&bt, depth).t()];
+            for a in a_views {
+                for b in b_views {
+                    for threads in [Threads::All, Threads::One] {
+                        let stride = n + 3;
+                        let before = rng.normal(m * stride);
+                        for add in [false, true] {
+                            let mut c = before.clone();
+                            let target = Target { data: &mut c, stride, add };
+                            k::gemm(m, n, depth, a, Rhs::Dense(b), target, threads);
+                            for i in 0..m {
+                                let old = &before[i * stride..];
+                                let row: Vec<f64> = (0..n)
+                                    .map(|j| want[i * n + j] + if add { old[j] as f64 } else { 0.0 })
+                                    .collect();
+                                close(&c[i * stride..i * stride + n], &row, depth, "gemm");
+                                assert_eq!(
+                                    c[i * stride + n..(i + 1) * stride],
+                                    before[i * stride + n..(i + 1) * stride]
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn products_with_ternary_weights_equal_the_reference() {
+    on_every_isa(|rng| {
+        for (n, out, inputs) in SHAPES {
+            for group in [Grouping::Size(128), Grouping::Size(16), Grouping::Size(10), Grouping::Tensor] {
+                let w = TernaryMatrix::project("w", &rng.normal(out * inputs), out, inputs, group).unwrap();
+                let mut dense = vec![0.0; out * inputs];
+                dense.chunks_mut(inputs).enumerate().for_each(|(r, row)| w.unpack_row(r, row));
+                let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
+                let mut y = vec![f32::NAN; n * out];
+                k::linear::forward(&x, Matrix::Ternary(&w), &mut y, false);
+                close(&y, &reference::linear(&wide(&x), &wide(&dense), None, inputs), inputs, "forward");
+                let mut dx = vec![f32::NAN; n * inputs];
+                k::linear::backward_input(&dy, Matrix::Ternary(&w), &mut dx, false);
+                close(
+                    &dx,
+                    &reference::matmul(&wide(&dy), &wide(&dense), n, out, inputs),
+                    out,
+                    "backward input",
+                );
+                let mut row = vec![f32::NAN; inputs];
+                k::unpack_row(&w, out - 1, &mut row);
+                assert_eq!(row, dense[(out - 1) * inputs..], "unpack_row");
+            }
+        }
+    });
+}
+
+#[test]
+fn the_weight_gradient_accumulates() {
+    on_every_isa(|rng| {
+        for (n, out, inputs) in SHAPES {
+            let (x, dy, before) = (rng.normal(n * inputs), rng.normal(n * out), rng.normal(out * inputs));
+            let mut dw = before.clone();
+            k::linear::backward_weight(&dy, &x, &mut dw, out, inputs);
+            let dyt = transpose(&dy, n, out);
+            let mut want = reference::matmul(&wide(&dyt), &wide(&x), out, n, inputs);
+            want.iter_mut().zip(&before).for_each(|(w, b)| *w += *b as f64);
+            close(&dw, &want, n, "dW");
+        }
+    });
+}
+
+#[test]
+fn the_projection_equals_its_definition_bit_for_bit() {
+    on_every_isa(|rng| {
+        for (rows, cols) in [(1, 1), (3, 15), (2, 16), (5, 128), (33, 130), (4, 257), (40, 1000)] {
+            for group in [Grouping::Size(128), Grouping::Size(7), Grouping::Size(1), Grouping::Tensor] {
+                let mut latent = rng.normal(rows * cols);
+                // Ties, zeros, a dead group, and values that vanish in f16.
+                for (i, w) in latent.iter_mut().enumerate() {
+                    match i % 11 {
+                        0 => *w = 0.0,
+                        1 => *w = -0.0,
+                        2 => *w = 0.5,
+                        3 => *w = -0.25,
+                        _ => {}
+                    }
+                }
+                latent.iter_mut().take(cols.min(128)).for_each(|w| *w *= 1e-9);
+                let want = TernaryMatrix::project("w", &latent, rows, cols, group).unwrap();
+                let mut got = TernaryMatrix::zeros(rows, cols, group);
+                let flips = k::project("w", &latent, group, &mut got).unwrap();
+                assert_eq!(got, want, "[{rows}, {cols}] by {group}");
+                let stats = ternlm::ternary::Stats::of(&got);
+                assert_eq!(flips.from_zero, stats.minus + stats.plus);
+                assert_eq!(k::project("w", &latent, group, &mut got).unwrap().total(), 0);
+            }
+        }
+        let mut out = TernaryMatrix::zeros(2, 130, Grouping::default());
+        let mut latent = vec![1.0f32; 260];
+        latent[259] = f32::NAN;
+        let error = k::project("the_tensor", &latent, Grouping::default(), &mut out).unwrap_err().to_string();
+        assert!(error.contains("the_tensor") && error.contains("row 1, column 129"), "{error}");
+    });
+}
+
+#[test]
+fn attention_equals_the_reference() {
+    on_every_isa(|rng| {
+        for (queries, keys, causal) in
+            [(1, 1, true), (5, 5, true), (70, 70, true), (130, 130, false), (1, 90, true), (3, 67, true)]
+        {
+            for (heads, kv_heads, dim) in [(1, 1, 2), (4, 2, 8), (6, 1, 20), (2, 2, 64)] {
+                let s = AttentionShape { batch: 2, queries, keys, heads, kv_heads, dim, causal };
+                let (q, kk, v) = (
+                    rng.normal(2 * queries * heads * dim),
+                    rng.normal(2 * keys * kv_heads * dim),
+                    rng.normal(2 * keys * kv_heads * dim),
+                );
+                let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![0.0; 2 * heads * queries]);
+                k::attention(&s, &q, &kk, &v, &mut out, &mut lse);
+                close(
+                    &out,
+                    &reference::attention(&s, &wide(&q), &wide(&kk), &wide(&v)),
+                    4 * dim,
+                    "attention",
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn elementwise_kernels_equal_the_reference() {
+    on_every_isa(|rng| {
+        for n in [1, 15, 64, 1000, 40_000] {
+            let (x, y): (Vec<f32>, Vec<f32>) =
+                (rng.normal(n).iter().map(|x| 4.0 * x).collect(), rng.normal(n));
+            let mut out = vec![f32::NAN; n];
+            k::silu_mul(&x, &y, &mut out);
+            let want: Vec<f64> =
+                x.iter().zip(&y).map(|(x, y)| reference::silu(*x as f64) * *y as f64).collect();
+            close(&out, &want, 4, "silu_mul");
+            k::gelu(&x, &mut out);
+            close(&out, &x.iter().map(|x| reference::gelu(*x as f64)).collect::<Vec<_>>(), 4, "gelu");
+            k::relu2(&x, &mut out);
+            close(&out, &x.iter().map(|x| reference::relu2(*x as f64)).collect::<Vec<_>>(), 4, "relu2");
+            let squares: f64 = x.iter().map(|x| (*x as f64).powi(2)).sum();
+            assert!((k::sum_squares(&x) - squares).abs() <= 1e-12 * squares);
+        }
+        // The extremes: no overflow, no NaN made of finite numbers, and NaN stays NaN.
+        let x = [-1e30, -100.0, -87.0, 0.0, 87.0, 100.0, 1e30, f32::NAN];
+        let mut out = [0.0; 8];
+        k::silu_mul(&x, &[1.0; 8], &mut out);
+        for (x, y) in x.iter().zip(&out) {
+            let want = reference::silu(*x as f64);
+            assert!(
+                if x.is_nan() {
+                    y.is_nan()
+                } else {
+                    (*y as f64 - want).abs() <= 1e-6 * x.abs().max(1.0) as f64
+                },
+                "silu({x}) = {y}"
+            );
+        }
+    });
+}
+
+#[test]
+fn norm_rope_and_cross_entropy_equal_the_reference() {
+    on_every_isa(|rng| {
+        for (rows, width) in [(1, 2), (3, 17), (70, 64), (200, 36)] {
+            let (x, gain) = (rng.normal(rows * width), rng.normal(width));
+            let mut y = vec![f32::NAN; x.len()];
+            k::rms_norm(&x, &gain, 1e-6, &mut y);
+            close(&y, &reference::rms_norm(&wide(&x), &wide(&gain), 1e-6), width, "rms_norm");
+            if width % 2 == 0 {
+                let table = RopeTable::new(rows, width, 1e4);
+                let mut y = x.clone();
+                k::rope(&mut y, 1, &table, rows, 0, false);
+                // Position times frequency is rounded in f32, as in the models.
+                close(&y, &reference::rope(&wide(&x), 1, width, 1e4, rows), rows, "rope");
+                k::rope(&mut y, 1, &table, rows, 0, true);
+                close(&y, &wide(&x), 8, "rope there and back");
+            }
+            let targets: Vec<u32> =
+                (0..rows as u32).map(|r| if r % 5 == 4 { k::IGNORE } else { r * 7 % width as u32 }).collect();
+            let mut logits: Vec<f32> = x.iter().map(|x| 5.0 * x).collect();
+            let mut loss = vec![f32::NAN; rows];
+            let before = wide(&logits);
+            let rows_of = |r: usize| &before[r * width..(r + 1) * width];
+            let want: Vec<f64> = (0..rows)
+                .map(|r| {
+                    if targets[r] == k::IGNORE {
+                        0.0
+                    } else {
+                        reference::cross_entropy(rows_of(r), targets[r] as usize)
+                    }
+                })
+                .collect();
+            k::cross_entropy(&mut logits.clone(), width, &targets, None, &mut loss);
+            close(&loss, &want, 16, "loss");
+            k::cross_entropy(&mut logits, width, &targets, Some(0.5), &mut loss);
+            close(&loss, &want, 16, "loss with gradient");
+            for r in 0..rows {
+                let sum: f64 = rows_of(r).iter().map(|x| x.exp()).sum();
+                let grad: Vec<f64> = rows_of(r)
+                    .iter()
+                    .enumerate()
+                    .map(|(c, x)| match targets[r] {
+                        k::IGNORE => 0.0,
+                        t => 0.5 * (x.exp() / sum - (c == t as usize) as u8 as f64),
+                    })
+                    .collect();
+                close(&logits[r * width..(r + 1) * width], &grad, 16, "dlogits");
+            }
+        }
+    });
+}
+
+#[test]
+fn optimizer_steps_equal_the_formulas() {
+    on_every_isa(|rng| {
+        let n = 20_001;
+        let (mut p, g) = (rng.normal(n), rng.normal(n));
+        let (mut m, mut v) = (rng.normal(n), rng.normal(n).iter().map(|x| x * x).collect::<Vec<_>>());
+        let a = k::AdamW {
+            lr: 1e-2,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            grad_scale: 0.5,
+            step: 3,
+        };
+        let want: Vec<f64> = (0..n)
+            .map(|i| {
+                let g = 0.5 * g[i] as f64;
+                let m = 0.9 * m[i] as f64 + 0.1 * g;
+                let v = 0.95 * v[i] as f64 + 0.05 * g * g;
+                let (mh, vh) = (m / (1.0 - 0.9f64.powi(3)), v / (1.0 - 0.95f64.powi(3)));
+                p[i] as f64 * (1.0 - 1e-3) - 1e-2 * mh / (vh.sqrt() + 1e-8)
+            })
+            .collect();
+        k::adamw(&a, &mut p, &g, &mut m, &mut v);
+        close(&p, &want, 64, "adamw");
+        let (mut p, mut b) = (rng.normal(n), rng.normal(n));
+        let want: Vec<f64> = (0..n)
+            .map(|i| {
+                let b = 0.9 * b[i] as f64 + 0.5 * g[i] as f64 + 0.1 * p[i] as f64;
+                p[i] as f64 - 0.02 * b
+            })
+            .collect();
+        k::sgd(0.02, 0.9, 0.1, 0.5, &mut p, &g, &mut b);
+        close(&p, &want, 8, "sgd");
+    });
+}
+
+fn transpose(a: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(a.len());
+    (0..cols).for_each(|j| out.extend((0..rows).map(|i| a[i * cols + j])));
+    out
+}
+
+#[test]
+fn the_test_helper_can_fail() {
+    let failed = std::panic::catch_unwind(|| close(&[1.0], &[1.001], 1, "x")).is_err();
+    assert!(failed, "a difference of 1e-3 must not pass");
+    let failed = std::panic::catch_unwind(|| close(&[f32::NAN], &[1.0], 1, "x")).is_err();
+    assert!(failed, "NaN must not pass");
+    let _ = Rng::new(1);
+}
