@@ -172,3 +172,8 @@ pub fn sum_squares(x: &[f32]) -> f64 {
 pub fn all_finite(x: &[f32]) -> bool {
     x.par_chunks(CHUNK).all(|chunk| chunk.iter().fold(true, |ok, v| ok & v.is_finite()))
 }
+
+/// Zeros, written by the threads that will use them.
+pub fn fill_zero(x: &mut [f32]) {
+    x.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(0.0));
+}

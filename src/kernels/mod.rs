@@ -24,8 +24,8 @@ mod x86_64;
 pub use attention::{AttentionShape, attention, attention_backward};
 pub use cross_entropy::{IGNORE, cross_entropy};
 pub use elementwise::{
-    add_assign, all_finite, gelu, gelu_backward, relu2, relu2_backward, silu_mul, silu_mul_backward,
-    sum_squares,
+    add_assign, all_finite, fill_zero, gelu, gelu_backward, relu2, relu2_backward, silu_mul,
+    silu_mul_backward, sum_squares,
 };
 pub use embedding::{gather, scatter_add, unpack_row};
 pub use gemm::{Target, Threads, gemm};

@@ -91,6 +91,58 @@ impl TernaryMatrix {
         Ok(out)
     }
 
+    /// Reads values that are ternary already, `[rows, cols]`: in each group −s, 0 and +s for one `s` that f16 can hold.
+    /// The error says where the first value is that is not.
+    pub fn from_values(
+        values: &[f32],
+        rows: usize,
+        cols: usize,
+        grouping: Grouping,
+    ) -> std::result::Result<Self, String> {
+        assert_eq!(values.len(), rows * cols, "{} values for [{rows}, {cols}]", values.len());
+        let mut out = Self::zeros(rows, cols, grouping);
+        let max = |part: &[f32]| part.iter().fold(0f32, |a, w| a.max(w.abs()));
+        let common = (grouping == Grouping::Tensor).then(|| max(values));
+        for row in 0..rows {
+            for col in 0..cols {
+                if col % out.group == 0 {
+                    let end = (col + out.group).min(cols);
+                    let scale = common.unwrap_or_else(|| max(&values[row * cols + col..row * cols + end]));
+                    if f16::from_f32(scale).to_f32() != scale {
+                        return Err(format!("row {row}, column {col}: scale {scale} is not an f16 number"));
+                    }
+                    let at = row * out.row_groups() + col / out.group;
+                    out.scales[at] = scale;
+                }
+                let (w, s) = (values[row * cols + col], out.scale(row, col));
+                if !(w == 0.0 || w.abs() == s) {
+                    return Err(format!("row {row}, column {col}: {w} is none of -{s}, 0, +{s}"));
+                }
+                out.set(row, col, if w == 0.0 { 0 } else { w.signum() as i8 });
+            }
+        }
+        Ok(out)
+    }
+
+    /// Latents whose projection is this matrix, `[rows, cols]`: a group with `k` of its `n` weights not 0 gets
+    /// `trit * scale * n / k`, so that their absolute mean is the scale again.
+    pub fn latents(&self) -> Vec<f32> {
+        let mut out = vec![0f32; self.rows * self.cols];
+        let whole = self.group == self.cols && self.scales.windows(2).all(|s| s[0] == s[1]);
+        for (row, values) in out.chunks_mut(self.cols.max(1)).enumerate() {
+            self.unpack_row(row, values);
+            values.chunks_mut(self.group).for_each(|g| {
+                if !whole {
+                    restore_mean(g)
+                }
+            });
+        }
+        if whole {
+            restore_mean(&mut out);
+        }
+        out
+    }
+
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -153,6 +205,13 @@ impl TernaryMatrix {
         let scales = self.scales.iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect();
         [codes, scales]
     }
+}
+
+/// Scales values of −s, 0, +s so that their absolute mean is s.
+fn restore_mean(group: &mut [f32]) {
+    let nonzero = group.iter().filter(|w| **w != 0.0).count();
+    let factor = group.len() as f64 / nonzero.max(1) as f64;
+    group.iter_mut().for_each(|w| *w = (*w as f64 * factor) as f32);
 }
 
 /// In f64, where the sum of a group of f32 is exact unless they span more than 2^22: the order does not matter.

@@ -89,3 +89,19 @@ fn stored_parts_are_judged() {
     assert!(parts(m.words().to_vec(), vec![1.0]).unwrap_err().contains("scales"));
     assert!(parts(m.words().to_vec(), vec![f32::NAN, 1.0]).unwrap_err().contains("finite"));
 }
+
+#[test]
+fn ternary_values_are_read_back_without_projecting_them_again() {
+    let latent: Vec<f32> = (0..4 * 300).map(|i| ((i * 7919) % 1009) as f32 / 500.0 - 1.0).collect();
+    for grouping in [Grouping::Size(128), Grouping::Size(300), Grouping::Tensor] {
+        let m = project(&latent, 4, 300, grouping);
+        let mut values = vec![0.0; latent.len()];
+        values.chunks_mut(300).enumerate().for_each(|(r, row)| m.unpack_row(r, row));
+        assert_eq!(TernaryMatrix::from_values(&values, 4, 300, grouping).unwrap(), m);
+        // The trap: projecting ternary values again shrinks their scale.
+        assert_ne!(project(&values, 4, 300, grouping), m);
+        assert_eq!(project(&m.latents(), 4, 300, grouping), m, "latents of {grouping}");
+        values[777] *= 1.01;
+        assert!(TernaryMatrix::from_values(&values, 4, 300, grouping).is_err());
+    }
+}

@@ -1,0 +1,107 @@
+//! Cross-entropy fused with the output head: logits exist for a few rows at a time, never for all `N x V`.
+
+use super::{Param, Workspace};
+use crate::kernels::{self, IGNORE, linear};
+
+/// Bytes of logits that may exist at once.
+const LOGITS: usize = 64 << 20;
+
+/// A sum over the positions that are scored.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Loss {
+    /// Nats.
+    pub sum: f64,
+    pub count: usize,
+}
+
+impl Loss {
+    /// Nats per scored position.
+    pub fn mean(&self) -> f64 {
+        self.sum / self.count.max(1) as f64
+    }
+}
+
+impl std::ops::AddAssign for Loss {
+    fn add_assign(&mut self, other: Self) {
+        self.sum += other.sum;
+        self.count += other.count;
+    }
+}
+
+/// Rows of logits made at a time.
+fn rows_at_once(vocab: usize) -> usize {
+    (LOGITS / 4 / vocab).clamp(16, 4096)
+}
+
+/// `-sum ln softmax(h Wᵀ)[targets]` over the positions whose target is not [`IGNORE`].
+pub fn forward(h: &[f32], head: &Param, targets: &[u32], ws: &mut Workspace) -> Loss {
+    let mut loss = Loss::default();
+    each_chunk(h, head, targets, ws, |logits, targets, losses, _| {
+        kernels::cross_entropy(logits, head.shape[0], targets, None, losses);
+        loss += summed(losses, targets);
+    });
+    loss
+}
+
+/// [`forward`] together with its backward: `dh = scale * dloss/dh`, and the head's gradient added to.
+pub fn forward_backward(
+    h: &[f32],
+    head: &mut Param,
+    targets: &[u32],
+    scale: f32,
+    ws: &mut Workspace,
+    dh: &mut [f32],
+) -> Loss {
+    let [vocab, width] = head.shape[..] else { unreachable!("a head is a matrix") };
+    let mut loss = Loss::default();
+    let mut grad = std::mem::take(&mut head.grad);
+    each_chunk(h, head, targets, ws, |logits, targets, losses, row| {
+        kernels::cross_entropy(logits, vocab, targets, Some(scale), losses);
+        let rows = row * width..(row + targets.len()) * width;
+        linear::backward_weight(logits, &h[rows.clone()], &mut grad, vocab, width);
+        linear::backward_input(logits, head.matrix(), &mut dh[rows], false);
+        loss += summed(losses, targets);
+    });
+    head.grad = grad;
+    loss
+}
+
+/// The most likely token of each row of `h`.
+pub fn predict(h: &[f32], head: &Param, ws: &mut Workspace) -> Vec<u32> {
+    let mut out = Vec::new();
+    let targets = vec![IGNORE; h.len() / head.shape[1]];
+    each_chunk(h, head, &targets, ws, |logits, _, _, _| {
+        for row in logits.chunks(head.shape[0]) {
+            let best = row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best });
+            out.push(best as u32);
+        }
+    });
+    out
+}
+
+/// Calls `f(logits, targets, losses, first row)` for one chunk of rows after the other.
+fn each_chunk(
+    h: &[f32],
+    head: &Param,
+    targets: &[u32],
+    ws: &mut Workspace,
+    mut f: impl FnMut(&mut [f32], &[u32], &mut [f32], usize),
+) {
+    let [vocab, width] = head.shape[..] else { unreachable!("a head is a matrix") };
+    let rows = rows_at_once(vocab);
+    for (i, targets) in targets.chunks(rows).enumerate() {
+        let (mut logits, mut losses) = (ws.take(targets.len() * vocab), ws.take(targets.len()));
+        let h = &h[i * rows * width..(i * rows + targets.len()) * width];
+        linear::forward(h, head.matrix(), &mut logits, false);
+        f(&mut logits, targets, &mut losses, i * rows);
+        ws.give(logits);
+        ws.give(losses);
+    }
+}
+
+fn summed(losses: &[f32], targets: &[u32]) -> Loss {
+    Loss {
+        sum: losses.iter().map(|&x| x as f64).sum(),
+        count: targets.iter().filter(|t| **t != IGNORE).count(),
+    }
+}

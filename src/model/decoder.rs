@@ -1,0 +1,338 @@
+//! The whole model. Forward and backward are the same list of calls, read downward and upward.
+
+use super::attention::{Attention, AttentionSaved, LayerCache};
+use super::feed_forward::{FeedForward, FeedForwardSaved};
+use super::{Embedding, Linear, Loss, Param, RmsNorm, Workspace, cross_entropy};
+use crate::config::{ModelConfig, Scope};
+use crate::error::Result;
+use crate::kernels::RopeTable;
+use crate::ternary::Grouping;
+
+/// `batch` sequences of `len` tokens each, the first of them at position `start`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sequences {
+    pub batch: usize,
+    pub len: usize,
+    pub start: usize,
+}
+
+impl Sequences {
+    /// From position 0.
+    pub fn new(batch: usize, len: usize) -> Self {
+        Self { batch, len, start: 0 }
+    }
+
+    /// `N = B T`
+    pub fn rows(&self) -> usize {
+        self.batch * self.len
+    }
+}
+
+/// One block: `x += attention(norm(x)); x += feed_forward(norm(x))`.
+#[derive(Clone, Debug)]
+pub struct Block {
+    pub input_layernorm: RmsNorm,
+    pub self_attn: Attention,
+    pub post_attention_layernorm: RmsNorm,
+    pub mlp: FeedForward,
+}
+
+/// What the backward pass of a block needs.
+#[derive(Debug, Default)]
+struct BlockSaved {
+    /// The residual stream at the block's input, `[N, C]`.
+    x: Vec<f32>,
+    attention: AttentionSaved,
+    /// The residual stream between the two halves.
+    mid: Vec<f32>,
+    feed_forward: FeedForwardSaved,
+}
+
+impl Block {
+    fn new(name: &str, c: &ModelConfig, grouping: Option<Grouping>) -> Self {
+        let norm = |part: &str| RmsNorm::new(&format!("{name}.{part}"), c.hidden_size, c.rms_norm_eps);
+        Self {
+            input_layernorm: norm("input_layernorm"),
+            self_attn: Attention::new(&format!("{name}.self_attn"), c, grouping),
+            post_attention_layernorm: norm("post_attention_layernorm"),
+            mlp: FeedForward::new(&format!("{name}.mlp"), c, grouping),
+        }
+    }
+
+    fn forward(
+        &self,
+        x: &mut [f32],
+        seqs: Sequences,
+        rope: &RopeTable,
+        saved: &mut BlockSaved,
+        cache: Option<&mut LayerCache>,
+        ws: &mut Workspace,
+    ) {
+        let mut h = ws.take(x.len());
+        copy(x, &mut saved.x);
+        self.input_layernorm.forward(x, &mut h);
+        self.self_attn.forward(&h, seqs, rope, &mut saved.attention, cache, ws, x);
+        copy(x, &mut saved.mid);
+        self.post_attention_layernorm.forward(x, &mut h);
+        self.mlp.forward(&h, seqs.rows(), &mut saved.feed_forward, ws, x);
+        ws.give(h);
+    }
+
+    /// Mirror of [`Block::forward`], to be read upward against it: `dx` comes in as the gradient by the block's output
+    /// and leaves as the gradient by its input.
+    fn backward(
+        &mut self,
+        dx: &mut [f32],
+        seqs: Sequences,
+        rope: &RopeTable,
+        saved: &BlockSaved,
+        ws: &mut Workspace,
+    ) {
+        let (mut h, mut dh) = (ws.take(dx.len()), ws.take(dx.len()));
+        self.post_attention_layernorm.forward(&saved.mid, &mut h);
+        self.mlp.backward(&h, &saved.feed_forward, ws, dx, &mut dh);
+        self.post_attention_layernorm.backward(&saved.mid, &dh, dx, true);
+        self.input_layernorm.forward(&saved.x, &mut h);
+        self.self_attn.backward(&h, seqs, rope, &saved.attention, ws, dx, &mut dh);
+        self.input_layernorm.backward(&saved.x, &dh, dx, true);
+        ws.give(h);
+        ws.give(dh);
+    }
+
+    fn params(&self) -> impl Iterator<Item = &Param> {
+        let (a, b) = (&self.input_layernorm.gain, &self.post_attention_layernorm.gain);
+        [a].into_iter().chain(self.self_attn.params()).chain([b]).chain(self.mlp.params())
+    }
+
+    fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
+        let (a, b) = (&mut self.input_layernorm.gain, &mut self.post_attention_layernorm.gain);
+        [a].into_iter().chain(self.self_attn.params_mut()).chain([b]).chain(self.mlp.params_mut())
+    }
+}
+
+fn copy(from: &[f32], to: &mut Vec<f32>) {
+    to.clear();
+    to.extend_from_slice(from);
+}
+
+/// Activations and scratch of one model, kept from step to step.
+#[derive(Debug, Default)]
+pub struct State {
+    blocks: Vec<BlockSaved>,
+    /// The residual stream after the last block, `[N, C]`.
+    last: Vec<f32>,
+    ws: Workspace,
+}
+
+impl State {
+    /// The residual stream at the input of block `layer` in the last forward pass, `[N, C]`.
+    pub fn block_input(&self, layer: usize) -> &[f32] {
+        &self.blocks[layer].x
+    }
+}
+
+/// Keys and values of every layer for one sequence.
+#[derive(Clone, Debug, Default)]
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    len: usize,
+    width: usize,
+}
+
+impl KvCache {
+    /// Positions seen.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets all positions from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        for layer in &mut self.layers {
+            layer.truncate(self.len, self.width);
+        }
+    }
+}
+
+/// A decoder of the Qwen3 and LLaMA family, or, with a two-matrix feed-forward, the small one of the copy task.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    pub config: ModelConfig,
+    pub scope: Scope,
+    pub grouping: Grouping,
+    pub embed_tokens: Embedding,
+    pub layers: Vec<Block>,
+    pub norm: RmsNorm,
+    /// Absent when tied to the embedding.
+    pub lm_head: Option<Linear>,
+    rope: RopeTable,
+}
+
+impl Decoder {
+    /// Matrices all zeros, gains all ones; `config` has been validated.
+    pub fn new(config: &ModelConfig, scope: Scope, grouping: Grouping) -> Self {
+        let c = config;
+        let blocks = (scope != Scope::None).then_some(grouping);
+        let ends = (scope == Scope::All).then_some(grouping);
+        Self {
+            config: c.clone(),
+            scope,
+            grouping,
+            embed_tokens: Embedding::new("model.embed_tokens", c.vocab_size, c.hidden_size, ends),
+            layers: (0..c.layers).map(|i| Block::new(&format!("model.layers.{i}"), c, blocks)).collect(),
+            norm: RmsNorm::new("model.norm", c.hidden_size, c.rms_norm_eps),
+            lm_head: (!c.tie_embeddings)
+                .then(|| Linear::new("lm_head", c.hidden_size, c.vocab_size, ends, false)),
+            rope: RopeTable::new(0, c.head_dim, c.rope_theta),
+        }
+    }
+
+    /// Random matrices: normal with standard deviation `std`, or `fan_in^-1/2` of each matrix.
+    pub fn init(&mut self, seed: u64, std: Option<f32>) {
+        for param in self.params_mut().filter(|p| p.is_matrix()) {
+            let std = std.unwrap_or((param.shape[1] as f32).powf(-0.5));
+            param.init_normal(std, seed);
+        }
+    }
+
+    /// Every tensor once, in a fixed order.
+    pub fn params(&self) -> impl Iterator<Item = &Param> {
+        [&self.embed_tokens.weight]
+            .into_iter()
+            .chain(self.layers.iter().flat_map(Block::params))
+            .chain([&self.norm.gain])
+            .chain(self.lm_head.iter().flat_map(Linear::params))
+    }
+
+    /// As [`Decoder::params`].
+    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
+        [&mut self.embed_tokens.weight]
+            .into_iter()
+            .chain(self.layers.iter_mut().flat_map(Block::params_mut))
+            .chain([&mut self.norm.gain])
+            .chain(self.lm_head.iter_mut().flat_map(Linear::params_mut))
+    }
+
+    /// Brings every projection up to date with its latents.
+    pub fn project(&mut self) -> Result<()> {
+        self.params_mut().try_for_each(Param::project)
+    }
+
+    /// Makes room for all gradients, at zero.
+    pub fn zero_grad(&mut self) {
+        self.params_mut().for_each(Param::zero_grad);
+    }
+
+    /// The rotary table covers `positions`.
+    fn reach(&mut self, positions: usize) {
+        if positions > self.rope.positions() {
+            let enough = positions.next_power_of_two().max(64);
+            self.rope = RopeTable::new(enough, self.config.head_dim, self.config.rope_theta);
+        }
+    }
+
+    fn head(&self) -> &Param {
+        self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |head| &head.weight)
+    }
+
+    /// The residual stream after the last block is left in `state.last`; returns it through the final norm.
+    fn hidden(
+        &mut self,
+        tokens: &[u32],
+        seqs: Sequences,
+        state: &mut State,
+        mut cache: Option<&mut KvCache>,
+    ) -> super::Buffer {
+        assert_eq!(tokens.len(), seqs.rows(), "tokens of {seqs:?}");
+        self.reach(seqs.start + seqs.len);
+        state.blocks.resize_with(self.layers.len(), BlockSaved::default);
+        let State { blocks, last, ws } = state;
+        let mut x = ws.take(tokens.len() * self.config.hidden_size);
+        self.embed_tokens.forward(tokens, &mut x);
+        for (i, (block, saved)) in self.layers.iter().zip(blocks).enumerate() {
+            let cache = cache.as_deref_mut().map(|c| &mut c.layers[i]);
+            block.forward(&mut x, seqs, &self.rope, saved, cache, ws);
+        }
+        copy(&x, last);
+        self.norm.forward(last, &mut x);
+        x
+    }
+
+    /// Loss of predicting `targets` (`[N]`, [`IGNORE`](crate::kernels::IGNORE) where nothing is asked).
+    pub fn loss(&mut self, tokens: &[u32], targets: &[u32], seqs: Sequences, state: &mut State) -> Loss {
+        let h = self.hidden(tokens, seqs, state, None);
+        let loss = cross_entropy::forward(&h, self.head(), targets, &mut state.ws);
+        state.ws.give(h);
+        loss
+    }
+
+    /// [`Decoder::loss`], and `scale` times its gradient added to every parameter's.
+    pub fn loss_and_gradient(
+        &mut self,
+        tokens: &[u32],
+        targets: &[u32],
+        seqs: Sequences,
+        scale: f32,
+        state: &mut State,
+    ) -> Loss {
+        let h = self.hidden(tokens, seqs, state, None);
+        let State { blocks, last, ws } = state;
+
+        let mut dh = ws.take(h.len());
+        let head = match &mut self.lm_head {
+            Some(head) => &mut head.weight,
+            None => &mut self.embed_tokens.weight,
+        };
+        let loss = cross_entropy::forward_backward(&h, head, targets, scale, ws, &mut dh);
+        let mut dx = h;
+        self.norm.backward(last, &dh, &mut dx, false);
+        for (block, saved) in self.layers.iter_mut().zip(blocks).rev() {
+            block.backward(&mut dx, seqs, &self.rope, saved, ws);
+        }
+        self.embed_tokens.backward(tokens, &dx);
+
+        ws.give(dx);
+        ws.give(dh);
+        loss
+    }
+
+    /// Logits of every position, `[N, V]`: for tests and small models.
+    pub fn logits(&mut self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<f32> {
+        let h = self.hidden(tokens, seqs, state, None);
+        let mut logits = vec![0.0; tokens.len() * self.config.vocab_size];
+        crate::kernels::linear::forward(&h, self.head().matrix(), &mut logits, false);
+        state.ws.give(h);
+        logits
+    }
+
+    /// The most likely token at every position.
+    pub fn predict(&mut self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<u32> {
+        let h = self.hidden(tokens, seqs, state, None);
+        let out = cross_entropy::predict(&h, self.head(), &mut state.ws);
+        state.ws.give(h);
+        out
+    }
+
+    /// An empty cache for one sequence.
+    pub fn cache(&self) -> KvCache {
+        let width = self.config.kv_heads * self.config.head_dim;
+        KvCache { layers: vec![LayerCache::default(); self.layers.len()], len: 0, width }
+    }
+
+    /// Appends `tokens` to the cached sequence; the logits after the last of them, `[V]`.
+    pub fn step(&mut self, tokens: &[u32], cache: &mut KvCache, state: &mut State) -> Vec<f32> {
+        assert!(!tokens.is_empty(), "a step needs a token");
+        let seqs = Sequences { batch: 1, len: tokens.len(), start: cache.len };
+        let h = self.hidden(tokens, seqs, state, Some(cache));
+        cache.len += tokens.len();
+        let mut logits = vec![0.0; self.config.vocab_size];
+        let last = &h[h.len() - self.config.hidden_size..];
+        crate::kernels::linear::forward(last, self.head().matrix(), &mut logits, false);
+        state.ws.give(h);
+        logits
+    }
+}

@@ -1,0 +1,104 @@
+//! The feed-forward network of a block: SwiGLU with three matrices, or GELU or ReLU² with two.
+
+use super::{Linear, Param, Workspace};
+use crate::config::{Activation, ModelConfig};
+use crate::kernels;
+use crate::ternary::Grouping;
+
+#[derive(Clone, Debug)]
+pub struct FeedForward {
+    /// SwiGLU only.
+    pub gate_proj: Option<Linear>,
+    pub up_proj: Linear,
+    pub down_proj: Linear,
+    activation: Activation,
+}
+
+/// What the backward pass needs: both projections as they came; the activation is done again.
+#[derive(Debug, Default)]
+pub struct FeedForwardSaved {
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+impl FeedForward {
+    pub fn new(name: &str, c: &ModelConfig, grouping: Option<Grouping>) -> Self {
+        let linear =
+            |part: &str, inputs, out| Linear::new(&format!("{name}.{part}"), inputs, out, grouping, false);
+        Self {
+            gate_proj: (c.activation == Activation::SwiGlu)
+                .then(|| linear("gate_proj", c.hidden_size, c.intermediate_size)),
+            up_proj: linear("up_proj", c.hidden_size, c.intermediate_size),
+            down_proj: linear("down_proj", c.intermediate_size, c.hidden_size),
+            activation: c.activation,
+        }
+    }
+
+    /// `out += down(act(h))` for `h` `[n, C]`.
+    pub fn forward(
+        &self,
+        h: &[f32],
+        n: usize,
+        saved: &mut FeedForwardSaved,
+        ws: &mut Workspace,
+        out: &mut [f32],
+    ) {
+        let width = self.up_proj.weight.shape[0];
+        if let Some(gate) = &self.gate_proj {
+            saved.gate.resize(n * width, 0.0);
+            gate.forward(h, &mut saved.gate, false);
+        }
+        saved.up.resize(n * width, 0.0);
+        self.up_proj.forward(h, &mut saved.up, false);
+        let mut act = ws.take(n * width);
+        self.activate(saved, &mut act);
+        self.down_proj.forward(&act, out, true);
+        ws.give(act);
+    }
+
+    /// Mirror of [`FeedForward::forward`]: from `dout` the gradients of all weights, and `dh`.
+    pub fn backward(
+        &mut self,
+        h: &[f32],
+        saved: &FeedForwardSaved,
+        ws: &mut Workspace,
+        dout: &[f32],
+        dh: &mut [f32],
+    ) {
+        let len = saved.up.len();
+        let (mut act, mut dact, mut dup) = (ws.take(len), ws.take(len), ws.take(len));
+        self.activate(saved, &mut act);
+        self.down_proj.backward(&act, dout, &mut dact, false);
+        match self.activation {
+            Activation::SwiGlu => {
+                kernels::silu_mul_backward(&saved.gate, &saved.up, &dact, &mut act, &mut dup)
+            }
+            Activation::Gelu => kernels::gelu_backward(&saved.up, &dact, &mut dup),
+            Activation::Relu2 => kernels::relu2_backward(&saved.up, &dact, &mut dup),
+        }
+        self.up_proj.backward(h, &dup, dh, false);
+        if let Some(gate) = &mut self.gate_proj {
+            // `act` holds the gate's gradient now.
+            gate.backward(h, &act, dh, true);
+        }
+        for buffer in [act, dact, dup] {
+            ws.give(buffer);
+        }
+    }
+
+    fn activate(&self, saved: &FeedForwardSaved, act: &mut [f32]) {
+        match self.activation {
+            Activation::SwiGlu => kernels::silu_mul(&saved.gate, &saved.up, act),
+            Activation::Gelu => kernels::gelu(&saved.up, act),
+            Activation::Relu2 => kernels::relu2(&saved.up, act),
+        }
+    }
+
+    pub fn params(&self) -> impl Iterator<Item = &Param> {
+        self.gate_proj.iter().chain([&self.up_proj, &self.down_proj]).flat_map(Linear::params)
+    }
+
+    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
+        self.gate_proj.iter_mut().chain([&mut self.up_proj, &mut self.down_proj]).flat_map(Linear::params_mut)
+    }
+}

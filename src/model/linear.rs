@@ -1,0 +1,119 @@
+//! Linear layers, full-precision and ternary, behind one interface.
+
+use std::ops::{Deref, DerefMut};
+
+use super::Param;
+use crate::kernels::linear as kernel;
+use crate::ternary::Grouping;
+
+/// `y = x Wᵀ + b`. With a grouping the weight is ternary (see [`TernaryLinear`]), without one it is the
+/// full-precision twin; everything else is the same.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// `[out, in]`
+    pub weight: Param,
+    /// `[out]`, never ternary.
+    pub bias: Option<Param>,
+}
+
+impl Linear {
+    /// All zeros; `name` is that of the module, `name.weight` and `name.bias` those of the tensors.
+    pub fn new(name: &str, inputs: usize, out: usize, grouping: Option<Grouping>, bias: bool) -> Self {
+        Self {
+            weight: Param::new(format!("{name}.weight"), &[out, inputs], grouping),
+            bias: bias.then(|| Param::new(format!("{name}.bias"), &[out], None)),
+        }
+    }
+
+    /// `y (+)= x Wᵀ + b`, `x` `[n, in]`, `y` `[n, out]`.
+    pub fn forward(&self, x: &[f32], y: &mut [f32], add: bool) {
+        kernel::forward(x, self.weight.matrix(), y, add);
+        if let Some(bias) = &self.bias {
+            kernel::add_bias(&bias.value, y);
+        }
+    }
+
+    /// `dx (+)= dy W`, `dW += dyᵀ x`, `db += sum of dy`.
+    pub fn backward(&mut self, x: &[f32], dy: &[f32], dx: &mut [f32], add: bool) {
+        let [out, inputs] = self.weight.shape[..] else { unreachable!("a weight is a matrix") };
+        if let Some(bias) = &mut self.bias {
+            kernel::backward_bias(dy, &mut bias.grad);
+        }
+        kernel::backward_weight(dy, x, &mut self.weight.grad, out, inputs);
+        kernel::backward_input(dy, self.weight.matrix(), dx, add);
+    }
+
+    pub fn params(&self) -> impl Iterator<Item = &Param> {
+        std::iter::once(&self.weight).chain(&self.bias)
+    }
+
+    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
+        std::iter::once(&mut self.weight).chain(&mut self.bias)
+    }
+}
+
+/// A linear layer whose weight is `Ŵ = s t`: trits `t` and one scale `s` for each group of inputs of each row.
+///
+/// The layer keeps full-precision *latent* weights `W`. [`Param::project`] turns them into `Ŵ`: in every group
+/// `s = mean|W|`, rounded to f16, and `t = 0` where `|W| <= s/2`, else the sign of `W`. Forward and the input gradient
+/// use `Ŵ` and nothing else, so what is trained is exactly what is stored.
+///
+/// **Why the straight-through estimator works.** The projection is a staircase: its derivative is 0 almost everywhere
+/// and says nothing. Backward therefore pretends that `Ŵ = W` and hands the gradient at `Ŵ` to the latent
+/// (`dW := dŴ`, with `s` held constant; Bengio et al., arXiv 1308.3432). A single step often changes no trit at all,
+/// but the latent remembers it: gradients that keep pointing one way add up until the latent crosses `±s/2` and the
+/// trit moves, while those that cancel leave it where it is. Latents are the optimizer's memory of small steps; that
+/// is also why they must be f32 although the weights are not.
+///
+/// **Why a scale for each group and not one for all.** Rows and input columns of a trained matrix differ in size by an
+/// order of magnitude. With a single scale the threshold `s/2` is right for none of them: large groups lose their
+/// detail (everything is ±1, the sizes are gone) and small groups lose everything (all 0, and a group of zeros passes
+/// no signal from its inputs). Groups of 128 cost 16 / 128 = 0.125 bits a weight and give each its own threshold.
+/// `Grouping::Tensor` is there to see the difference.
+///
+/// **Why tiny scales at the start are a trap.** The scale follows the latents: `s = mean|W|`. Initialised with a
+/// standard deviation of 1e-4, the layer's output starts 1e-4 times too small, and a learning rate of 1e-3 moves every
+/// latent by ten times its size at the first step, so that the trits are thrown again like dice at each of the first
+/// steps; below 6e-8 the scale is 0 in f16 and the group is dead: its output is 0 and no gradient flows back through
+/// it. `fan_in^-1/2` (the default) keeps outputs near unit variance and steps small against `s`.
+///
+/// **How weight decay pulls.** Decay multiplies all latents of a group by the same factor, and `s` with them: no trit
+/// changes by decay alone. What changes is the ratio of a gradient step to `s`, so decay raises the effective learning
+/// rate, step by step, until steps and decay are in balance. That helps early, when trits must be found, and hurts
+/// late, when they should settle: hence `weight_decay_until`, and recipes that decay the learning rate to zero.
+#[derive(Clone, Debug)]
+pub struct TernaryLinear(Linear);
+
+impl TernaryLinear {
+    /// Latents from a normal distribution of standard deviation `inputs^-1/2`, projected, gradients at zero.
+    ///
+    /// ```
+    /// use ternlm::model::TernaryLinear;
+    /// let layer = TernaryLinear::new("layer", 256, 8, Default::default(), false, 0);
+    /// let mut y = [0.0; 8];
+    /// layer.forward(&[1.0; 256], &mut y, false);
+    /// let weights = layer.weight.ternary().unwrap();
+    /// assert!((-1..=1).contains(&weights.trit(3, 17)));
+    /// assert_eq!(weights.scales().len(), 8 * 256 / 128);
+    /// ```
+    pub fn new(name: &str, inputs: usize, out: usize, grouping: Grouping, bias: bool, seed: u64) -> Self {
+        let mut layer = Linear::new(name, inputs, out, Some(grouping), bias);
+        layer.weight.init_normal((inputs as f32).powf(-0.5), seed);
+        layer.weight.project().expect("normal numbers are finite");
+        layer.params_mut().for_each(Param::zero_grad);
+        Self(layer)
+    }
+}
+
+impl Deref for TernaryLinear {
+    type Target = Linear;
+    fn deref(&self) -> &Linear {
+        &self.0
+    }
+}
+
+impl DerefMut for TernaryLinear {
+    fn deref_mut(&mut self) -> &mut Linear {
+        &mut self.0
+    }
+}

@@ -1,0 +1,24 @@
+//! Layers with hand-written gradients, and the decoder made of them.
+//!
+//! Shapes: `B` sequences of `T` tokens, `N = B T` rows, width `C`, `H` heads of width `D`, vocabulary `V`. Activations
+//! are row-major slices; gradients of weights are accumulated.
+
+mod attention;
+pub mod cross_entropy;
+mod decoder;
+mod embedding;
+mod feed_forward;
+mod linear;
+mod param;
+mod rms_norm;
+mod workspace;
+
+pub use attention::{Attention, AttentionSaved, LayerCache};
+pub use cross_entropy::Loss;
+pub use decoder::{Block, Decoder, KvCache, Sequences, State};
+pub use embedding::{Embedding, TernaryEmbedding};
+pub use feed_forward::{FeedForward, FeedForwardSaved};
+pub use linear::{Linear, TernaryLinear};
+pub use param::Param;
+pub use rms_norm::RmsNorm;
+pub use workspace::{Buffer, Workspace};

@@ -1,0 +1,273 @@
+//! Hand-written backward passes against central finite differences of the f64 reference.
+//!
+//! Differences through the rounding of the projection measure nothing, so the gradient of a ternary layer is compared
+//! with that of a dense layer whose weight is Ŵ.
+
+mod common;
+
+use common::{Rng, on_every_isa, wide};
+use ternlm::config::{Activation, ModelConfig};
+use ternlm::kernels::{self as k, AttentionShape, IGNORE, RopeTable, reference as r};
+use ternlm::model::{
+    Attention, AttentionSaved, FeedForward, FeedForwardSaved, Linear, Param, RmsNorm, Sequences,
+    TernaryEmbedding, TernaryLinear, Workspace, cross_entropy,
+};
+use ternlm::ternary::Grouping;
+
+/// Panics unless `analytic` is the gradient of `f` at `at`.
+#[track_caller]
+fn check(what: &str, at: &[f32], analytic: &[f32], f: impl Fn(&[f64]) -> f64) {
+    let mut x = wide(at);
+    let mut numeric = Vec::new();
+    for i in 0..x.len() {
+        let (old, step) = (x[i], 1e-5 * x[i].abs().max(1.0));
+        x[i] = old + step;
+        let up = f(&x);
+        x[i] = old - step;
+        numeric.push((up - f(&x)) / (2.0 * step));
+        x[i] = old;
+    }
+    let norm = numeric.iter().fold(0f64, |a, b| a.max(b.abs()));
+    assert!(norm > 1e-6, "{what}: the gradient is zero, which tests nothing");
+    assert_eq!(numeric.len(), analytic.len(), "{what}");
+    for (i, (n, a)) in numeric.iter().zip(analytic).enumerate() {
+        assert!(
+            (n - *a as f64).abs() <= 3e-5 * norm,
+            "{what}[{i}]: {a} by hand, {n} by differences (norm {norm})"
+        );
+    }
+}
+
+fn dot(a: &[f64], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * *b as f64).sum()
+}
+
+fn randomise(param: &mut Param, rng: &mut Rng) {
+    let n = param.len();
+    param.value = rng.normal(n);
+    param.project().unwrap();
+    param.zero_grad();
+}
+
+#[test]
+fn linear() {
+    on_every_isa(|rng| {
+        let (n, inputs, out) = (7, 19, 11);
+        let mut layer = Linear::new("l", inputs, out, None, true);
+        layer.params_mut().for_each(|p| randomise(p, rng));
+        let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
+        let mut dx = vec![0.0; x.len()];
+        layer.backward(&x, &dy, &mut dx, false);
+        let (w, b) = (wide(&layer.weight.value), wide(&layer.bias.as_ref().unwrap().value));
+        check("dx", &x, &dx, |x| dot(&r::linear(x, &w, Some(&b), inputs), &dy));
+        let x = wide(&x);
+        check("dW", &layer.weight.value, &layer.weight.grad, |w| {
+            dot(&r::linear(&x, w, Some(&b), inputs), &dy)
+        });
+        let bias = layer.bias.as_ref().unwrap();
+        check("db", &bias.value, &bias.grad, |b| dot(&r::linear(&x, &w, Some(b), inputs), &dy));
+    });
+}
+
+#[test]
+fn ternary_linear_has_the_dense_gradient_at_its_projection() {
+    on_every_isa(|rng| {
+        for grouping in [Grouping::Size(8), Grouping::Size(128), Grouping::Tensor] {
+            let (n, inputs, out) = (9, 20, 6);
+            let mut layer = TernaryLinear::new("l", inputs, out, grouping, false, rng.next());
+            let mut projected = vec![0.0; inputs * out];
+            let t = layer.weight.ternary().unwrap().clone();
+            projected.chunks_mut(inputs).enumerate().for_each(|(i, row)| t.unpack_row(i, row));
+            assert_ne!(projected, layer.weight.value);
+            let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
+            let mut y = vec![0.0; n * out];
+            layer.forward(&x, &mut y, false);
+            common::close(&y, &r::linear(&wide(&x), &wide(&projected), None, inputs), inputs, "y");
+            let mut dx = vec![0.0; x.len()];
+            layer.backward(&x, &dy, &mut dx, false);
+            check("dx", &x, &dx, |x| dot(&r::linear(x, &wide(&projected), None, inputs), &dy));
+            let x = wide(&x);
+            check("dW", &projected, &layer.weight.grad, |w| dot(&r::linear(&x, w, None, inputs), &dy));
+        }
+    });
+}
+
+#[test]
+fn ternary_embedding_adds_up_repeated_tokens() {
+    on_every_isa(|rng| {
+        let (vocab, width) = (5, 24);
+        let mut layer = TernaryEmbedding::new("e", vocab, width, Grouping::Size(16), rng.next());
+        let tokens = [3, 0, 3, 1];
+        let dx = rng.normal(tokens.len() * width);
+        layer.backward(&tokens, &dx);
+        check("dW", &layer.weight.value, &layer.weight.grad, |w| {
+            tokens
+                .iter()
+                .enumerate()
+                .map(|(n, &t)| dot(&w[t as usize * width..][..width], &dx[n * width..]))
+                .sum()
+        });
+        assert!(layer.weight.grad[2 * width..3 * width].iter().all(|g| *g == 0.0), "token 2 did not occur");
+    });
+}
+
+#[test]
+fn rms_norm() {
+    on_every_isa(|rng| {
+        let (n, width) = (130, 18);
+        let mut layer = RmsNorm::new("n", width, 1e-5);
+        randomise(&mut layer.gain, rng);
+        let (x, dy, before) = (rng.normal(n * width), rng.normal(n * width), rng.normal(n * width));
+        let mut dx = before.clone();
+        layer.backward(&x, &dy, &mut dx, true);
+        dx.iter_mut().zip(&before).for_each(|(d, b)| *d -= b);
+        let gain = wide(&layer.gain.value);
+        check("dx", &x, &dx, |x| dot(&r::rms_norm(x, &gain, 1e-5), &dy));
+        let x = wide(&x);
+        check("dgain", &layer.gain.value, &layer.gain.grad, |g| dot(&r::rms_norm(&x, g, 1e-5), &dy));
+    });
+}
+
+#[test]
+fn attention_kernel() {
+    on_every_isa(|rng| {
+        for (queries, keys, causal) in [(5, 5, true), (67, 67, true), (66, 66, false), (3, 8, true)] {
+            let s = AttentionShape { batch: 1, queries, keys, heads: 2, kv_heads: 1, dim: 4, causal };
+            let (q, kk, v) = (rng.normal(queries * 8), rng.normal(keys * 4), rng.normal(keys * 4));
+            let dout = rng.normal(queries * 8);
+            let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; 2 * queries]);
+            k::attention(&s, &q, &kk, &v, &mut out, &mut lse);
+            let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; kk.len()], vec![0.0; v.len()]);
+            k::attention_backward(&s, &q, &kk, &v, &out, &lse, &dout, &mut dq, &mut dk, &mut dv);
+            let (wq, wk, wv) = (wide(&q), wide(&kk), wide(&v));
+            check("dq", &q, &dq, |q| dot(&r::attention(&s, q, &wk, &wv), &dout));
+            check("dk", &kk, &dk, |kk| dot(&r::attention(&s, &wq, kk, &wv), &dout));
+            check("dv", &v, &dv, |v| dot(&r::attention(&s, &wq, &wk, v), &dout));
+        }
+    });
+}
+
+fn config(activation: Activation) -> ModelConfig {
+    ModelConfig {
+        vocab_size: 11,
+        hidden_size: 12,
+        layers: 1,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 6,
+        intermediate_size: 10,
+        activation,
+        qk_norm: true,
+        qkv_bias: true,
+        causal: true,
+        tie_embeddings: false,
+        rope_theta: 100.0,
+        rms_norm_eps: 1e-6,
+        max_positions: 16,
+    }
+}
+
+#[test]
+fn attention_layer_with_norms_rotation_and_biases() {
+    on_every_isa(|rng| {
+        let c = config(Activation::SwiGlu);
+        let seqs = Sequences::new(2, 5);
+        let mut layer = Attention::new("a", &c, None);
+        layer.params_mut().for_each(|p| randomise(p, rng));
+        let (h, dout) = (rng.normal(10 * 12), rng.normal(10 * 12));
+        let rope = RopeTable::new(8, 6, 100.0);
+        let (mut saved, mut ws) = (AttentionSaved::default(), Workspace::default());
+        let (mut out, mut dh) = (vec![0.0; 120], vec![0.0; 120]);
+        layer.forward(&h, seqs, &rope, &mut saved, None, &mut ws, &mut out);
+        layer.backward(&h, seqs, &rope, &saved, &mut ws, &dout, &mut dh);
+        let params: Vec<(String, Vec<f32>, Vec<f32>)> =
+            layer.params().map(|p| (p.name.clone(), p.value.clone(), p.grad.clone())).collect();
+        // Weights in the order of `params`, replaced one by one.
+        let forward = |h: &[f64], replaced: Option<(&str, &[f64])>| {
+            let get = |name: &str| match replaced {
+                Some((n, v)) if n == format!("a.{name}") => v.to_vec(),
+                _ => wide(&params.iter().find(|p| p.0 == format!("a.{name}")).unwrap().1),
+            };
+            let project = |name: &str| {
+                r::linear(h, &get(&format!("{name}.weight")), Some(&get(&format!("{name}.bias"))), 12)
+            };
+            let rotated = |x: Vec<f64>, heads, norm: &str| {
+                r::rope(&r::rms_norm(&x, &get(&format!("{norm}.weight")), 1e-6), heads, 6, 100.0, 5)
+            };
+            let (q, kk) = (rotated(project("q_proj"), 4, "q_norm"), rotated(project("k_proj"), 2, "k_norm"));
+            let s =
+                AttentionShape { batch: 2, queries: 5, keys: 5, heads: 4, kv_heads: 2, dim: 6, causal: true };
+            r::linear(&r::attention(&s, &q, &kk, &project("v_proj")), &get("o_proj.weight"), None, 24)
+        };
+        common::close(&out, &forward(&wide(&h), None), 200, "forward");
+        check("dh", &h, &dh, |h| dot(&forward(h, None), &dout));
+        let h = wide(&h);
+        for (name, value, grad) in &params {
+            check(name, value, grad, |v| dot(&forward(&h, Some((name, v))), &dout));
+        }
+    });
+}
+
+#[test]
+fn feed_forward_of_every_kind() {
+    on_every_isa(|rng| {
+        for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu2] {
+            let c = config(activation);
+            let n = 6;
+            let mut layer = FeedForward::new("f", &c, None);
+            layer.params_mut().for_each(|p| randomise(p, rng));
+            let (h, dout) = (rng.normal(n * 12), rng.normal(n * 12));
+            let (mut saved, mut ws) = (FeedForwardSaved::default(), Workspace::default());
+            let (mut out, mut dh) = (vec![0.0; n * 12], vec![0.0; n * 12]);
+            layer.forward(&h, n, &mut saved, &mut ws, &mut out);
+            layer.backward(&h, &saved, &mut ws, &dout, &mut dh);
+            let params: Vec<(String, Vec<f32>, Vec<f32>)> =
+                layer.params().map(|p| (p.name.clone(), p.value.clone(), p.grad.clone())).collect();
+            let forward = |h: &[f64], replaced: Option<(&str, &[f64])>| {
+                let get = |name: &str| match replaced {
+                    Some((n, v)) if n == name => v.to_vec(),
+                    _ => wide(&params.iter().find(|p| p.0 == name).unwrap().1),
+                };
+                let up = r::linear(h, &get("f.up_proj.weight"), None, 12);
+                let act: Vec<f64> = match activation {
+                    Activation::SwiGlu => {
+                        let gate = r::linear(h, &get("f.gate_proj.weight"), None, 12);
+                        gate.iter().zip(&up).map(|(g, u)| r::silu(*g) * u).collect()
+                    }
+                    Activation::Gelu => up.iter().map(|u| r::gelu(*u)).collect(),
+                    Activation::Relu2 => up.iter().map(|u| r::relu2(*u)).collect(),
+                };
+                r::linear(&act, &get("f.down_proj.weight"), None, 10)
+            };
+            check("dh", &h, &dh, |h| dot(&forward(h, None), &dout));
+            let h = wide(&h);
+            for (name, value, grad) in &params {
+                check(name, value, grad, |v| dot(&forward(&h, Some((name, v))), &dout));
+            }
+        }
+    });
+}
+
+#[test]
+fn cross_entropy_fused_with_the_head() {
+    on_every_isa(|rng| {
+        let (n, width, vocab) = (9, 7, 13);
+        let mut head = Param::new("head", &[vocab, width], None);
+        randomise(&mut head, rng);
+        let h = rng.normal(n * width);
+        let targets: Vec<u32> = (0..n as u32).map(|i| if i == 4 { IGNORE } else { i * 5 % 13 }).collect();
+        let loss = |h: &[f64], w: &[f64]| -> f64 {
+            let logits = r::linear(h, w, None, width);
+            let scored = targets.iter().enumerate().filter(|(_, t)| **t != IGNORE);
+            scored.map(|(i, &t)| 0.25 * r::cross_entropy(&logits[i * vocab..][..vocab], t as usize)).sum()
+        };
+        let (mut ws, mut dh) = (Workspace::default(), vec![0.0; h.len()]);
+        let got = cross_entropy::forward_backward(&h, &mut head, &targets, 0.25, &mut ws, &mut dh);
+        let want = loss(&wide(&h), &wide(&head.value));
+        assert!((got.sum * 0.25 - want).abs() < 1e-4 && got.count == 8, "{got:?}, wanted {want}");
+        let forward = cross_entropy::forward(&h, &head, &targets, &mut ws);
+        assert!((forward.sum - got.sum).abs() < 1e-4);
+        check("dh", &h, &dh, |h| loss(h, &wide(&head.value)));
+        check("dW", &head.value, &head.grad, |w| loss(&wide(&h), w));
+    });
+}
