@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod error;
+pub mod formats;
 pub mod ternary;
 
 pub use error::{Error, Result};
