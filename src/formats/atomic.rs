@@ -47,7 +47,9 @@ pub fn write_bytes(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
 /// What to do when the target of a [`DirectoryWriter`] is already there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IfExists {
+    /// An error that says so.
     Refuse,
+    /// A folder is replaced in whole; anything else is an error.
     Replace,
 }
 

@@ -21,7 +21,9 @@ pub const FORMAT: u32 = 1;
 pub struct Manifest {
     /// [`FORMAT`].
     pub format: u32,
+    /// What the ternary tensors hold.
     pub form: Form,
+    /// Inputs that share a scale.
     pub group: Grouping,
     /// By tensor name.
     pub tensors: BTreeMap<String, Entry>,
@@ -30,6 +32,7 @@ pub struct Manifest {
 /// One stored tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
+    /// Outermost dimension first.
     pub shape: Vec<usize>,
     /// Absent for a tensor that is not ternary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,7 +50,9 @@ pub struct TernaryEntry {
     pub groups: u64,
     /// Weights that are −s; with `zero` and `plus` as many as the matrix has elements.
     pub minus: u64,
+    /// Weights that are 0.
     pub zero: u64,
+    /// Weights that are +s.
     pub plus: u64,
     /// Groups whose scale is 0.
     pub dead_groups: u64,

@@ -27,11 +27,13 @@ pub const NOTE_FORMAT: u32 = 1;
 /// A model directory's configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HfConfig {
+    /// Judged by [`ModelConfig::validate`].
     pub model: ModelConfig,
     /// Present in a directory that ternlm wrote.
     pub ternary: Option<TernaryNote>,
     /// Token ids that end a text: those of `config.json`, then further ones of `generation_config.json`.
     pub eos: Vec<u32>,
+    /// The token id that begins a text, from `config.json` or else `generation_config.json`.
     pub bos: Option<u32>,
     /// `config.json` as it was read; [`write_config`] keeps the keys it does not know.
     pub raw: Map<String, Value>,
@@ -51,8 +53,11 @@ impl HfConfig {
 pub struct TernaryNote {
     /// [`NOTE_FORMAT`].
     pub format: u32,
+    /// What the ternary tensors hold.
     pub form: Form,
+    /// Which matrices were trained as ternary ones.
     pub scope: Scope,
+    /// Inputs that share a scale.
     pub group: Grouping,
     /// Names of the ternary tensors.
     pub tensors: Vec<String>,

@@ -5,6 +5,7 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use safetensors::Dtype;
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 use super::file::TensorFile;
@@ -25,13 +26,22 @@ pub struct Checkpoint {
 /// One tensor, where it lies in its file.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
+    /// For error messages.
     pub file: &'a Path,
+    /// The name in the file.
     pub name: &'a str,
+    /// The type of the stored elements.
     pub dtype: Dtype,
     /// Outermost dimension first.
     pub shape: &'a [usize],
     /// Row-major, little-endian, at any alignment.
     pub bytes: &'a [u8],
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Checkpoint({}, {} tensors)", self.source.display(), self.tensors.len())
+    }
 }
 
 impl Checkpoint {
@@ -114,6 +124,7 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Whether there is a tensor `name`.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
@@ -138,6 +149,7 @@ impl Checkpoint {
         self.tensor(name).map(|t| t.shape)
     }
 
+    /// The type of the stored elements.
     pub fn dtype(&self, name: &str) -> Result<Dtype> {
         self.tensor(name).map(|t| t.dtype)
     }

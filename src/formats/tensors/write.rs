@@ -20,9 +20,11 @@ const ROW_BLOCK: usize = 1 << 18;
 
 /// A tensor to write.
 pub struct Tensor<'a> {
+    /// Unique in the file.
     pub name: String,
     /// Outermost dimension first.
     pub shape: Vec<usize>,
+    /// The elements.
     pub data: Data<'a>,
 }
 
