@@ -196,6 +196,10 @@ mod tests {
                 "weight_map.a: found \"2.safetensors\", wanted a file that holds this tensor",
             ),
             (r#""a":"1.safetensors","b":"1.safetensors""#, "weight_map.b: found"),
+            (
+                r#""b":"1.safetensors","extra":"2.safetensors""#,
+                "weight_map.b: found \"1.safetensors\", wanted a file that",
+            ),
             (r#""a":"1.safetensors","c":"twin.safetensors""#, "found the tensor in"),
             (
                 r#""a":"../1.safetensors""#,
