@@ -1,0 +1,102 @@
+//! From [`HfConfig`] to JSON.
+
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+use super::{Architecture, FILE_NAME, GENERATION_NAME, HfConfig};
+use crate::config::Activation;
+use crate::error::Result;
+use crate::formats::atomic;
+
+/// Writes `config.json`, in the form that released models have, and `generation_config.json` into `folder`. `stored` is
+/// the dtype of the weights: F32, F16 or BF16. Unknown keys of a configuration that was read are kept.
+pub fn write_config(folder: impl AsRef<Path>, config: &HfConfig, stored: Dtype) -> Result<()> {
+    let folder = folder.as_ref();
+    write_json(&folder.join(FILE_NAME), config_json(config, stored))?;
+    let mut generation = config.generation.clone();
+    set_tokens(&mut generation, config);
+    write_json(&folder.join(GENERATION_NAME), generation)
+}
+
+fn config_json(config: &HfConfig, stored: Dtype) -> Map<String, Value> {
+    let m = &config.model;
+    let mut json = config.raw.clone();
+    let read = json.get("model_type").and_then(|v| Architecture::from_name(v.as_str()?));
+    let architecture = Architecture::of(m, read);
+    // Said by the released form's keys below; two spellings could disagree.
+    for key in ["rope_parameters", "dtype", "ternlm"] {
+        json.shift_remove(key);
+    }
+    let activation = match m.activation {
+        Activation::SwiGlu => "silu",
+        Activation::Gelu => "gelu_pytorch_tanh",
+        Activation::Relu2 => "relu2",
+    };
+    let torch_dtype = match stored {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+        other => panic!("weights are stored as F32, F16 or BF16, not {other}"),
+    };
+    let known = [
+        ("architectures", json!([architecture.class()])),
+        ("model_type", json!(architecture.name())),
+        ("vocab_size", json!(m.vocab_size)),
+        ("hidden_size", json!(m.hidden_size)),
+        ("num_hidden_layers", json!(m.layers)),
+        ("num_attention_heads", json!(m.heads)),
+        ("num_key_value_heads", json!(m.kv_heads)),
+        ("head_dim", json!(m.head_dim)),
+        ("intermediate_size", json!(m.intermediate_size)),
+        ("hidden_act", json!(activation)),
+        ("max_position_embeddings", json!(m.max_positions)),
+        ("rms_norm_eps", shortest(m.rms_norm_eps)),
+        ("rope_theta", shortest(m.rope_theta)),
+        ("rope_scaling", Value::Null),
+        ("tie_word_embeddings", json!(m.tie_embeddings)),
+        ("torch_dtype", json!(torch_dtype)),
+    ];
+    json.extend(known.map(|(key, value)| (key.to_string(), value)));
+    let extra = match architecture {
+        Architecture::Ternlm => vec![
+            ("ffn", json!(m.activation)),
+            ("causal", json!(m.causal)),
+            ("qk_norm", json!(m.qk_norm)),
+            ("qkv_bias", json!(m.qkv_bias)),
+        ],
+        // An absent key would mean a window of 4096.
+        Architecture::Mistral => vec![("sliding_window", Value::Null)],
+        Architecture::Qwen3 => vec![("attention_bias", json!(false))],
+        Architecture::Llama => vec![("attention_bias", json!(false)), ("mlp_bias", json!(false))],
+        Architecture::Qwen2 => vec![],
+    };
+    json.extend(extra.into_iter().map(|(key, value)| (key.to_string(), value)));
+    set_tokens(&mut json, config);
+    if let Some(note) = &config.ternary {
+        json.insert("ternlm".into(), json!(note));
+    }
+    json
+}
+
+/// `null` where unknown: an absent key would mean an architecture's own default.
+fn set_tokens(json: &mut Map<String, Value>, config: &HfConfig) {
+    let eos = match config.eos.as_slice() {
+        [] => Value::Null,
+        [one] => json!(one),
+        many => json!(many),
+    };
+    json.insert("bos_token_id".into(), json!(config.bos));
+    json.insert("eos_token_id".into(), eos);
+}
+
+/// The shortest decimal that reads back as this f32: 1e-6, not 9.999999974752427e-7.
+fn shortest(x: f32) -> Value {
+    json!(x.to_string().parse::<f64>().expect("a float's own text"))
+}
+
+fn write_json(path: &Path, json: Map<String, Value>) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(&json).expect("a value has a JSON form");
+    text.push(b'\n');
+    atomic::write_bytes(path, &text)
+}

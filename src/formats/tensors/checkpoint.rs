@@ -1,0 +1,236 @@
+//! The tensors of a model directory, whatever number of files they lie in.
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+use safetensors::Dtype;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+
+use super::file::TensorFile;
+use super::{FILE_NAME, INDEX_NAME};
+use crate::error::{Error, Result};
+use crate::formats::json::{self, Fields};
+use crate::formats::quoted;
+
+/// Memory-mapped tensors by name. The files must not be truncated by others while this lives.
+pub struct Checkpoint {
+    /// The weights file, or the index.
+    source: PathBuf,
+    files: Vec<TensorFile>,
+    /// Tensor name to the position of its file.
+    tensors: BTreeMap<String, usize>,
+}
+
+/// One tensor, where it lies in its file.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorView<'a> {
+    /// For error messages.
+    pub file: &'a Path,
+    /// The name in the file.
+    pub name: &'a str,
+    /// The type of the stored elements.
+    pub dtype: Dtype,
+    /// Outermost dimension first.
+    pub shape: &'a [usize],
+    /// Row-major, little-endian, at any alignment.
+    pub bytes: &'a [u8],
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Checkpoint({}, {} tensors)", self.source.display(), self.tensors.len())
+    }
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors` in `folder`, or else the shards that `model.safetensors.index.json` lists.
+    ///
+    /// # Errors
+    /// No weights; a damaged file; an index that names a file outside the folder, an absent file, or a tensor that its
+    /// file lacks; a tensor that lies in two files.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let [single, index] = [FILE_NAME, INDEX_NAME].map(|name| folder.join(name));
+        if single.exists() {
+            Self::open_file(single)
+        } else if index.exists() {
+            Self::open_shards(folder, index)
+        } else {
+            let wanted = format!("{FILE_NAME} or {INDEX_NAME}");
+            Err(Error::input(folder, "weights", "neither file", wanted))
+        }
+    }
+
+    /// Opens one safetensors file of any name.
+    pub fn open_file(path: impl AsRef<Path>) -> Result<Self> {
+        let file = TensorFile::open(path.as_ref())?;
+        let mut checkpoint = Self { source: file.path.clone(), files: Vec::new(), tensors: BTreeMap::new() };
+        checkpoint.add(file)?;
+        Ok(checkpoint)
+    }
+
+    fn open_shards(folder: &Path, index: PathBuf) -> Result<Self> {
+        let map = json::read_object(&index)?;
+        let top = Fields::new(&index, &map);
+        let weights = top.object("weight_map")?;
+        let weights = weights.ok_or_else(|| top.bad("weight_map", "nothing", "an object"))?;
+        let shard = |name: &str| {
+            let wanted = "the name of a file in the same folder";
+            let plain = |text: &&str| {
+                let mut parts = Path::new(text).components();
+                matches!(parts.next(), Some(Component::Normal(part)) if part == *text)
+                    && parts.next().is_none()
+            };
+            weights.need(name, wanted, |value| value.as_str().filter(plain))
+        };
+
+        let mut checkpoint = Self { source: index.clone(), files: Vec::new(), tensors: BTreeMap::new() };
+        let mut opened = HashSet::new();
+        for name in weights.map.keys() {
+            let file_name = shard(name)?;
+            if opened.insert(file_name) {
+                let path = folder.join(file_name);
+                if !path.exists() {
+                    return Err(weights.bad(name, quoted(file_name), "a file that is there"));
+                }
+                checkpoint.add(TensorFile::open(&path)?)?;
+            }
+        }
+        for name in weights.map.keys() {
+            let file_name = shard(name)?;
+            let found = checkpoint.tensors.get(name).map(|&file| checkpoint.files[file].path.file_name());
+            if found != Some(Some(file_name.as_ref())) {
+                return Err(weights.bad(name, quoted(file_name), "a file that holds this tensor"));
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    fn add(&mut self, file: TensorFile) -> Result<()> {
+        for name in file.names() {
+            if let Some(other) = self.tensors.insert(name.clone(), self.files.len()) {
+                let found = format!("the tensor in {} too", self.files[other].path.display());
+                return Err(Error::input(&file.path, quoted(&name), found, "every tensor in one file"));
+            }
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// Sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The tensor `name`, not yet read.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
+        let Some((name, &file)) = self.tensors.get_key_value(name) else {
+            return Err(Error::input(
+                &self.source,
+                format!("tensor {}", quoted(name)),
+                "nothing",
+                "this tensor",
+            ));
+        };
+        let file = &self.files[file];
+        let (dtype, shape, bytes) = file.get(name).expect("the index was built from the files");
+        Ok(TensorView { file: &file.path, name, dtype, shape, bytes })
+    }
+
+    /// Outermost dimension first.
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        self.tensor(name).map(|t| t.shape)
+    }
+
+    /// The type of the stored elements.
+    pub fn dtype(&self, name: &str) -> Result<Dtype> {
+        self.tensor(name).map(|t| t.dtype)
+    }
+
+    /// The stored bytes: row-major, little-endian, at any alignment.
+    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+        self.tensor(name).map(|t| t.bytes)
+    }
+
+    /// [`TensorView::read_f32_into`] of the tensor `name`.
+    pub fn read_f32_into(&self, name: &str, expected_shape: &[usize], out: &mut [f32]) -> Result<()> {
+        self.tensor(name)?.read_f32_into(expected_shape, out)
+    }
+
+    /// The tensors that are not in `used`, sorted.
+    pub fn unused(&self, used: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<&str> {
+        let mut left: BTreeMap<&str, ()> = self.names().map(|name| (name, ())).collect();
+        for name in used {
+            left.remove(name.as_ref());
+        }
+        left.into_keys().collect()
+    }
+
+    /// A text of the (first) file's `__metadata__`.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.files.first()?.metadata(key)
+    }
+}
+
+impl TensorView<'_> {
+    /// Reads F32, F16 or BF16 as f32, exactly; in parallel when it is large. `out` is row-major and holds exactly
+    /// `expected_shape`.
+    ///
+    /// # Errors
+    /// Another shape or another dtype in the file.
+    pub fn read_f32_into(&self, expected_shape: &[usize], out: &mut [f32]) -> Result<()> {
+        assert_eq!(
+            out.len(),
+            expected_shape.iter().product::<usize>(),
+            "{}: out for {expected_shape:?}",
+            self.name
+        );
+        let bad = |found: String, wanted: String| {
+            Err(Error::input(self.file, format!("tensor {}", quoted(self.name)), found, wanted))
+        };
+        if self.shape != expected_shape {
+            return bad(format!("shape {:?}", self.shape), format!("{expected_shape:?}"));
+        }
+        match self.dtype {
+            Dtype::F32 => blocks::<4>(self.bytes, out, |bytes, out| {
+                for (x, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *x = f32::from_le_bytes(*b);
+                }
+            }),
+            Dtype::BF16 => blocks::<2>(self.bytes, out, |bytes, out| {
+                for (x, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *x = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+                }
+            }),
+            Dtype::F16 => blocks::<2>(self.bytes, out, |bytes, out| {
+                // Through an aligned piece, which converts with the processor's own instructions.
+                let mut piece = [f16::ZERO; 512];
+                for (out, bytes) in out.chunks_mut(512).zip(bytes.chunks(1024)) {
+                    for (h, b) in piece.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                        *h = f16::from_le_bytes(*b);
+                    }
+                    piece[..out.len()].convert_to_f32_slice(out);
+                }
+            }),
+            other => return bad(format!("dtype {other}"), "F32, F16 or BF16".into()),
+        }
+        Ok(())
+    }
+}
+
+/// Applies `read` to matching blocks of `WIDTH`-byte elements and of `out`.
+fn blocks<const WIDTH: usize>(bytes: &[u8], out: &mut [f32], read: impl Fn(&[u8], &mut [f32]) + Sync) {
+    const BLOCK: usize = 1 << 16;
+    assert_eq!(bytes.len(), WIDTH * out.len());
+    if out.len() <= BLOCK {
+        return read(bytes, out);
+    }
+    out.par_chunks_mut(BLOCK).zip(bytes.par_chunks(WIDTH * BLOCK)).for_each(|(out, bytes)| read(bytes, out));
+}
