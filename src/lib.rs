@@ -3,5 +3,6 @@
 pub mod config;
 pub mod error;
 pub mod ternary;
+pub mod text;
 
 pub use error::{Error, Result};
