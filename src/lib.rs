@@ -6,5 +6,6 @@ pub mod formats;
 pub mod kernels;
 pub mod model;
 pub mod ternary;
+pub mod text;
 
 pub use error::{Error, Result};

@@ -1,0 +1,177 @@
+//! Where a long text may be cut so that encoding the pieces gives the ids of the whole.
+//!
+//! The tokenizers crate needs about a hundred bytes of memory for one byte of text and works on one core, so long
+//! texts are encoded in pieces. That is sound only for pre-tokenizers whose pattern is known to us.
+
+use serde_json::Value;
+
+/// Which cuts a tokenizer allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// None known: normalizers such as "prepend" see the start of the text, or the pattern is not one of ours.
+    Never,
+    /// GPT-2's pattern. No match joins a non-space with a space or newline after it, and nothing looks back.
+    Gpt2,
+    /// The patterns of Qwen2 and LLaMA-3. Punctuation takes the newlines after it, so the cut is before a space that
+    /// follows a non-space, or after a newline that a non-space follows.
+    Newlines,
+    /// Single bytes: any character boundary.
+    Anywhere,
+}
+
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+impl Cut {
+    /// Judges a `tokenizer.json`.
+    pub fn of(json: &Value) -> Cut {
+        let harmless = |t: &Value| {
+            t["content"].as_str().is_some_and(|c| !c.contains([' ', '\n']))
+                && ["lstrip", "rstrip", "single_word"].iter().all(|flag| t[*flag] != true)
+        };
+        let added = json["added_tokens"].as_array();
+        if json["model"]["type"] != "BPE" || !added.is_none_or(|tokens| tokens.iter().all(harmless)) {
+            return Cut::Never;
+        }
+        let (normalizer, pre) = (&json["normalizer"], &json["pre_tokenizer"]);
+        let byte_level = |v: &Value, regex: bool| {
+            v["type"] == "ByteLevel"
+                && v["add_prefix_space"] == false
+                && v["use_regex"].as_bool().unwrap_or(true) == regex
+        };
+        // NFC never joins a space or newline with its neighbours.
+        let nfc = normalizer.is_null() || normalizer["type"] == "NFC";
+        if nfc && byte_level(pre, true) {
+            return Cut::Gpt2;
+        }
+        if nfc
+            && pre["type"] == "Sequence"
+            && let Some([split, last]) = pre["pretokenizers"].as_array().map(Vec::as_slice)
+            && split["type"] == "Split"
+            && split["behavior"] == "Isolated"
+            && split["invert"] == false
+            && split["pattern"]["Regex"].as_str().is_some_and(|p| p == QWEN2 || p == LLAMA3)
+            && byte_level(last, false)
+        {
+            return Cut::Newlines;
+        }
+        Cut::Never
+    }
+
+    /// Cuts `text` into pieces of about `size` bytes; a piece is longer where no cut is allowed.
+    pub fn pieces(self, text: &str, size: usize) -> Vec<&str> {
+        let mut pieces = Vec::with_capacity(text.len() / size.max(1) + 1);
+        let mut rest = text;
+        while rest.len() > size {
+            let Some(at) = self.first_from(rest, size.max(1)) else { break };
+            let (piece, tail) = rest.split_at(at);
+            pieces.push(piece);
+            rest = tail;
+        }
+        pieces.push(rest);
+        pieces
+    }
+
+    /// The first allowed cut at byte `from` or later, and before the end.
+    pub fn first_from(self, text: &str, from: usize) -> Option<usize> {
+        let bytes = text.as_bytes();
+        let space_before = |at: usize| text[..at].chars().next_back().is_none_or(char::is_whitespace);
+        let space_after = |at: usize| text[at..].chars().next().is_none_or(char::is_whitespace);
+        (from.max(1)..text.len()).find(|&at| match self {
+            Cut::Never => false,
+            Cut::Anywhere => text.is_char_boundary(at),
+            Cut::Gpt2 => matches!(bytes[at], b' ' | b'\n') && !space_before(at),
+            Cut::Newlines => {
+                bytes[at] == b' ' && !space_before(at) || bytes[at - 1] == b'\n' && !space_after(at)
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::alphabet::{byte_order, to_chars};
+    use crate::text::builtin::{END_OF_TEXT, byte_level_json};
+    use proptest::prelude::*;
+    use serde_json::json;
+    use std::sync::LazyLock;
+
+    /// A byte-level tokenizer whose merges span what pre-tokenizers keep together.
+    fn json(pattern: Option<&str>) -> Value {
+        let mut tokens: Vec<String> = byte_order().map(|b| to_chars(&[b])).collect();
+        let merges: Vec<(String, String)> =
+            ["a a", "aa a", ". Ċ", ".Ċ Ċ", "Ċ Ċ", "Ġ a", "Ġ Ġ", "č Ċ", "1 1", "' a", ". ."]
+                .iter()
+                .map(|m| m.split_once(' ').map(|(a, b)| (a.to_string(), b.to_string())).unwrap())
+                .collect();
+        tokens.extend(merges.iter().map(|(a, b)| format!("{a}{b}")));
+        tokens.push(END_OF_TEXT.into());
+        let last = tokens.len() as u32 - 1;
+        let mut json = byte_level_json(&tokens, &merges, &[last], true).unwrap();
+        if let Some(pattern) = pattern {
+            json["normalizer"] = json!({"type": "NFC"});
+            json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
+                {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}]});
+        }
+        json
+    }
+
+    static TOKENIZERS: LazyLock<Vec<(Cut, tokenizers::Tokenizer)>> = LazyLock::new(|| {
+        let of = |pattern| {
+            let json = json(pattern);
+            (Cut::of(&json), serde_json::from_value(json).unwrap())
+        };
+        vec![of(None), of(Some(QWEN2)), of(Some(LLAMA3))]
+    });
+
+    #[test]
+    fn known_patterns_are_recognised_and_others_not() {
+        let cuts: Vec<Cut> = TOKENIZERS.iter().map(|t| t.0).collect();
+        assert_eq!(cuts, [Cut::Gpt2, Cut::Newlines, Cut::Newlines]);
+        assert_eq!(Cut::of(&json(Some(r"\s+|\S+"))), Cut::Never);
+        for (pointer, value) in [
+            ("/normalizer", json!({"type": "Lowercase"})),
+            ("/pre_tokenizer", json!(null)),
+            ("/pre_tokenizer/add_prefix_space", json!(true)),
+            ("/added_tokens/0/rstrip", json!(true)),
+            ("/added_tokens/0/content", json!("a b")),
+            ("/model/type", json!("Unigram")),
+        ] {
+            let mut json = json(None);
+            *json.pointer_mut(pointer).unwrap() = value;
+            assert_eq!(Cut::of(&json), Cut::Never, "{pointer}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn pieces_have_the_ids_of_the_whole(
+            parts in prop::collection::vec(prop::sample::select(vec![
+                " ", "  ", "\n", "\n\n", "\r", "\r\n", "\t", "\u{a0}", "\u{3000}", "a", "aaa", "e", "\u{301}", "猫", "1",
+                "11", ".", "。", "..", "'", "'s", "🙂", "\u{200b}", END_OF_TEXT,
+            ]), 0..30),
+            size in 1usize..12,
+        ) {
+            let text = parts.concat();
+            for (cut, hf) in TOKENIZERS.iter() {
+                let ids = |text: &str| hf.encode_fast(text, false).unwrap().get_ids().to_vec();
+                let pieces = cut.pieces(&text, size);
+                prop_assert_eq!(pieces.concat(), text.clone());
+                let joined: Vec<u32> = pieces.iter().flat_map(|piece| ids(piece)).collect();
+                prop_assert_eq!(joined, ids(&text), "{:?} {:?}", cut, pieces);
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_end_where_they_may() {
+        assert_eq!(Cut::Gpt2.pieces("ab cd\n\nef  g", 1), ["ab", " cd", "\n\nef", "  g"]);
+        assert_eq!(Cut::Newlines.pieces("ab. cd.\n\nef  g", 1), ["ab.", " cd.\n\n", "ef", "  g"]);
+        assert_eq!(Cut::Never.pieces("ab cd", 1), ["ab cd"]);
+        assert_eq!(Cut::Anywhere.pieces("a猫b", 2), ["a猫", "b"]);
+        assert_eq!(Cut::Gpt2.pieces("", 1), [""]);
+    }
+}

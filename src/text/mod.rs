@@ -1,0 +1,26 @@
+//! Text: tokenizers, training of a vocabulary, tokenised corpora and the batches drawn from them.
+
+mod alphabet;
+pub mod batches;
+pub mod bpe_train;
+mod builtin;
+pub mod corpus;
+mod cut;
+mod files;
+mod judge;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod side_files;
+pub mod sources;
+mod store;
+pub mod stream;
+pub mod tokenizer;
+pub mod tokens;
+
+pub use batches::{Batches, validation_windows};
+pub use bpe_train::BpeTrainer;
+pub use corpus::{Corpus, default_cache_dir};
+pub use sources::read_text;
+pub use stream::TokenStream;
+pub use tokenizer::Tokenizer;
+pub use tokens::Tokens;

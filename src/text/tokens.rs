@@ -1,0 +1,111 @@
+//! A read-only sequence of token ids, in a file or in memory.
+
+use memmap2::Mmap;
+use std::fs::File;
+use std::sync::Arc;
+
+use crate::Result;
+
+/// Bytes of one id in a token file: 2 while the vocabulary fits, else 4. Little-endian.
+pub(super) fn width(vocab_size: usize) -> usize {
+    if vocab_size <= 1 << 16 { 2 } else { 4 }
+}
+
+/// Token ids of a text, with what is needed to judge it. Cloning is cheap.
+#[derive(Clone)]
+pub struct Tokens {
+    data: Data,
+    /// Bytes of an id.
+    width: usize,
+    /// The part of `data` that is meant, in tokens.
+    start: usize,
+    len: usize,
+    documents: u64,
+    text_bytes: u64,
+}
+
+#[derive(Clone)]
+enum Data {
+    File(Arc<Mmap>),
+    Memory(Arc<[u8]>),
+}
+
+impl Tokens {
+    /// Tokens in memory: `documents` and `text_bytes` as [`Tokens::documents`] and [`Tokens::text_bytes`] tell them.
+    pub fn from_ids(ids: &[u32], documents: u64, text_bytes: u64) -> Tokens {
+        let data = Data::Memory(ids.iter().flat_map(|id| id.to_le_bytes()).collect());
+        Tokens { data, width: 4, start: 0, len: ids.len(), documents, text_bytes }
+    }
+
+    /// Maps a token file of our own cache.
+    pub(super) fn map(file: &File, path: &std::path::Path, width: usize) -> Result<Tokens> {
+        // SAFETY: token files are written under another name and never changed after the rename that makes them
+        // visible; replacing one unlinks it, which leaves this mapping as it is.
+        let map = unsafe { Mmap::map(file) }.map_err(crate::Error::io("map", path))?;
+        let len = map.len() / width;
+        Ok(Tokens { data: Data::File(Arc::new(map)), width, start: 0, len, documents: 0, text_bytes: 0 })
+    }
+
+    /// A part of these tokens.
+    pub(super) fn part(&self, start: usize, len: usize, documents: u64, text_bytes: u64) -> Tokens {
+        assert!(start + len <= self.len, "a part lies inside the whole");
+        Tokens { start: self.start + start, len, documents, text_bytes, ..self.clone() }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        let all: &[u8] = match &self.data {
+            Data::File(map) => map,
+            Data::Memory(bytes) => bytes,
+        };
+        &all[self.start * self.width..(self.start + self.len) * self.width]
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Number of documents.
+    pub fn documents(&self) -> u64 {
+        self.documents
+    }
+
+    /// UTF-8 bytes of the text that the tokens encode, what stands between documents included (an end-of-text token
+    /// counts 0): bits per byte = total nats / (ln 2 * text_bytes).
+    pub fn text_bytes(&self) -> u64 {
+        self.text_bytes
+    }
+
+    /// Copies the ids from `start` on into `out`. They must exist: `start + out.len() <= len()`.
+    pub fn read(&self, start: usize, out: &mut [u32]) {
+        let end = start.checked_add(out.len()).filter(|&end| end <= self.len);
+        let end = end.unwrap_or_else(|| panic!("tokens {start}.. + {} of {}", out.len(), self.len));
+        let bytes = &self.bytes()[start * self.width..end * self.width];
+        if self.width == 2 {
+            for (id, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                *id = u16::from_le_bytes([b[0], b[1]]).into();
+            }
+        } else {
+            for (id, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                *id = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+        }
+    }
+
+    /// All ids; for small corpora and tests.
+    pub fn to_vec(&self) -> Vec<u32> {
+        let mut ids = vec![0; self.len];
+        self.read(0, &mut ids);
+        ids
+    }
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokens({} tokens, {} documents, {} bytes)", self.len, self.documents, self.text_bytes)
+    }
+}
