@@ -2,6 +2,9 @@
 
 pub mod config;
 pub mod error;
+pub mod generate;
+pub mod report;
 pub mod ternary;
+pub mod train;
 
 pub use error::{Error, Result};
