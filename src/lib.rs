@@ -3,9 +3,13 @@
 pub mod config;
 pub mod error;
 pub mod formats;
+pub mod generate;
 pub mod kernels;
+pub mod measure;
 pub mod model;
+pub mod report;
 pub mod ternary;
 pub mod text;
+pub mod train;
 
 pub use error::{Error, Result};

@@ -1,0 +1,9 @@
+//! Turning a model's logits into text.
+
+mod chat;
+mod chat_guard;
+mod sampling;
+mod strftime;
+
+pub use chat::{ChatTemplate, Message};
+pub use sampling::{Sampler, SamplingConfig};
