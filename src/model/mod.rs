@@ -11,6 +11,7 @@ mod feed_forward;
 mod linear;
 mod param;
 mod rms_norm;
+mod store;
 mod workspace;
 
 pub use attention::{Attention, AttentionSaved, LayerCache};
@@ -21,4 +22,5 @@ pub use feed_forward::{FeedForward, FeedForwardSaved};
 pub use linear::{Linear, TernaryLinear};
 pub use param::Param;
 pub use rms_norm::RmsNorm;
+pub use store::{Model, Purpose, load, save, ternary_entry};
 pub use workspace::{Buffer, Workspace};

@@ -112,6 +112,13 @@ impl Param {
         self.ternary = Some((grouping, matrix));
     }
 
+    /// Keeps a ternary tensor's projection only, for inference.
+    pub fn drop_latents(&mut self) {
+        if self.ternary.is_some() {
+            (self.value, self.grad) = (Vec::new(), Vec::new());
+        }
+    }
+
     /// Trits that changed since this was last asked.
     pub fn take_flips(&mut self) -> Flips {
         std::mem::take(&mut self.flips)

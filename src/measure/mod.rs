@@ -1,0 +1,7 @@
+//! What a trained model is: ternary or not, and how good.
+
+mod perplexity;
+mod verify;
+
+pub use perplexity::{Perplexity, perplexity, words};
+pub use verify::{Proof, TensorProof, verify};

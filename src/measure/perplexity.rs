@@ -1,0 +1,83 @@
+//! How well a model predicts a text.
+
+use serde::Serialize;
+
+use crate::model::{Decoder, Loss, Sequences, State};
+
+/// Measured over a whole text.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Perplexity {
+    /// Nats per predicted token.
+    pub nll: f64,
+    /// `e^nll`
+    pub ppl: f64,
+    /// Tokens predicted.
+    pub tokens: u64,
+    /// Most tokens a prediction could see.
+    pub context: usize,
+    /// Tokens predicted per window.
+    pub stride: usize,
+    /// Nats in all.
+    pub sum: f64,
+}
+
+impl Perplexity {
+    /// Over `bytes` bytes of UTF-8 text.
+    pub fn bits_per_byte(&self, bytes: u64) -> f64 {
+        self.sum / std::f64::consts::LN_2 / bytes.max(1) as f64
+    }
+
+    /// Perplexity per word, for `words` words.
+    pub fn per_word(&self, words: u64) -> f64 {
+        (self.sum / words.max(1) as f64).exp()
+    }
+}
+
+/// Words of a text by the WikiText convention: what white space separates, and an end-of-sentence word for each line.
+pub fn words(text: &str) -> u64 {
+    (text.split_whitespace().count() + text.lines().count()) as u64
+}
+
+/// Scores every token of `tokens` but the first, once, in windows of `context` tokens that advance by `stride`: a
+/// window predicts its last `stride` tokens, so that each sees at least `context - stride` tokens before it.
+/// `progress` is told how many tokens are done.
+pub fn perplexity(
+    decoder: &mut Decoder,
+    tokens: &[u32],
+    context: usize,
+    stride: usize,
+    progress: &mut dyn FnMut(u64),
+) -> Perplexity {
+    assert!(context > 0 && (1..=context).contains(&stride), "context {context}, stride {stride}");
+    let mut state = State::default();
+    let mut loss = Loss::default();
+    let mut scored = 0; // positions whose next token has been predicted
+    let predictions = tokens.len().saturating_sub(1);
+    // Equal windows go through the model together.
+    let together = (2048 / context).max(1);
+    while scored < predictions {
+        let window = |scored: usize| {
+            let end = (scored + if scored == 0 { context } else { stride }).min(predictions);
+            (end.saturating_sub(context), end)
+        };
+        let (begin, end) = window(scored);
+        let len = end - begin;
+        let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+        let mut next = scored;
+        for _ in 0..together {
+            let (begin, end) = window(next);
+            if next >= predictions || end - begin != len {
+                break;
+            }
+            inputs.extend_from_slice(&tokens[begin..end]);
+            targets
+                .extend((begin..end).map(|i| if i < next { crate::kernels::IGNORE } else { tokens[i + 1] }));
+            next = end;
+        }
+        loss += decoder.loss(&inputs, &targets, Sequences::new(inputs.len() / len, len), &mut state);
+        progress((next - scored) as u64);
+        scored = next;
+    }
+    let nll = loss.mean();
+    Perplexity { nll, ppl: nll.exp(), tokens: loss.count as u64, context, stride, sum: loss.sum }
+}

@@ -1,0 +1,93 @@
+//! Muon: momentum, then the nearest orthogonal matrix (Jordan et al., kellerjordan.github.io/posts/muon).
+
+use crate::kernels::{self, Rhs, Target, Threads, View};
+
+/// Newton–Schulz steps; each doubles the digits of small singular values, roughly.
+const STEPS: usize = 5;
+/// Coefficients of the quintic, chosen by its authors for speed at zero rather than for convergence to 1.
+const QUINTIC: (f32, f32, f32) = (3.4445, -4.7750, 2.0315);
+
+/// One step on a matrix `[rows, cols]`: `b = mu b + s g`; the update is the orthogonal factor of `s g + mu b`
+/// (Nesterov), times `sqrt(max(1, rows / cols))`; `p = (1 - lr wd) p - lr update`.
+#[allow(clippy::too_many_arguments)]
+pub fn muon(
+    lr: f32,
+    momentum: f32,
+    weight_decay: f32,
+    grad_scale: f32,
+    rows: usize,
+    cols: usize,
+    p: &mut [f32],
+    g: &[f32],
+    b: &mut [f32],
+) {
+    kernels::scale_add(momentum, b, grad_scale, g);
+    let mut update = vec![0f32; g.len()];
+    kernels::blend(grad_scale, g, momentum, b, &mut update);
+    orthogonalise(rows, cols, &mut update);
+    let size = (rows as f32 / cols as f32).max(1.0).sqrt();
+    kernels::scale_add(1.0 - lr * weight_decay, p, -lr * size, &update);
+}
+
+/// Replaces `x` by nearly `U Vᵀ` of its singular value decomposition `U S Vᵀ`: singular values end between 0.7 and 1.2.
+pub fn orthogonalise(rows: usize, cols: usize, x: &mut [f32]) {
+    let norm = kernels::sum_squares(x).sqrt() as f32;
+    if norm == 0.0 {
+        return;
+    }
+    let zeros = vec![0f32; x.len()];
+    kernels::scale_add(1.0 / (norm * 1.0001), x, 0.0, &zeros);
+    // The square products are made on the short side: A = X Xᵀ, or Xᵀ X and multiplication from the right.
+    let n = rows.min(cols);
+    let (mut a, mut b, mut next) = (vec![0f32; n * n], vec![0f32; n * n], vec![0f32; x.len()]);
+    for _ in 0..STEPS {
+        let view = View::rows(x, cols);
+        let (left, right) = if rows <= cols { (view, view.t()) } else { (view.t(), view) };
+        kernels::gemm(n, n, rows.max(cols), left, Rhs::Dense(right), target(&mut a, n), Threads::All);
+        let square = View::rows(&a, n);
+        kernels::gemm(n, n, n, square, Rhs::Dense(square), target(&mut b, n), Threads::All);
+        kernels::scale_add(QUINTIC.2, &mut b, QUINTIC.1, &a);
+        let square = View::rows(&b, n);
+        if rows <= cols {
+            kernels::gemm(rows, cols, n, square, Rhs::Dense(view), target(&mut next, cols), Threads::All);
+        } else {
+            kernels::gemm(rows, cols, n, view, Rhs::Dense(square), target(&mut next, cols), Threads::All);
+        }
+        kernels::scale_add(QUINTIC.0, x, 1.0, &next);
+    }
+}
+
+fn target(data: &mut [f32], stride: usize) -> Target<'_> {
+    Target { data, stride, add: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Param;
+
+    #[test]
+    fn singular_values_come_close_to_one() {
+        for (rows, cols) in [(8, 20), (20, 8), (16, 16)] {
+            let mut x = Param::new("x", &[rows, cols], None);
+            x.init_normal(3.0, 1);
+            orthogonalise(rows, cols, &mut x.value);
+            // v -> X Xᵀ v for the short side: every eigenvalue is a squared singular value.
+            let n = rows.min(cols);
+            let at =
+                |i: usize, k: usize| if rows <= cols { x.value[i * cols + k] } else { x.value[k * cols + i] };
+            let trace: f32 = (0..n).map(|i| (0..rows.max(cols)).map(|k| at(i, k).powi(2)).sum::<f32>()).sum();
+            assert!(
+                (0.5..1.5).contains(&(trace / n as f32)),
+                "mean squared singular value {}",
+                trace / n as f32
+            );
+            for i in 0..n {
+                for j in 0..i {
+                    let dot: f32 = (0..rows.max(cols)).map(|k| at(i, k) * at(j, k)).sum();
+                    assert!(dot.abs() < 0.45, "rows {i} and {j}: {dot}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The whole decoder against an independent implementation: logits, hidden states, gradients, ten AdamW steps, and the
+//! real pretrained stories260K.
+
+mod common;
+
+use serde_json::Value;
+use std::path::Path;
+use ternlm::config::{OptimizerKind, Scope, TrainConfig};
+use ternlm::formats::npy;
+use ternlm::formats::tensors::Checkpoint;
+use ternlm::kernels::IGNORE;
+use ternlm::model::{self, Decoder, Purpose, Sequences, State};
+use ternlm::ternary::Grouping;
+use ternlm::train::Optimizer;
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect()
+}
+
+fn load(dir: &Path, scope: Scope) -> Decoder {
+    let mut decoder = model::load(dir, Purpose::Train, Some((scope, Grouping::default()))).unwrap().decoder;
+    decoder.zero_grad();
+    decoder
+}
+
+/// Both sequences of `ref.json` in one row after the other, and their shifted targets.
+fn batch(reference: &Value) -> (Vec<u32>, Vec<u32>, Sequences) {
+    let rows: Vec<Vec<u32>> = reference["input_ids"].as_array().unwrap().iter().map(ids).collect();
+    let targets = rows.iter().flat_map(|r| r[1..].iter().copied().chain([IGNORE])).collect();
+    (rows.concat(), targets, Sequences::new(rows.len(), rows[0].len()))
+}
+
+/// Largest difference, and the largest value to hold it against.
+fn difference(a: &[f32], b: &[f32]) -> (f32, f32) {
+    assert_eq!(a.len(), b.len());
+    (
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max),
+        b.iter().map(|b| b.abs()).fold(0.0, f32::max),
+    )
+}
+
+const ALL: [&str; 5] = [
+    "qwen3-tiny-tied-f32",
+    "qwen3-tiny-untied-f32",
+    "qwen3-tiny-tied-bf16",
+    "qwen3-tiny-untied-bf16",
+    "qwen3-tiny-tied-bf16-sharded",
+];
+
+#[test]
+fn logits_and_hidden_states_match() {
+    for name in ALL {
+        let Some(dir) = common::data(&format!("ckpt/{name}")) else { return };
+        let refs =
+            if name.ends_with("sharded") { dir.with_file_name("qwen3-tiny-tied-bf16") } else { dir.clone() };
+        let reference = json(&refs.join("ref.json"));
+        let (tokens, targets, seqs) = batch(&reference);
+        let mut decoder = load(&dir, Scope::None);
+        let mut state = State::default();
+        let logits = decoder.logits(&tokens, seqs, &mut state);
+        let (error, _) = difference(&logits, &npy::read(refs.join("ref_logits.npy")).unwrap().1);
+        assert!(error < 1e-4, "{name}: logits differ by {error}");
+        for layer in 0..2 {
+            let want = npy::read(refs.join(format!("ref_hidden_{layer}.npy"))).unwrap().1;
+            let (error, size) = difference(&state.block_input(layer)[..want.len()], &want);
+            assert!(error < 1e-5 * size, "{name}: hidden state {layer} differs by {error}");
+        }
+        let loss = decoder.loss(&tokens, &targets, seqs, &mut state).mean();
+        let want = reference["loss_mean_ce_shifted"].as_f64().unwrap();
+        assert!((loss - want).abs() < 1e-5 * want, "{name}: loss {loss}, wanted {want}");
+    }
+}
+
+#[test]
+fn gradients_match() {
+    for name in ["qwen3-tiny-tied-f32", "qwen3-tiny-untied-f32"] {
+        let Some(dir) = common::data(&format!("ckpt/{name}")) else { return };
+        let (tokens, targets, seqs) = batch(&json(&dir.join("ref.json")));
+        let count = targets.iter().filter(|t| **t != IGNORE).count();
+        let mut decoder = load(&dir, Scope::None);
+        decoder.loss_and_gradient(&tokens, &targets, seqs, 1.0 / count as f32, &mut State::default());
+        let stored = Checkpoint::open_file(dir.join("ref_grads.safetensors")).unwrap();
+        for param in decoder.params() {
+            let mut want = vec![0.0; param.len()];
+            stored.read_f32_into(&param.name, &param.shape, &mut want).unwrap();
+            let (error, size) = difference(&param.grad, &want);
+            assert!(error < 2e-5 * size, "{name}: gradient of {} differs by {error} of {size}", param.name);
+        }
+    }
+}
+
+#[test]
+fn ten_adamw_steps_match() {
+    // The tied model memorises its two sequences within five steps; from there on any two correct programs drift apart.
+    for (name, steps) in [("qwen3-tiny-tied-f32", 5), ("qwen3-tiny-untied-f32", 10)] {
+        let Some(dir) = common::data(&format!("ckpt/{name}")) else { return };
+        let (tokens, targets, seqs) = batch(&json(&dir.join("ref.json")));
+        let count = targets.iter().filter(|t| **t != IGNORE).count();
+        let reference = json(&dir.join("ref_train.json"));
+        let mut decoder = load(&dir, Scope::None);
+        let mut optimizer = Optimizer::new(OptimizerKind::AdamW, &decoder);
+        let config = TrainConfig { lr: 1e-3, weight_decay: 0.1, ..TrainConfig::default() };
+        let mut state = State::default();
+        for (step, want) in reference["trajectory"].as_array().unwrap().iter().take(steps).enumerate() {
+            decoder.zero_grad();
+            let loss =
+                decoder.loss_and_gradient(&tokens, &targets, seqs, 1.0 / count as f32, &mut state).mean();
+            let norm = decoder.params().map(|p| ternlm::kernels::sum_squares(&p.grad)).sum::<f64>().sqrt();
+            let (want_loss, want_norm) =
+                (want["loss"].as_f64().unwrap(), want["grad_norm_before_clip"].as_f64().unwrap());
+            assert!(
+                (loss - want_loss).abs() < 2e-4 * want_loss,
+                "{name} step {step}: loss {loss}, wanted {want_loss}"
+            );
+            assert!(
+                (norm - want_norm).abs() < 1e-3 * want_norm,
+                "{name} step {step}: norm {norm}, wanted {want_norm}"
+            );
+            optimizer.step(&mut decoder, &config, step as u64, 1.0, (1.0 / norm).min(1.0) as f32).unwrap();
+        }
+    }
+}
+
+#[test]
+fn stories260k_is_itself() {
+    let Some(dir) = common::data("ckpt/stories260K-hf") else { return };
+    let reference = json(&dir.join("ref.json"));
+    let mut decoder = load(&dir, Scope::None);
+    let mut state = State::default();
+    let story = ids(&reference["first_story_ids"]);
+    let loss =
+        decoder.loss(&story[..story.len() - 1], &story[1..], Sequences::new(1, story.len() - 1), &mut state);
+    let want = reference["first_story_mean_ce"].as_f64().unwrap();
+    assert!((loss.mean() - want).abs() < 1e-5, "{} nats, wanted {want}", loss.mean());
+    assert_eq!(loss.count as u64, reference["first_story_n_pred"].as_u64().unwrap());
+
+    // The same greedy story, token by token through the cache.
+    let want = ids(&reference["greedy_ids_256"]);
+    let (mut cache, mut got) = (decoder.cache(), vec![want[0]]);
+    while got.len() < want.len() {
+        let logits = decoder.step(&got[got.len() - 1..], &mut cache, &mut state);
+        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+        got.push(best as u32);
+    }
+    assert_eq!(got, want);
+}
+
+#[test]
+fn a_cache_changes_nothing() {
+    for scope in [Scope::None, Scope::All] {
+        let Some(dir) = common::data("ckpt/qwen3-tiny-untied-f32") else { return };
+        let (tokens, _, _) = batch(&json(&dir.join("ref.json")));
+        let tokens = &tokens[..48];
+        let mut decoder = load(&dir, scope);
+        let mut state = State::default();
+        let all = decoder.logits(tokens, Sequences::new(1, 48), &mut state);
+        // In pieces of every kind: a long one, one token, a few, the rest.
+        let mut cache = decoder.cache();
+        for piece in [&tokens[..20], &tokens[20..21], &tokens[21..24], &tokens[24..]] {
+            let logits = decoder.step(piece, &mut cache, &mut state);
+            let at = (cache.len() - 1) * 512;
+            let (error, size) = difference(&logits, &all[at..at + 512]);
+            assert!(error < 2e-5 * size, "{scope:?} after {} tokens: off by {error}", cache.len());
+        }
+    }
+}
+
+#[test]
+fn what_is_saved_loads_and_computes_the_same() {
+    use ternlm::formats::Form;
+    let Some(dir) = common::data("ckpt/qwen3-tiny-tied-f32") else { return };
+    let (tokens, targets, seqs) = batch(&json(&dir.join("ref.json")));
+    for scope in [Scope::Blocks, Scope::All] {
+        let loaded = model::load(&dir, Purpose::Train, Some((scope, Grouping::Size(128)))).unwrap();
+        let mut state = State::default();
+        let want = loaded.decoder.clone().loss(&tokens, &targets, seqs, &mut state);
+        for form in [Form::Latent, Form::Unpacked] {
+            let out = tempfile::tempdir().unwrap();
+            model::save(out.path(), &loaded.decoder, &loaded.hf, form).unwrap();
+            for purpose in [Purpose::Train, Purpose::Run] {
+                let mut again = model::load(out.path(), purpose, None).unwrap().decoder;
+                assert_eq!(again.scope, scope);
+                for (a, b) in again.params().zip(loaded.decoder.params()) {
+                    assert_eq!(a.ternary(), b.ternary(), "{} of {form:?}", a.name);
+                }
+                assert_eq!(again.loss(&tokens, &targets, seqs, &mut state), want, "{form:?} for {purpose:?}");
+            }
+        }
+    }
+}
