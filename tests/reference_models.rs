@@ -120,7 +120,9 @@ fn ten_adamw_steps_match() {
                 (norm - want_norm).abs() < 1e-3 * want_norm,
                 "{name} step {step}: norm {norm}, wanted {want_norm}"
             );
-            optimizer.step(&mut decoder, &config, step as u64, 1.0, (1.0 / norm).min(1.0) as f32).unwrap();
+            optimizer
+                .step(&mut decoder, &config, step as u64, 1.0, (1.0 / norm).min(1.0) as f32, None)
+                .unwrap();
         }
     }
 }

@@ -32,6 +32,14 @@ pub struct AttentionSaved {
     lse: Vec<f32>,
 }
 
+impl AttentionSaved {
+    pub(super) fn parts(&self) -> impl Iterator<Item = (&'static str, &[f32])> {
+        [("queries", &self.q), ("keys", &self.k), ("values", &self.v), ("attention", &self.out)]
+            .into_iter()
+            .map(|(name, x)| (name, &x[..]))
+    }
+}
+
 /// Keys and values of the positions seen so far, `[positions, KV * D]`.
 #[derive(Clone, Debug, Default)]
 pub struct LayerCache {

@@ -48,6 +48,17 @@ struct BlockSaved {
     feed_forward: FeedForwardSaved,
 }
 
+impl BlockSaved {
+    /// In the order in which the forward pass made them.
+    fn parts(&self) -> impl Iterator<Item = (&'static str, &[f32])> {
+        [("input", &self.x[..])]
+            .into_iter()
+            .chain(self.attention.parts())
+            .chain([("sum after attention", &self.mid[..])])
+            .chain(self.feed_forward.parts())
+    }
+}
+
 impl Block {
     fn new(name: &str, c: &ModelConfig, grouping: Option<Grouping>) -> Self {
         let norm = |part: &str| RmsNorm::new(&format!("{name}.{part}"), c.hidden_size, c.rms_norm_eps);
@@ -298,6 +309,22 @@ impl Decoder {
         ws.give(dx);
         ws.give(dh);
         loss
+    }
+
+    /// The first tensor, in the order of the last forward pass, that holds a value that is not finite.
+    pub fn first_not_finite(&self, state: &State) -> Option<String> {
+        let bad = |x: &[f32]| !crate::kernels::all_finite(x);
+        if let Some(param) = self.params().find(|p| bad(&p.value)) {
+            return Some(param.name.clone());
+        }
+        for (i, saved) in state.blocks.iter().enumerate() {
+            for (part, values) in saved.parts() {
+                if bad(values) {
+                    return Some(format!("the {part} of model.layers.{i}"));
+                }
+            }
+        }
+        bad(&state.last).then(|| "the output of the last layer".to_string())
     }
 
     /// Logits of every position, `[N, V]`: for tests and small models.

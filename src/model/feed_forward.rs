@@ -21,6 +21,12 @@ pub struct FeedForwardSaved {
     up: Vec<f32>,
 }
 
+impl FeedForwardSaved {
+    pub(super) fn parts(&self) -> impl Iterator<Item = (&'static str, &[f32])> {
+        [("gate", &self.gate), ("up projection", &self.up)].into_iter().map(|(name, x)| (name, &x[..]))
+    }
+}
+
 impl FeedForward {
     pub fn new(name: &str, c: &ModelConfig, grouping: Option<Grouping>) -> Self {
         let linear =

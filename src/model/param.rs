@@ -124,6 +124,16 @@ impl Param {
         std::mem::take(&mut self.flips)
     }
 
+    /// Trits that changed since [`Param::take_flips`], left standing.
+    pub fn flips(&self) -> Flips {
+        self.flips
+    }
+
+    /// For a training that goes on from a checkpoint.
+    pub fn set_flips(&mut self, flips: Flips) {
+        self.flips = flips;
+    }
+
     /// Makes room for the gradient, all zeros.
     pub fn zero_grad(&mut self) {
         if self.grad.len() == self.value.len() {

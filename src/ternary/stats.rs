@@ -2,7 +2,7 @@
 
 use super::TernaryMatrix;
 use super::matrix::{CODES_PER_WORD, ZERO_WORD};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Counts of a ternary matrix and the spread of its scales.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -49,7 +49,7 @@ impl Stats {
 }
 
 /// Trits that changed from one projection to the next.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flips {
     /// ±1 became 0.
     pub to_zero: u64,

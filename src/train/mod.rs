@@ -1,15 +1,22 @@
-//! Training and what it writes down.
+//! The training loop and what it writes down.
 
 pub(crate) mod atomic;
+pub mod checkpoint;
 mod metrics;
 mod muon;
 mod optimizer;
+mod run;
 mod schedule;
+mod source;
 mod tensorboard;
+mod trainer;
 
 pub(crate) use metrics::nan_as_null;
 pub use metrics::{MetricsLog, Record, TensorPoint, read as read_metrics};
 pub use muon::orthogonalise;
 pub use optimizer::Optimizer;
+pub use run::{METRICS, Observer, Outcome, run};
 pub use schedule::schedule;
+pub use source::{Source, Synthetic};
 pub use tensorboard::EventWriter;
+pub use trainer::{Progress, StepReport, Trainer};

@@ -43,7 +43,8 @@ impl Optimizer {
     }
 
     /// One step with the gradients as they stand, each times `grad_scale`; `step` is counted from 0 and `factor` is the
-    /// schedule's. Matrices alone are decayed. Projections are brought up to date.
+    /// schedule's. Matrices alone are decayed. Projections are brought up to date. `updates`, if given, gets the root mean
+    /// square of what the step added to each parameter.
     ///
     /// # Errors
     /// A latent that is no longer finite, by its tensor's name.
@@ -54,11 +55,16 @@ impl Optimizer {
         step: u64,
         factor: f32,
         grad_scale: f32,
+        mut updates: Option<&mut Vec<f64>>,
     ) -> Result<()> {
         let lr = t.lr * factor;
+        if let Some(updates) = &mut updates {
+            updates.clear();
+        }
         for (param, slot) in decoder.params_mut().zip(&mut self.slots) {
             let decay = if param.is_matrix() { weight_decay(t, step) } else { 0.0 };
             let rule = rule(self.kind, param);
+            let before = updates.is_some().then(|| param.value.clone());
             let (p, g) = (&mut param.value, &param.grad);
             match rule {
                 Rule::AdamW => {
@@ -88,6 +94,10 @@ impl Optimizer {
                         &mut slot.first,
                     );
                 }
+            }
+            if let (Some(mut change), Some(updates)) = (before, &mut updates) {
+                kernels::scale_add(-1.0, &mut change, 1.0, &param.value);
+                updates.push((kernels::sum_squares(&change) / param.len().max(1) as f64).sqrt());
             }
             param.project()?;
         }

@@ -1,0 +1,196 @@
+//! One training: a model, its optimizer, its data, and how far it has come.
+
+use serde::{Deserialize, Serialize};
+
+use super::schedule::schedule;
+use super::{Optimizer, Source, TensorPoint};
+use crate::config::Recipe;
+use crate::error::{Error, Result};
+use crate::kernels::{self, IGNORE};
+use crate::measure::Perplexity;
+use crate::model::{Loss, Model, Sequences, State};
+use crate::ternary::Stats;
+use crate::text::Tokenizer;
+
+/// How far a training has come: with the tensors, all that a checkpoint needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Sequences drawn.
+    pub cursor: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Seconds of training, over all interruptions.
+    pub elapsed_s: f64,
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug)]
+pub struct StepReport {
+    /// Counted from 0.
+    pub index: u64,
+    /// Nats per scored token, before the update.
+    pub loss: f64,
+    /// Of all gradients, before clipping.
+    pub grad_norm: f64,
+    pub lr: f32,
+}
+
+pub struct Trainer {
+    pub recipe: Recipe,
+    pub model: Model,
+    pub tokenizer: Option<Tokenizer>,
+    pub source: Source,
+    pub optimizer: Optimizer,
+    pub progress: Progress,
+    /// Loss of every step so far.
+    pub losses: Vec<f32>,
+    /// Scales of every ternary tensor before the first step.
+    pub start_scales: Vec<Vec<f32>>,
+    state: State,
+    inputs: Vec<u32>,
+    targets: Vec<u32>,
+    /// `|ΔW| / s` of every parameter in the last step that was asked to measure it.
+    updates: Vec<f64>,
+}
+
+impl Trainer {
+    /// At step 0, with the model's projections up to date.
+    pub fn new(recipe: Recipe, model: Model, tokenizer: Option<Tokenizer>, source: Source) -> Self {
+        let optimizer = Optimizer::new(recipe.train.optimizer, &model.decoder);
+        let start_scales =
+            model.decoder.params().filter_map(|p| p.ternary()).map(|t| t.scales().to_vec()).collect();
+        let tokens = recipe.train.batch * source.seq();
+        Self {
+            recipe,
+            model,
+            tokenizer,
+            source,
+            optimizer,
+            progress: Progress::default(),
+            losses: Vec::new(),
+            start_scales,
+            state: State::default(),
+            inputs: vec![0; tokens],
+            targets: vec![0; tokens],
+            updates: Vec::new(),
+        }
+    }
+
+    /// One optimizer step over `accumulate` batches. With `measure`, the size of each tensor's update is kept for
+    /// [`Trainer::tensor_points`].
+    ///
+    /// # Errors
+    /// A loss, gradient or weight that is not finite, by the tensor in which that is seen first. Until the update
+    /// nothing has changed.
+    pub fn step(&mut self, measure: bool) -> Result<StepReport> {
+        let t = &self.recipe.train;
+        let index = self.progress.step;
+        let seqs = Sequences::new(t.batch, self.source.seq());
+        let decoder = &mut self.model.decoder;
+        decoder.zero_grad();
+        let mut loss = Loss::default();
+        for _ in 0..t.accumulate {
+            self.source.fill(self.progress.cursor, &mut self.inputs, &mut self.targets);
+            let scored = self.targets.iter().filter(|t| **t != IGNORE).count();
+            let scale = 1.0 / (scored * t.accumulate) as f32;
+            loss += decoder.loss_and_gradient(&self.inputs, &self.targets, seqs, scale, &mut self.state);
+            self.progress.cursor += t.batch as u64;
+            self.progress.tokens += seqs.rows() as u64;
+            if !loss.sum.is_finite() {
+                let tensor = decoder.first_not_finite(&self.state).unwrap_or_else(|| "the loss".into());
+                return Err(Error::NotFinite {
+                    tensor,
+                    detail: format!("the loss of step {index} is {}", loss.mean()),
+                });
+            }
+        }
+        let grad_norm = decoder.params().map(|p| kernels::sum_squares(&p.grad)).sum::<f64>().sqrt();
+        if !grad_norm.is_finite() {
+            // Backward runs from the last parameter to the first.
+            let bad = decoder.params().filter(|p| !kernels::all_finite(&p.grad)).last();
+            let tensor = bad.map_or("the gradient norm".into(), |p| format!("the gradient of {}", p.name));
+            let detail = format!("in step {index}, whose loss is {:.4}", loss.mean());
+            return Err(Error::NotFinite { tensor, detail });
+        }
+        let clip = if t.clip > 0.0 && grad_norm > t.clip as f64 { t.clip as f64 / grad_norm } else { 1.0 };
+        let factor = schedule(t, index);
+        let updates = measure.then_some(&mut self.updates);
+        self.optimizer.step(decoder, t, index, factor, clip as f32, updates)?;
+        self.progress.step += 1;
+        self.losses.push(loss.mean() as f32);
+        Ok(StepReport { index, loss: loss.mean(), grad_norm, lr: t.lr * factor })
+    }
+
+    /// Loss over the held-out part, or none when nothing is held out. `max` sequences, 0 for all.
+    pub fn validate(&mut self, max: usize) -> Option<Perplexity> {
+        let seq = self.source.seq();
+        let (decoder, state) = (&mut self.model.decoder, &mut self.state);
+        let mut loss = Loss::default();
+        self.source.each_validation(self.recipe.train.batch, max, |inputs, targets, n| {
+            loss += decoder.loss(inputs, targets, Sequences::new(n, seq), state);
+        });
+        let nll = loss.mean();
+        let measured = Perplexity {
+            nll,
+            ppl: nll.exp(),
+            tokens: loss.count as u64,
+            context: seq,
+            stride: seq,
+            sum: loss.sum,
+        };
+        (loss.count > 0).then_some(measured)
+    }
+
+    /// Share of tokens that are reproduced over `count` held-out sequences of a synthetic task.
+    pub fn accuracy(&mut self, count: usize) -> f64 {
+        let seq = self.source.seq();
+        let (decoder, state) = (&mut self.model.decoder, &mut self.state);
+        let (mut right, mut asked) = (0u64, 0u64);
+        self.source.each_validation(self.recipe.train.batch, count, |inputs, targets, n| {
+            let predicted = decoder.predict(inputs, Sequences::new(n, seq), state);
+            for (p, t) in predicted.iter().zip(targets).filter(|(_, t)| **t != IGNORE) {
+                right += (p == t) as u64;
+                asked += 1;
+            }
+        });
+        right as f64 / asked.max(1) as f64
+    }
+
+    /// Trits, scales and flips of every ternary tensor; flips are counted anew from here.
+    pub fn tensor_points(&mut self) -> Vec<TensorPoint> {
+        let updates = std::mem::take(&mut self.updates);
+        let mut starts = self.start_scales.iter();
+        let mut points = Vec::new();
+        for (i, param) in self.model.decoder.params_mut().enumerate() {
+            let flips = param.take_flips();
+            let Some(matrix) = param.ternary() else { continue };
+            let stats = Stats::of(matrix);
+            let start = starts.next().expect("a start for every ternary tensor");
+            let drift = start.iter().zip(matrix.scales()).filter(|(s, _)| **s > 0.0);
+            let (sum, count) = drift.fold((0.0, 0u64), |(sum, count), (start, now)| {
+                (sum + ((now - start).abs() / start) as f64, count + 1)
+            });
+            let share = |n: u64| n as f64 / stats.weights() as f64;
+            points.push(TensorPoint {
+                name: param.name.clone(),
+                weights: stats.weights(),
+                groups: stats.groups,
+                minus: share(stats.minus),
+                zero: share(stats.zero),
+                plus: share(stats.plus),
+                scale_mean: stats.scale_mean as f64,
+                scale_min: stats.scale_min as f64,
+                scale_max: stats.scale_max as f64,
+                scale_drift: sum / count.max(1) as f64,
+                dead_groups: stats.dead_groups,
+                to_zero: flips.to_zero,
+                from_zero: flips.from_zero,
+                sign_flips: flips.sign,
+                rms_update: updates.get(i).map(|u| u / stats.scale_mean as f64).filter(|u| u.is_finite()),
+            });
+        }
+        points
+    }
+}
