@@ -83,14 +83,14 @@ impl BpeTrainer {
         let pattern = SysRegex::new(GPT2_PATTERN).expect("a valid pattern");
         let mut words = Words::new();
         let (mut batch, mut size) = (Vec::new(), 0);
-        let mut count = |batch: &mut Vec<String>| -> Result<()> {
+        let mut count = |batch: &mut Vec<String>| {
             let pieces: Vec<&str> = batch
                 .iter()
                 .flat_map(|text| self.between_specials(text))
                 .flat_map(|text| Cut::Gpt2.pieces(text, PIECE))
                 .collect();
             let parts: Vec<HashMap<&[u8], u64>> =
-                pieces.into_par_iter().map(|piece| count_piece(&pattern, piece)).collect::<Result<_>>()?;
+                pieces.into_par_iter().map(|piece| count_piece(&pattern, piece)).collect();
             for (word, n) in parts.into_iter().flatten() {
                 match words.get_mut(word) {
                     Some(total) => *total += n,
@@ -98,18 +98,17 @@ impl BpeTrainer {
                 }
             }
             batch.clear();
-            Ok(())
         };
         for text in texts {
             let text = text?;
             size += text.len();
             batch.push(text);
             if size >= BATCH {
-                count(&mut batch)?;
+                count(&mut batch);
                 size = 0;
             }
         }
-        count(&mut batch)?;
+        count(&mut batch);
         Ok(words)
     }
 
@@ -139,7 +138,7 @@ impl BpeTrainer {
     }
 }
 
-fn count_piece<'a>(pattern: &SysRegex, text: &'a str) -> Result<HashMap<&'a [u8], u64>> {
+fn count_piece<'a>(pattern: &SysRegex, text: &'a str) -> HashMap<&'a [u8], u64> {
     let mut words = HashMap::new();
     let mut end = 0;
     for (start, stop) in pattern.find_iter(text) {
@@ -147,11 +146,11 @@ fn count_piece<'a>(pattern: &SysRegex, text: &'a str) -> Result<HashMap<&'a [u8]
         *words.entry(&text.as_bytes()[start..stop]).or_insert(0) += 1;
         end = stop;
     }
-    // The iterator ends early when matching gives up (its backtracking is limited).
+    // Matching gives up in a run of a million spaces; encoding takes the rest as one word too.
     if end != text.len() {
-        return Err(Error::usage("a text with a run of spaces too long for the word pattern"));
+        *words.entry(&text.as_bytes()[end..]).or_insert(0) += 1;
     }
-    Ok(words)
+    words
 }
 
 /// A pair in the queue. Counts go stale; the queue is corrected when such an entry comes up.
@@ -242,22 +241,19 @@ impl Merger {
         let mut grown = HashSet::new();
         for at in places {
             let (word, n) = &mut self.words[at as usize];
-            if !word.windows(2).any(|w| (w[0], w[1]) == pair) {
-                continue;
-            }
-            for old in word.windows(2).map(|w| (w[0], w[1])) {
-                if let Some(count) = self.counts.get_mut(&old) {
-                    *count -= *n;
+            let (counts, places) = (&mut self.counts, &mut self.places);
+            merge_word(word, pair, id, |change, times| match change {
+                Change::Gone(old) => {
+                    if let Some(count) = counts.get_mut(&old) {
+                        *count -= *n * times;
+                    }
                 }
-            }
-            merge_word(word, pair, id);
-            for new in word.windows(2).map(|w| (w[0], w[1])) {
-                *self.counts.entry(new).or_insert(0) += *n;
-                if new.0 == id || new.1 == id {
-                    self.places.entry(new).or_default().insert(at);
+                Change::Come(new) => {
+                    *counts.entry(new).or_insert(0) += *n * times;
+                    places.entry(new).or_default().insert(at);
                     grown.insert(new);
                 }
-            }
+            });
         }
         self.counts.remove(&pair);
         grown.into_iter().for_each(|pair| self.enqueue(pair));
@@ -265,14 +261,38 @@ impl Merger {
     }
 }
 
-/// Replaces each `pair` in `word`, from the left, by `id`.
-fn merge_word(word: &mut Vec<u32>, pair: Pair, id: u32) {
+enum Change {
+    Gone(Pair),
+    Come(Pair),
+}
+
+/// Replaces each `pair` in `word`, from the left, by `id`; `changed` hears how often which neighbours go and come.
+fn merge_word(word: &mut Vec<u32>, pair: Pair, id: u32, mut changed: impl FnMut(Change, u64)) {
     let (mut read, mut write) = (0, 0);
     while read < word.len() {
-        let merged = word[read] == pair.0 && word.get(read + 1) == Some(&pair.1);
-        word[write] = if merged { id } else { word[read] };
-        read += 1 + usize::from(merged);
-        write += 1;
+        // Runs of the pair are taken at once: within one the neighbours change on both sides.
+        let run = word[read..].chunks_exact(2).take_while(|w| (w[0], w[1]) == pair).count();
+        if run == 0 {
+            word[write] = word[read];
+            (read, write) = (read + 1, write + 1);
+            continue;
+        }
+        changed(Change::Gone(pair), run as u64);
+        if run > 1 {
+            changed(Change::Gone((pair.1, pair.0)), run as u64 - 1);
+            changed(Change::Come((id, id)), run as u64 - 1);
+        }
+        if write > 0 {
+            changed(Change::Gone((word[write - 1], pair.0)), 1);
+            changed(Change::Come((word[write - 1], id)), 1);
+        }
+        read += 2 * run;
+        if let Some(&next) = word.get(read) {
+            changed(Change::Gone((pair.1, next)), 1);
+            changed(Change::Come((id, next)), 1);
+        }
+        word[write..write + run].fill(id);
+        write += run;
     }
     word.truncate(write);
 }

@@ -139,6 +139,8 @@ fn a_byte_stream_gives_whole_characters_and_lossy_rest() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn streaming_equals_decoding(ids in prop::collection::vec(0u32..260, 0..60)) {
         let tokenizer = Tokenizer::bytes();

@@ -117,6 +117,23 @@ fn unusable_requests_are_errors() {
     assert_eq!(trainer.train(failing.into_iter(), |_, _| {}).unwrap_err().to_string(), "broken");
 }
 
+#[test]
+fn long_runs_are_no_obstacle() {
+    let spaces = " ".repeat(3 << 20) + "x";
+    assert_eq!(train(&spaces, 260, &[]).unwrap().encode("    ").unwrap().len(), 1);
+    // One word of a megabyte: a line of DNA, say.
+    let mut state = 1u64;
+    let mut letter = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        ['A', 'C', 'G', 'T'][(state >> 62) as usize]
+    };
+    let word: String = (0..1 << 20).map(|_| letter()).collect();
+    let start = Instant::now();
+    assert_eq!(train(&word, 1256, &[]).unwrap().vocab_size(), 1256);
+    println!("1000 merges in one word of a megabyte: {:.2?}", start.elapsed());
+    assert!(start.elapsed().as_secs() < 60);
+}
+
 /// The definition, without any cleverness: count all pairs, merge the best, repeat.
 fn naive(words: &[(&str, u64)], steps: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut words: Vec<(Vec<Vec<u8>>, u64)> =
@@ -145,6 +162,8 @@ fn naive(words: &[(&str, u64)], steps: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn the_fast_way_equals_the_definition(words in prop::collection::vec(("[abc]{1,9}", 1u64..6), 1..12)) {
         // One word a line: a newline is a word of its own.
