@@ -6,31 +6,23 @@
 
 use minijinja::machinery::{self, CodeGenerator, Instruction, Instructions, Token};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Rest, Tuple, ValueKind, ValueOrKwargs};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value, context, escape_formatter};
+use minijinja::value::{Rest, Tuple, ValueOrKwargs};
+use minijinja::{AutoEscape, Environment, Error, State, Value, context, escape_formatter};
 use minijinja::{filters, functions, tests as jinja_tests};
 use minijinja_contrib::pycompat;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::chat_budget::{BUDGET, Budget, refuse};
 
 /// Characters of a template. Published ones have up to about 30,000.
 pub(super) const MAX_TEMPLATE: usize = 128 << 10;
-/// Bytes that one rendering may make altogether, those it throws away included.
-const BUDGET: u64 = 256 << 20;
 /// Instructions of one rendering; a thousand messages need about a hundred thousand.
 const FUEL: u64 = 2_000_000;
 /// Tokens within one `{% %}`: a longer chain of operators would make the compiler recurse deeply.
 const MAX_TAG: usize = 1024;
-/// Nesting of lists and maps: printing and dropping them recurses.
-const MAX_DEPTH: usize = 32;
 /// Room for the deepest recursion the limits above allow.
 const STACK: usize = 64 << 20;
-
-fn refuse(text: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, text)
-}
 
 /// Renders `source` with the functions in `setup` added. Errors are the engine's own text.
 pub(super) fn render(
@@ -38,21 +30,21 @@ pub(super) fn render(
     context: Value,
     setup: impl FnOnce(&mut Environment<'_>) + Send,
 ) -> Result<String, String> {
-    std::thread::scope(|scope| {
-        let run = || render_here(source, context, setup).map_err(|e| e.to_string());
-        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run);
-        let thread = thread.map_err(|e| format!("no thread to render it in: {e}"))?;
-        thread.join().unwrap_or_else(|_| Err("the template engine gave up".into()))
-    })
+    with_room(|| render_here(source, context, setup))
 }
 
 /// Parses `source`, so that a damaged template is found when it is loaded.
 pub(super) fn check(source: &str) -> Result<(), String> {
+    with_room(|| compile(source).map(drop))
+}
+
+/// Runs `work` on a large stack.
+fn with_room<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, String> {
     std::thread::scope(|scope| {
-        let run = || compile(source).map(drop).map_err(|e| e.to_string());
-        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run);
-        let thread = thread.map_err(|e| format!("no thread to parse it in: {e}"))?;
-        thread.join().unwrap_or_else(|_| Err("the template engine gave up".into()))
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
+        let thread = thread.map_err(|e| format!("no thread for the template engine: {e}"))?;
+        let result = thread.join().map_err(|_| "the template engine gave up".to_owned())?;
+        result.map_err(|e| e.to_string())
     })
 }
 
@@ -149,86 +141,6 @@ fn check_tokens(source: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// What a rendering may still make, in bytes.
-#[derive(Clone)]
-struct Budget(Arc<AtomicU64>);
-
-impl Budget {
-    fn new() -> Self {
-        Self(Arc::new(AtomicU64::new(BUDGET)))
-    }
-
-    fn take(&self, bytes: usize) -> Result<(), Error> {
-        let left = self.0.load(Ordering::Relaxed).checked_sub(bytes as u64);
-        let left = left.ok_or_else(|| refuse(format!("it makes more than {} MiB of text", BUDGET >> 20)))?;
-        self.0.store(left, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Pays for a copy of the value itself: a string's bytes, a list's references.
-    fn copy(&self, value: &Value) -> Result<(), Error> {
-        match value.as_str() {
-            Some(text) => self.take(text.len()),
-            None => self.take(16 + 32 * value.len().unwrap_or(0)),
-        }
-    }
-
-    /// Pays for a walk through all that the value holds, and refuses deep nesting.
-    fn walk(&self, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > MAX_DEPTH {
-            return Err(refuse(format!("lists or maps nested more than {MAX_DEPTH} deep")));
-        }
-        self.take(32 + value.as_str().map_or(0, str::len))?;
-        match value.kind() {
-            ValueKind::Seq | ValueKind::Iterable => {
-                for item in value.try_iter()?.checked() {
-                    self.walk(&item?, depth + 1)?;
-                }
-            }
-            ValueKind::Map => {
-                for key in value.try_iter()?.checked() {
-                    let key = key?;
-                    self.walk(&key, depth + 1)?;
-                    self.walk(&value.get_item(&key)?, depth + 1)?;
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn walk_all(&self, values: &[Value]) -> Result<(), Error> {
-        values.iter().try_for_each(|value| self.walk(value, 0))
-    }
-
-    /// A lazy sequence as a list: laziness upon laziness would recurse without bound.
-    fn solid(&self, value: Value) -> Result<Value, Error> {
-        if value.kind() != ValueKind::Iterable {
-            return Ok(value);
-        }
-        let mut items = Vec::new();
-        for item in value.try_iter()?.checked() {
-            self.take(32)?;
-            items.push(item?);
-        }
-        Ok(items.into())
-    }
-
-    /// Pays for `replace` and `join`, whose results can be longer than everything given to them.
-    fn multiplied(&self, name: &str, args: &[Value]) -> Result<(), Error> {
-        let text = |i: usize| args.get(i).and_then(Value::as_str).unwrap_or("");
-        match name {
-            "replace" => self.take(text(0).matches(text(1)).count().saturating_mul(text(2).len())),
-            "join" => {
-                let (list, separator) = if args[0].as_str().is_some() { (1, 0) } else { (0, 1) };
-                let items = args.get(list).and_then(Value::len).unwrap_or(0);
-                self.take(items.saturating_mul(text(separator).len()))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 fn environment<'a>(budget: &Budget) -> Environment<'a> {
     let mut env = Environment::empty();
     let paid = budget.clone();
@@ -307,7 +219,8 @@ fn add_operators(env: &mut Environment<'_>, budget: &Budget) {
             items.chunks_exact(2).map(|kv| (kv[0].clone(), kv[1].clone())).collect::<BTreeMap<_, _>>(),
         ))
     });
-    let comparisons: [(&str, fn(&Value, &Value) -> bool); 6] = [
+    type Comparison = fn(&Value, &Value) -> bool;
+    let comparisons: [(&str, Comparison); 6] = [
         ("==", |a, b| a == b),
         ("!=", |a, b| a != b),
         ("<", |a, b| a < b),

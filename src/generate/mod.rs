@@ -1,6 +1,7 @@
 //! Turning a model's logits into text.
 
 mod chat;
+mod chat_budget;
 mod chat_guard;
 mod sampling;
 mod strftime;

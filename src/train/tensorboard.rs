@@ -134,7 +134,8 @@ mod tests {
             }
         }
         let crc = !crc;
-        (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+        let rotated = ((u64::from(crc) << 32 | u64::from(crc)) >> 15) as u32;
+        rotated.wrapping_add(0xa282_ead8)
     }
 
     fn records(file: &[u8]) -> Vec<Vec<u8>> {
