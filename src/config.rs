@@ -160,6 +160,9 @@ pub struct Recipe {
     pub task: Task,
     #[serde(default)]
     pub seed: u64,
+    /// The recipe is a conversion: training it without `init` is an error.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub needs_init: bool,
     /// Start from this Hugging Face directory instead of random weights; `model` is then read from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
@@ -377,6 +380,9 @@ impl Recipe {
         let bad = |field: &str, found: &dyn std::fmt::Display, wanted: &str| {
             Err(Error::input(file, field, found, wanted))
         };
+        if self.needs_init && self.init.is_none() {
+            return bad("init", &"nothing", "the directory of a pretrained model (--init DIR)");
+        }
         match (&self.model, &self.init) {
             (None, None) => return bad("model", &"nothing", "a [model] table, or init = DIR"),
             (Some(model), _) => model.validate(file)?,

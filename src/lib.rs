@@ -1,5 +1,6 @@
 //! Train, prove and run language models whose every weight is −1, 0 or +1.
 
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod formats;

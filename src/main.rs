@@ -1,1 +1,5 @@
-fn main() {}
+//! Parse, run, exit.
+
+fn main() -> std::process::ExitCode {
+    ternlm::cli::main()
+}

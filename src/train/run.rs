@@ -38,16 +38,21 @@ pub fn run(
     let mut metrics = MetricsLog::resume(&run.join(METRICS), trainer.progress.step)?;
     let mut events = EventWriter::create(&run.join("tensorboard"))?;
     let t = trainer.recipe.train.clone();
-    let mut clock = Instant::now();
+    if trainer.progress.step == 0 {
+        // Where every later change starts from.
+        let tensors = trainer.tensor_points();
+        metrics.append(&Record::Ternary { step: 0, tensors })?;
+    }
     let mut since_log = (trainer.progress.tokens, trainer.progress.elapsed_s);
     let mut speed = 0.0;
     while trainer.progress.step < t.steps {
         let index = trainer.progress.step;
         let last = index + 1 == t.steps;
         let log = index.is_multiple_of(t.log_every) || last;
+        // Validation and saving are no training time.
+        let clock = Instant::now();
         let report = trainer.step(log).map_err(|e| with_last_checkpoint(e, run))?;
         trainer.progress.elapsed_s += clock.elapsed().as_secs_f64();
-        clock = Instant::now();
         let (tokens, seconds) =
             (trainer.progress.tokens - since_log.0, trainer.progress.elapsed_s - since_log.1);
         speed = if seconds > 0.0 { tokens as f64 / seconds } else { speed };
@@ -73,8 +78,6 @@ pub fn run(
                 return Ok(Outcome::Stopped(path));
             }
         }
-        // Validation and saving are no training time.
-        clock = Instant::now();
     }
     Ok(Outcome::Finished)
 }

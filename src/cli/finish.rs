@@ -1,0 +1,216 @@
+//! What follows the last step: the finished model on disk, the proof, the bars of the recipe, samples, the report.
+
+use std::path::Path;
+
+use super::thousands;
+use crate::config::Task;
+use crate::error::{Error, Result};
+use crate::formats::Form;
+use crate::formats::atomic::{DirectoryWriter, IfExists};
+use crate::generate::{Sampler, SamplingConfig, Session};
+use crate::measure::{self, Perplexity, Proof};
+use crate::model::{self, Purpose};
+use crate::report::{self, Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Versions};
+use crate::text::read_text;
+use crate::train::Trainer;
+
+/// Folder of the finished model in a run's folder.
+pub const MODEL: &str = "model";
+/// Held-out sequences of a synthetic task.
+const HELD_OUT: usize = 1000;
+
+pub fn finish(trainer: &mut Trainer, out: &Path) -> Result<()> {
+    let dir = out.join(MODEL);
+    export(trainer, &dir)?;
+    let proof = measure::verify(&dir, &mut |_| {})?;
+    let synthetic = trainer.recipe.task != Task::Lm;
+    let accuracy = synthetic.then(|| trainer.accuracy(HELD_OUT));
+    let val = trainer.validate(0).filter(|_| !synthetic);
+    // From here on the model is the one on disk.
+    let (test, samples) = stored_model(trainer, &dir)?;
+    let bars = &trainer.recipe.report;
+    let last20 = mean(&trainer.losses[trainer.losses.len().saturating_sub(20)..]);
+    let mut checks = Vec::new();
+    let mut check = |name: &str, value: f64, bar: Option<f32>| {
+        let Some(bar) = bar.map(|b| b as f64) else { return };
+        let pass = if name.starts_with("min") { value >= bar } else { value <= bar };
+        checks.push(Check { name: name.into(), value, bar, pass });
+    };
+    check("train loss", last20, bars.max_train_loss);
+    check("min accuracy", accuracy.unwrap_or(f64::NAN), bars.min_accuracy.filter(|_| synthetic));
+    let summary = summary(trainer, &proof, accuracy, val, test, samples, checks);
+    report::write(out, &summary)?;
+    say(&summary, &proof, out);
+    match proof.pass && summary.checks.iter().all(|c| c.pass) {
+        true => Ok(()),
+        false => Err(Error::CheckFailed(format!("{}: a check failed, see above", summary.name))),
+    }
+}
+
+/// The finished model, as weights that any Hugging Face tool reads.
+fn export(trainer: &Trainer, dir: &Path) -> Result<()> {
+    let writer = DirectoryWriter::new(dir, IfExists::Replace)?;
+    model::save(writer.path(), &trainer.model.decoder, &trainer.model.hf, Form::Unpacked)?;
+    if let Some(tokenizer) = &trainer.tokenizer {
+        tokenizer.save(writer.path())?;
+    }
+    writer.commit()
+}
+
+fn stored_model(trainer: &Trainer, dir: &Path) -> Result<(Option<TestEvaluation>, Vec<Sample>)> {
+    let Some(tokenizer) = &trainer.tokenizer else { return Ok((None, Vec::new())) };
+    let config = &trainer.recipe.report;
+    let mut decoder = model::load(dir, Purpose::Run, None)?.decoder;
+    let mut test = None;
+    if let Some(file) = &config.test {
+        let text = read_text(file)?;
+        let tokens = tokenizer.encode(&text)?;
+        let seq = trainer.source.seq();
+        let bar = super::count_bar("Test text", tokens.len() as u64);
+        let p = measure::perplexity(&mut decoder, &tokens, seq, seq, &mut |n| bar.inc(n));
+        bar.finish_and_clear();
+        let result = evaluation(&p, Some(text.len() as u64));
+        test = Some(TestEvaluation { file: file.display().to_string(), result });
+    }
+    let mut samples = Vec::new();
+    for prompt in &config.prompts {
+        let sampling = SamplingConfig {
+            temperature: config.temperature,
+            top_p: config.top_p,
+            seed: trainer.recipe.seed,
+            ..SamplingConfig::default()
+        };
+        let mut session = Session::new(&mut decoder, tokenizer);
+        session.set_tokens(tokenizer.encode_with_special(prompt)?);
+        let mut sampler = Sampler::new(sampling);
+        let text =
+            session.generate(&mut sampler, config.sample_tokens, &trainer.model.hf.eos, &mut |_| true)?.text;
+        samples.push(Sample { prompt: prompt.clone(), text });
+    }
+    Ok((test, samples))
+}
+
+fn mean(losses: &[f32]) -> f64 {
+    losses.iter().map(|&l| l as f64).sum::<f64>() / losses.len().max(1) as f64
+}
+
+fn evaluation(p: &Perplexity, bytes: Option<u64>) -> Evaluation {
+    Evaluation {
+        nll: p.nll,
+        ppl: p.ppl,
+        bits_per_byte: bytes.map(|b| p.bits_per_byte(b)),
+        tokens: p.tokens,
+        context: p.context as u64,
+        stride: p.stride as u64,
+    }
+}
+
+fn summary(
+    trainer: &Trainer,
+    proof: &Proof,
+    accuracy: Option<f64>,
+    val: Option<Perplexity>,
+    test: Option<TestEvaluation>,
+    samples: Vec<Sample>,
+    checks: Vec<Check>,
+) -> Summary {
+    let total = proof.total();
+    let progress = &trainer.progress;
+    let recipe = &trainer.recipe;
+    Summary {
+        name: recipe.name.clone(),
+        task: format!("{:?}", recipe.task).to_lowercase(),
+        steps: progress.step,
+        seed: recipe.seed,
+        parameters: trainer.model.decoder.params().map(|p| p.len() as u64).sum(),
+        ternary_weights: total.weights(),
+        wall_seconds: progress.elapsed_s,
+        tokens: progress.tokens,
+        tok_per_s: progress.tokens as f64 / progress.elapsed_s.max(1e-9),
+        first5_loss: mean(&trainer.losses[..trainer.losses.len().min(5)]),
+        last20_loss: mean(&trainer.losses[trainer.losses.len().saturating_sub(20)..]),
+        loss_curve: Vec::new(),
+        val: val.map(|p| evaluation(&p, None)),
+        test,
+        accuracy,
+        ternary: (!proof.tensors.is_empty()).then(|| TernarySummary {
+            pass: proof.pass,
+            tensors: proof.tensors.len() as u64,
+            weights: total.weights(),
+            minus: total.minus,
+            zero: total.zero,
+            plus: total.plus,
+            groups: total.groups,
+            dead_groups: total.dead_groups,
+            max_error: proof.max_error() as f64,
+        }),
+        samples,
+        checks,
+        recipe: serde_json::to_value(recipe).expect("a recipe has a JSON form"),
+        versions: Versions {
+            ternlm: env!("CARGO_PKG_VERSION").into(),
+            rustc: None,
+            os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            cpu: super::cpu_name(),
+            isa: crate::kernels::Isa::current().to_string(),
+            threads: rayon::current_num_threads() as u64,
+        },
+    }
+}
+
+fn say(summary: &Summary, proof: &Proof, out: &Path) {
+    let verdict = |pass: bool| if pass { "PASS" } else { "FAIL" };
+    for check in summary.checks.iter().filter(|c| c.name == "train loss") {
+        println!("Train loss: {:.4}: {} (bar {})", check.value, verdict(check.pass), check.bar);
+    }
+    if let Some(t) = &summary.ternary {
+        let exact = proof.tensors.iter().all(|t| t.max_error == 0.0);
+        println!(
+            "Ternary check: all weights in {{-1, 0, +1}}: {} ({} weights in {} tensors, {:.1} % zeros)",
+            verdict(exact),
+            thousands(t.weights),
+            t.tensors,
+            100.0 * t.zero as f64 / t.weights as f64
+        );
+        println!(
+            "Group scales: one f16 scale for each group of {}: {} ({} groups, {} dead)",
+            proof.group,
+            verdict(proof.pass),
+            thousands(t.groups),
+            t.dead_groups
+        );
+        for reason in proof.reasons.iter().chain(proof.tensors.iter().flat_map(|t| &t.reasons)) {
+            println!("  {reason}");
+        }
+    }
+    for check in summary.checks.iter().filter(|c| c.name == "min accuracy") {
+        let task = if summary.task == "copy" { "Copy" } else { "Recall" };
+        println!(
+            "{task} accuracy: {:.2}%: {} (bar {}%, {HELD_OUT} held-out sequences)",
+            100.0 * check.value,
+            verdict(check.pass),
+            100.0 * check.bar
+        );
+    }
+    if let Some(v) = &summary.val {
+        println!(
+            "Validation: {:.4} nats/token, perplexity {:.2} over {} tokens",
+            v.nll,
+            v.ppl,
+            thousands(v.tokens)
+        );
+    }
+    if let Some(t) = &summary.test {
+        println!(
+            "Test ({}): {:.4} nats/token, perplexity {:.2} (context {}, stride {}), {:.4} bits/byte",
+            t.file,
+            t.result.nll,
+            t.result.ppl,
+            t.result.context,
+            t.result.stride,
+            t.result.bits_per_byte.unwrap_or(f64::NAN)
+        );
+    }
+    println!("Trained in {:.1} s at {:.0} tokens/s", summary.wall_seconds, summary.tok_per_s);
+    println!("Model: {}   Report: {}", out.join(MODEL).display(), out.join("report.html").display());
+}

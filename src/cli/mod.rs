@@ -1,0 +1,139 @@
+//! The command line: one file a subcommand.
+
+mod eval;
+mod finish;
+mod generate;
+mod recipe;
+mod sampling;
+mod train;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::error::{Error, Result};
+use crate::formats::hf;
+
+/// Train, prove and run language models whose every weight is -1, 0 or +1.
+#[derive(Parser)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Start here:
+  ternlm train copy                          a ternary model in seconds, no data needed
+  ternlm train shakespeare --data input.txt  a talking one in minutes, from any text
+  ternlm verify runs/copy                    the proof that its weights are ternary"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, global = true)]
+    threads: Option<usize>,
+    /// Say more about what happens
+    #[arg(long, short, global = true)]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a model by a recipe
+    Train(train::TrainArgs),
+    /// Prove from the stored files that a model is ternary
+    Verify(verify::VerifyArgs),
+    /// Measure perplexity on a text
+    Eval(eval::EvalArgs),
+    /// Continue a text
+    Generate(generate::GenerateArgs),
+}
+
+/// Parses the process's arguments, runs the command, and says what went wrong in one sentence.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = if cli.verbose { "ternlm=debug" } else { "ternlm=warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TERNLM_LOG").unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match threads(cli.threads).and_then(|()| run(cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Train(args) => train::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Generate(args) => generate::run(args),
+    }
+}
+
+/// This thread is one of the workers: no work changes hands at the start of a parallel loop.
+fn threads(count: Option<usize>) -> Result<()> {
+    let count = match count {
+        Some(0) => return Err(Error::usage("--threads 0: wanted 1 or more")),
+        Some(n) => n,
+        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(count)
+        .use_current_thread()
+        .build_global()
+        .map_err(|e| Error::usage(format!("--threads {count}: {e}")))
+}
+
+/// The model directory that `path` means: itself, or the finished model or else the newest checkpoint of a run.
+fn model_dir(path: &Path) -> Result<PathBuf> {
+    let finished = path.join(finish::MODEL);
+    let newest = crate::train::checkpoint::list(path).pop();
+    [Some(path.to_path_buf()), Some(finished), newest]
+        .into_iter()
+        .flatten()
+        .find(|dir| dir.join(hf::FILE_NAME).is_file())
+        .ok_or_else(|| {
+            let wanted = "a model directory with a config.json, or the folder of a run";
+            Error::input(path, "model", if path.exists() { "neither" } else { "nothing there" }, wanted)
+        })
+}
+
+/// A bar over bytes; drawn where there is a terminal.
+fn bytes_bar(what: &'static str) -> ProgressBar {
+    bar(0, what, "{prefix} {bar:32} {bytes}/{total_bytes} left {eta}")
+}
+
+/// A bar over `total` things.
+fn count_bar(what: &'static str, total: u64) -> ProgressBar {
+    bar(total, what, "{prefix} {bar:32} {human_pos}/{human_len} left {eta}")
+}
+
+fn bar(total: u64, what: &'static str, style: &str) -> ProgressBar {
+    ProgressBar::new(total)
+        .with_prefix(what)
+        .with_style(ProgressStyle::with_template(style).expect("a valid template"))
+}
+
+/// 1234567 as 1,234,567.
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// What the system calls its processor; empty where it does not say.
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':'));
+    line.map_or(String::new(), |(_, name)| name.trim().to_string())
+}

@@ -1,0 +1,129 @@
+//! Recipes: built-in ones, files, and what the command line changes in them.
+
+use std::path::Path;
+use toml::{Table, Value};
+
+use crate::config::Recipe;
+use crate::error::{Error, Result};
+
+/// Name and text of every recipe in the binary.
+pub const BUILT_IN: [(&str, &str); 6] = [
+    ("copy", include_str!("../../recipes/copy.toml")),
+    ("recall", include_str!("../../recipes/recall.toml")),
+    ("shakespeare", include_str!("../../recipes/shakespeare.toml")),
+    ("wiki-75m", include_str!("../../recipes/wiki-75m.toml")),
+    ("qwen3-0.6b-all", include_str!("../../recipes/qwen3-0.6b-all.toml")),
+    ("qwen3-0.6b-blocks", include_str!("../../recipes/qwen3-0.6b-blocks.toml")),
+];
+
+/// The table of a built-in recipe or of a file, before anything is judged.
+pub fn read(name: &str) -> Result<Table> {
+    let path = Path::new(name);
+    let text = match BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
+        Some((_, text)) => text.to_string(),
+        None if path.is_file() => std::fs::read_to_string(path).map_err(Error::io("read", path))?,
+        None => {
+            let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+            return Err(Error::usage(format!(
+                "recipe {name:?}: no such file, nor one of {}",
+                names.join(", ")
+            )));
+        }
+    };
+    text.parse().map_err(|e: toml::de::Error| Error::input(path, "TOML", one_line(&e), "a recipe"))
+}
+
+/// Sets `key` (`train.lr`) to `value`.
+pub fn set(table: &mut Table, key: &str, value: Value) -> Result<()> {
+    let (parents, last) = match key.rsplit_once('.') {
+        Some((parents, last)) => (parents.split('.').collect(), last),
+        None => (Vec::new(), key),
+    };
+    let mut table = table;
+    for parent in parents {
+        let entry = table.entry(parent).or_insert_with(|| Value::Table(Table::new()));
+        table = entry
+            .as_table_mut()
+            .ok_or_else(|| Error::usage(format!("--set {key}: {parent} is not a table")))?;
+    }
+    table.insert(last.to_string(), value);
+    Ok(())
+}
+
+/// Applies `key=value` as `--set` gives it; a value that is not TOML is a string.
+pub fn set_text(table: &mut Table, assignment: &str) -> Result<()> {
+    let Some((key, text)) = assignment.split_once('=') else {
+        return Err(Error::usage(format!("--set {assignment}: wanted KEY=VALUE, as in train.lr=1e-3")));
+    };
+    let parsed: Option<Table> = format!("value = {}", text.trim()).parse().ok();
+    let value =
+        parsed.and_then(|mut t| t.remove("value")).unwrap_or_else(|| Value::String(text.trim().into()));
+    set(table, key.trim(), value)
+}
+
+/// The recipe that the table describes, every default filled in and every value judged.
+pub fn resolve(name: &str, table: Table) -> Result<Recipe> {
+    let recipe: Recipe = table
+        .try_into()
+        .map_err(|e: toml::de::Error| Error::input(name, "recipe", one_line(&e), "a known key and value"))?;
+    recipe.validate(Path::new(name))?;
+    Ok(recipe)
+}
+
+/// The resolved recipe as TOML.
+pub fn to_toml(recipe: &Recipe) -> String {
+    toml::to_string_pretty(recipe).expect("a recipe has a TOML form")
+}
+
+fn one_line(error: &toml::de::Error) -> String {
+    error.message().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_built_in_recipe_resolves_and_survives_a_round_trip() {
+        for (name, _) in BUILT_IN {
+            let mut table = read(name).unwrap();
+            set_text(&mut table, "data.train=[\"x.txt\"]").unwrap();
+            set_text(&mut table, "init=somewhere").unwrap();
+            let recipe = resolve(name, table).unwrap();
+            assert_eq!(recipe.name, name);
+            assert_eq!(resolve(name, to_toml(&recipe).parse().unwrap()).unwrap(), recipe);
+        }
+    }
+
+    #[test]
+    fn overrides_reach_every_kind_of_value() {
+        let mut table = read("copy").unwrap();
+        for assignment in
+            ["train.lr=1e-3", "train.steps=7", "train.schedule=linear", "ternary.group=tensor", "seed=3"]
+        {
+            set_text(&mut table, assignment).unwrap();
+        }
+        let recipe = resolve("copy", table).unwrap();
+        assert_eq!((recipe.train.lr, recipe.train.steps, recipe.seed), (1e-3, 7, 3));
+        assert_eq!(recipe.ternary.group, crate::ternary::Grouping::Tensor);
+    }
+
+    #[test]
+    fn a_wrong_key_or_value_is_named() {
+        for (assignment, wanted) in [
+            ("train.lrr=1", "unknown field `lrr`"),
+            ("train.lr=fast", "invalid type"),
+            ("train.lr=-1", "train.lr: found -1"),
+            ("train.steps=0", "train.steps: found 0"),
+            ("model.kv_heads=3", "kv_heads: found 3, wanted a divisor of heads (4)"),
+            ("ternary.group=0", "group"),
+            ("seed.x=0", "seed is not a table"),
+            ("seed", "wanted KEY=VALUE"),
+        ] {
+            let mut table = read("copy").unwrap();
+            let error = set_text(&mut table, assignment).and_then(|()| resolve("copy", table)).unwrap_err();
+            assert!(error.to_string().contains(wanted), "{assignment}: {error}");
+        }
+        assert!(read("no-such-recipe").unwrap_err().to_string().contains("wiki-75m"));
+    }
+}

@@ -1,0 +1,43 @@
+//! The options of everything that samples.
+
+use clap::Args;
+
+use crate::error::Result;
+use crate::generate::SamplingConfig;
+
+#[derive(Args)]
+pub struct SamplingArgs {
+    /// Divides the logits; 0 takes the most likely token each time
+    #[arg(long, short, default_value_t = 0.0)]
+    temperature: f32,
+    /// Keep that many most likely tokens; 0: all
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+    /// Keep the smallest set of tokens that reaches this probability
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    /// Keep tokens with at least this fraction of the greatest probability
+    #[arg(long, default_value_t = 0.0)]
+    min_p: f32,
+    /// Above 1: tokens that occurred become less likely
+    #[arg(long, default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// The same seed gives the same text
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    pub fn config(&self) -> Result<SamplingConfig> {
+        let config = SamplingConfig {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}

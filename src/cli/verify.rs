@@ -1,0 +1,70 @@
+//! `ternlm verify`
+
+use clap::Args;
+use std::path::PathBuf;
+
+use super::thousands;
+use crate::error::{Error, Result};
+use crate::measure;
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  ternlm verify runs/copy
+  ternlm verify runs/copy/checkpoints/step-00000500
+  ternlm verify MODEL --json")]
+pub struct VerifyArgs {
+    /// A model directory, or the folder of a run
+    model: PathBuf,
+    /// Print the proof as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: VerifyArgs) -> Result<()> {
+    let dir = super::model_dir(&args.model)?;
+    let proof = measure::verify(&dir, &mut |t| {
+        if !args.json {
+            let s = &t.stats;
+            let share = |n: u64| 100.0 * n as f64 / s.weights().max(1) as f64;
+            println!(
+                "{}  {:?}  -1 {:.1} %  0 {:.1} %  +1 {:.1} %  {} groups, {} dead  scales {:.3e} to {:.3e}: {}{}",
+                t.name,
+                t.shape,
+                share(s.minus),
+                share(s.zero),
+                share(s.plus),
+                thousands(s.groups),
+                s.dead_groups,
+                s.scale_min,
+                s.scale_max,
+                if t.pass { "PASS" } else { "FAIL: " },
+                t.reasons.join("; ")
+            );
+        }
+    })?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&proof).expect("a proof has a JSON form"));
+    } else {
+        for (name, shape) in &proof.not_ternary {
+            println!("{name}  {shape:?}  not ternary");
+        }
+        proof.reasons.iter().for_each(|reason| println!("{reason}"));
+        let total = proof.total();
+        println!(
+            "{}: {} weights in {} tensors, each -1, 0 or +1 times one f16 scale for each group of {}; {} groups, {} dead",
+            if proof.pass { "PASS" } else { "FAIL" },
+            thousands(total.weights()),
+            proof.tensors.len(),
+            proof.group,
+            thousands(total.groups),
+            total.dead_groups
+        );
+    }
+    match proof.pass {
+        true => Ok(()),
+        false => {
+            Err(Error::CheckFailed(format!("{} is not the ternary model it claims to be", dir.display())))
+        }
+    }
+}

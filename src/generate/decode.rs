@@ -1,0 +1,125 @@
+//! The decode loop: prompt in, text out as it comes.
+
+use std::time::Instant;
+
+use super::Sampler;
+use crate::error::{Error, Result};
+use crate::model::{Decoder, KvCache, State};
+use crate::text::Tokenizer;
+
+/// Tokens of a prompt that go through the model at a time: bounds the memory of a long prompt.
+const PREFILL: usize = 512;
+
+/// One conversation with a model: the tokens so far and their cache.
+pub struct Session<'a> {
+    decoder: &'a mut Decoder,
+    tokenizer: &'a Tokenizer,
+    cache: KvCache,
+    state: State,
+    /// Prompt and answers so far; all but the last few are in the cache.
+    tokens: Vec<u32>,
+}
+
+/// What one call of [`Session::generate`] did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Generated {
+    pub tokens: Vec<u32>,
+    pub text: String,
+    pub prompt_tokens: usize,
+    pub prefill_seconds: f64,
+    pub decode_seconds: f64,
+    /// A stop token or the caller ended it, not the limit.
+    pub stopped: bool,
+}
+
+impl<'a> Session<'a> {
+    pub fn new(decoder: &'a mut Decoder, tokenizer: &'a Tokenizer) -> Self {
+        let cache = decoder.cache();
+        Self { decoder, tokenizer, cache, state: State::default(), tokens: Vec::new() }
+    }
+
+    /// The tokens so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Replaces what the model has read; the cache keeps the part that both begin with.
+    pub fn set_tokens(&mut self, tokens: Vec<u32>) {
+        let same = tokens.iter().zip(&self.tokens).take_while(|(a, b)| a == b).count();
+        self.cache.truncate(same);
+        self.tokens = tokens;
+    }
+
+    /// Draws up to `limit` tokens after those so far. `stop` tokens end the text and are not part of it; `on_text` gets
+    /// every piece of whole characters and ends the text by returning false.
+    ///
+    /// # Errors
+    /// An empty prompt, a token outside the vocabulary, or a sequence that would outgrow the model's positions.
+    pub fn generate(
+        &mut self,
+        sampler: &mut Sampler,
+        limit: usize,
+        stop: &[u32],
+        on_text: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<Generated> {
+        let config = &self.decoder.config;
+        let (vocab, positions) = (config.vocab_size, config.max_positions);
+        if self.tokens.is_empty() {
+            return Err(Error::usage("the prompt holds no token: give at least one character"));
+        }
+        if let Some(token) = self.tokens.iter().find(|t| **t as usize >= vocab) {
+            return Err(Error::usage(format!(
+                "token {token} of the prompt: the model's vocabulary has {vocab}"
+            )));
+        }
+        if self.tokens.len() >= positions {
+            let found = self.tokens.len();
+            return Err(Error::usage(format!(
+                "{found} tokens of prompt: the model has {positions} positions"
+            )));
+        }
+        let start = Instant::now();
+        let mut out = Generated { prompt_tokens: self.tokens.len(), ..Generated::default() };
+        let mut logits = self.prefill();
+        out.prefill_seconds = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let mut stream = self.tokenizer.stream();
+        while out.tokens.len() < limit {
+            let token = sampler.sample(&mut logits, &self.tokens);
+            if stop.contains(&token) {
+                out.stopped = true;
+                break;
+            }
+            self.tokens.push(token);
+            out.tokens.push(token);
+            let piece = stream.push(token);
+            out.text.push_str(&piece);
+            if !piece.is_empty() && !on_text(&piece) {
+                out.stopped = true;
+                break;
+            }
+            if self.tokens.len() >= positions {
+                break;
+            }
+            logits = self.decoder.step(&[token], &mut self.cache, &mut self.state);
+        }
+        let rest = stream.finish();
+        out.text.push_str(&rest);
+        if !rest.is_empty() {
+            on_text(&rest);
+        }
+        out.decode_seconds = start.elapsed().as_secs_f64();
+        Ok(out)
+    }
+
+    /// Brings the cache up to the last token; the logits after it.
+    fn prefill(&mut self) -> Vec<f32> {
+        // The last token goes through the model in any case: its logits are wanted.
+        self.cache.truncate(self.tokens.len() - 1);
+        let mut logits = Vec::new();
+        for piece in self.tokens[self.cache.len()..].chunks(PREFILL) {
+            logits = self.decoder.step(piece, &mut self.cache, &mut self.state);
+        }
+        logits
+    }
+}
