@@ -355,9 +355,9 @@ pub struct ReportConfig {
     pub test: Option<PathBuf>,
     /// Bars that the run must reach; missing one fails the process.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_train_loss: Option<f32>,
+    pub max_train_loss: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_accuracy: Option<f32>,
+    pub min_accuracy: Option<f64>,
 }
 
 impl Default for ReportConfig {

@@ -31,8 +31,8 @@ pub fn finish(trainer: &mut Trainer, out: &Path) -> Result<()> {
     let bars = &trainer.recipe.report;
     let last20 = mean(&trainer.losses[trainer.losses.len().saturating_sub(20)..]);
     let mut checks = Vec::new();
-    let mut check = |name: &str, value: f64, bar: Option<f32>| {
-        let Some(bar) = bar.map(|b| b as f64) else { return };
+    let mut check = |name: &str, value: f64, bar: Option<f64>| {
+        let Some(bar) = bar else { return };
         let pass = if name.starts_with("min") { value >= bar } else { value <= bar };
         checks.push(Check { name: name.into(), value, bar, pass });
     };

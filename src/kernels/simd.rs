@@ -23,6 +23,11 @@ pub trait Simd: Copy + 'static {
     unsafe fn load(p: *const f32) -> Self::V;
     /// Writes `LANES` values.
     unsafe fn store(p: *mut f32, v: Self::V);
+    /// Asks for the cache line at `p`, which need not be valid.
+    #[inline(always)]
+    fn prefetch(p: *const f32) {
+        let _ = p;
+    }
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -44,6 +49,9 @@ pub fn fma<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
     if S::FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// Rows of `b` between the one in use and the one asked for: it comes from the second-level cache.
+const AHEAD: usize = 8;
+
 /// The register tile, written once: `MR x NV` accumulators, one row of `b` and one broadcast of `a` live at a time.
 ///
 /// # Safety
@@ -64,6 +72,7 @@ pub unsafe fn micro<S: Simd, const MR: usize, const NV: usize>(
             let mut row = [S::zero(); NV];
             for (j, v) in row.iter_mut().enumerate() {
                 *v = S::load(b.add(j * S::LANES));
+                S::prefetch(b.wrapping_add(j * S::LANES + AHEAD * NV * S::LANES));
             }
             for (i, acc) in acc.iter_mut().enumerate() {
                 let x = S::splat(*a.add(i));
