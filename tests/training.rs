@@ -136,8 +136,8 @@ fn killed_at_any_moment_and_resumed_is_uninterrupted() {
         }
         let mut child = lab.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // Every other time in the middle of a save, otherwise after a random while; at last it may finish.
-        let in_a_save = kills % 2 == 1;
-        let deadline = Instant::now() + Duration::from_millis(50 + rng.next() % 300);
+        let in_a_save = kills % 2 == 0;
+        let deadline = Instant::now() + Duration::from_millis(30 + rng.next() % 100);
         while child.try_wait().unwrap().is_none() {
             let saving = || {
                 let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
@@ -155,7 +155,9 @@ fn killed_at_any_moment_and_resumed_is_uninterrupted() {
     println!("killed {kills} times, {kills_in_a_save} of them in a save");
     assert!(kills_in_a_save > 0, "no kill hit a save, which tests nothing");
     same_bits(&step(&run, 12), &step(&whole, 12));
-    assert_eq!(losses(&run), losses(&whole));
+    let (a, b) = (losses(&run), losses(&whole));
+    let differs = a.iter().zip(&b).find(|(a, b)| a != b).map(|(a, b)| (a[..90].to_string(), b[..90].to_string()));
+    assert!(differs.is_none() && a.len() == b.len(), "{} and {} records: {differs:?}", a.len(), b.len());
     let left: Vec<_> =
         fs::read_dir(run.join("checkpoints")).unwrap().flatten().map(|e| e.file_name()).collect();
     assert_eq!(left.len(), 2, "leftovers of killed saves are swept: {left:?}");

@@ -35,7 +35,11 @@ pub fn run(
     stop: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    let mut metrics = MetricsLog::resume(&run.join(METRICS), trainer.progress.step)?;
+    let diary = run.join(METRICS);
+    let mut metrics = match trainer.progress.step {
+        0 => MetricsLog::create(&diary)?,
+        step => MetricsLog::resume(&diary, step)?,
+    };
     let mut events = EventWriter::create(&run.join("tensorboard"))?;
     let t = trainer.recipe.train.clone();
     if trainer.progress.step == 0 {

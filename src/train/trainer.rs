@@ -6,6 +6,7 @@ use super::schedule::schedule;
 use super::{Optimizer, Source, TensorPoint};
 use crate::config::Recipe;
 use crate::error::{Error, Result};
+use crate::kernels::profile::{Phase, scope};
 use crate::kernels::{self, IGNORE};
 use crate::measure::Perplexity;
 use crate::model::{Loss, Model, Sequences, State};
@@ -89,10 +90,16 @@ impl Trainer {
         let index = self.progress.step;
         let seqs = Sequences::new(t.batch, self.source.seq());
         let decoder = &mut self.model.decoder;
-        decoder.zero_grad();
+        {
+            let _time = scope(Phase::Optimizer);
+            decoder.zero_grad();
+        }
         let mut loss = Loss::default();
         for _ in 0..t.accumulate {
-            self.source.fill(self.progress.cursor, &mut self.inputs, &mut self.targets);
+            {
+                let _time = scope(Phase::Data);
+                self.source.fill(self.progress.cursor, &mut self.inputs, &mut self.targets);
+            }
             let scored = self.targets.iter().filter(|t| **t != IGNORE).count();
             let scale = 1.0 / (scored * t.accumulate) as f32;
             loss += decoder.loss_and_gradient(&self.inputs, &self.targets, seqs, scale, &mut self.state);
@@ -106,6 +113,7 @@ impl Trainer {
                 });
             }
         }
+        let time = scope(Phase::Optimizer);
         let grad_norm = decoder.params().map(|p| kernels::sum_squares(&p.grad)).sum::<f64>().sqrt();
         if !grad_norm.is_finite() {
             // Backward runs from the last parameter to the first.
@@ -118,6 +126,7 @@ impl Trainer {
         let factor = schedule(t, index);
         let updates = measure.then_some(&mut self.updates);
         self.optimizer.step(decoder, t, index, factor, clip as f32, updates)?;
+        drop(time);
         self.progress.step += 1;
         self.losses.push(loss.mean() as f32);
         Ok(StepReport { index, loss: loss.mean(), grad_norm, lr: t.lr * factor })
