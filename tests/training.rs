@@ -156,7 +156,8 @@ fn killed_at_any_moment_and_resumed_is_uninterrupted() {
     assert!(kills_in_a_save > 0, "no kill hit a save, which tests nothing");
     same_bits(&step(&run, 12), &step(&whole, 12));
     let (a, b) = (losses(&run), losses(&whole));
-    let differs = a.iter().zip(&b).find(|(a, b)| a != b).map(|(a, b)| (a[..90].to_string(), b[..90].to_string()));
+    let differs =
+        a.iter().zip(&b).find(|(a, b)| a != b).map(|(a, b)| (a[..90].to_string(), b[..90].to_string()));
     assert!(differs.is_none() && a.len() == b.len(), "{} and {} records: {differs:?}", a.len(), b.len());
     let left: Vec<_> =
         fs::read_dir(run.join("checkpoints")).unwrap().flatten().map(|e| e.file_name()).collect();

@@ -115,7 +115,10 @@ fn train(args: TrainArgs) -> Result<()> {
         return Ok(());
     }
     println!("{:.1} tokens/s (median step {median:.3} s)", tokens as f64 / median);
-    println!("{gflops:.1} GFLOP/s, {:.1} % of the {limit:.1} GFLOP/s that this machine's FMA units reach", 100.0 * gflops / limit);
+    println!(
+        "{gflops:.1} GFLOP/s, {:.1} % of the {limit:.1} GFLOP/s that this machine's FMA units reach",
+        100.0 * gflops / limit
+    );
     println!("memory reads at {bandwidth:.1} GB/s");
     match memory {
         Some(bytes) => println!("peak memory {:.2} GiB", bytes as f64 / (1u64 << 30) as f64),

@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::isa::kernel;
-use super::simd::{Simd, fma};
 use super::profile::{Phase, scope};
+use super::simd::{Simd, fma};
 
 /// Values a thread takes at a time. Fixed, so that sums do not depend on the number of threads.
 pub(super) const CHUNK: usize = 1 << 14;

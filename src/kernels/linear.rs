@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use super::gemm::{Target, Threads, gemm};
 use super::isa::kernel;
 use super::pack::{Rhs, View, decode};
-use super::simd::{Simd, fma};
 use super::profile::{Phase, scope};
+use super::simd::{Simd, fma};
 use crate::ternary::TernaryMatrix;
 
 /// The weight of a linear layer, `[rows, cols]` = `[out, in]`.

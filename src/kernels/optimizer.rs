@@ -4,8 +4,8 @@ use rayon::prelude::*;
 
 use super::elementwise::CHUNK;
 use super::isa::kernel;
-use super::simd::fma;
 use super::profile::{Phase, scope};
+use super::simd::fma;
 
 /// What an AdamW step needs beside the tensors.
 #[derive(Clone, Copy, Debug)]

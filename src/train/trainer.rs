@@ -49,6 +49,8 @@ pub struct Trainer {
     pub losses: Vec<f32>,
     /// Scales of every ternary tensor before the first step.
     pub start_scales: Vec<Vec<f32>>,
+    /// The last validation over everything held out, and the step it was made at.
+    whole_validation: Option<(u64, Perplexity)>,
     state: State,
     inputs: Vec<u32>,
     targets: Vec<u32>,
@@ -72,6 +74,7 @@ impl Trainer {
             progress: Progress::default(),
             losses: Vec::new(),
             start_scales,
+            whole_validation: None,
             state: State::default(),
             inputs: vec![0; tokens],
             targets: vec![0; tokens],
@@ -134,6 +137,11 @@ impl Trainer {
 
     /// Loss over the held-out part, or none when nothing is held out. `max` sequences, 0 for all.
     pub fn validate(&mut self, max: usize) -> Option<Perplexity> {
+        if let Some((step, measured)) = self.whole_validation.filter(|_| max == 0)
+            && step == self.progress.step
+        {
+            return Some(measured);
+        }
         let seq = self.source.seq();
         let (decoder, state) = (&mut self.model.decoder, &mut self.state);
         let mut loss = Loss::default();
@@ -149,7 +157,19 @@ impl Trainer {
             stride: seq,
             sum: loss.sum,
         };
-        (loss.count > 0).then_some(measured)
+        if loss.count == 0 {
+            return None;
+        }
+        if max == 0 {
+            self.whole_validation = Some((self.progress.step, measured));
+        }
+        Some(measured)
+    }
+
+    /// Bits per byte of the held-out text at a loss of `nll` nats per token; none for a synthetic task.
+    pub fn bits_per_byte(&self, nll: f64) -> Option<f64> {
+        let val = self.source.validation().filter(|v| v.text_bytes() > 0)?;
+        Some(nll * val.len() as f64 / std::f64::consts::LN_2 / val.text_bytes() as f64)
     }
 
     /// Share of tokens that are reproduced over `count` held-out sequences of a synthetic task.
