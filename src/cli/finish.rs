@@ -69,7 +69,7 @@ fn stored_model(trainer: &Trainer, dir: &Path) -> Result<(Option<TestEvaluation>
         let bar = super::count_bar("Test text", tokens.len() as u64);
         let p = measure::perplexity(&mut decoder, &tokens, seq, seq, &mut |n| bar.inc(n));
         bar.finish_and_clear();
-        let result = evaluation(&p, Some(text.len() as u64));
+        let result = evaluation(&p, Some(p.bits_per_byte(text.len() as u64)));
         test = Some(TestEvaluation { file: file.display().to_string(), result });
     }
     let mut samples = Vec::new();
@@ -94,11 +94,11 @@ fn mean(losses: &[f32]) -> f64 {
     losses.iter().map(|&l| l as f64).sum::<f64>() / losses.len().max(1) as f64
 }
 
-fn evaluation(p: &Perplexity, bytes: Option<u64>) -> Evaluation {
+fn evaluation(p: &Perplexity, bits_per_byte: Option<f64>) -> Evaluation {
     Evaluation {
         nll: p.nll,
         ppl: p.ppl,
-        bits_per_byte: bytes.map(|b| p.bits_per_byte(b)),
+        bits_per_byte,
         tokens: p.tokens,
         context: p.context as u64,
         stride: p.stride as u64,
@@ -130,7 +130,7 @@ fn summary(
         first5_loss: mean(&trainer.losses[..trainer.losses.len().min(5)]),
         last20_loss: mean(&trainer.losses[trainer.losses.len().saturating_sub(20)..]),
         loss_curve: Vec::new(),
-        val: val.map(|p| evaluation(&p, None)),
+        val: val.map(|p| evaluation(&p, trainer.bits_per_byte(p.nll))),
         test,
         accuracy,
         ternary: (!proof.tensors.is_empty()).then(|| TernarySummary {
@@ -149,7 +149,7 @@ fn summary(
         recipe: serde_json::to_value(recipe).expect("a recipe has a JSON form"),
         versions: Versions {
             ternlm: env!("CARGO_PKG_VERSION").into(),
-            rustc: None,
+            rustc: option_env!("TERNLM_RUSTC").map(String::from),
             os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             cpu: super::cpu_name(),
             isa: crate::kernels::Isa::current().to_string(),

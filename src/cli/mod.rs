@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand.
 
+mod bench;
 mod eval;
 mod finish;
 mod generate;
@@ -48,6 +49,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Continue a text
     Generate(generate::GenerateArgs),
+    /// Measure training speed against the machine's limit
+    Bench(bench::BenchArgs),
 }
 
 /// Parses the process's arguments, runs the command, and says what went wrong in one sentence.
@@ -71,6 +74,7 @@ fn run(command: Command) -> Result<()> {
         Command::Verify(args) => verify::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Bench(args) => bench::run(args),
     }
 }
 

@@ -10,6 +10,7 @@ use super::gemm::{Target, Threads, gemm};
 use super::isa::kernel;
 use super::linear::dot;
 use super::pack::{Rhs, View};
+use super::profile::{Phase, scope};
 
 /// Rows and columns of a tile.
 const TILE: usize = 64;
@@ -81,6 +82,7 @@ impl Rows {
 
 /// `out = softmax(q kᵀ / sqrt(D)) v`; `lse`, `[batch, heads, queries]`, gets the log-sum-exp of each row's scores.
 pub fn attention(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], lse: &mut [f32]) {
+    let _time = scope(Phase::Attention);
     shape.check(q, k, v, lse);
     assert_eq!(out.len(), q.len(), "output of {shape:?}");
     let s = *shape;
@@ -202,6 +204,7 @@ pub fn attention_backward(
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
+    let _time = scope(Phase::Attention);
     shape.check(q, k, v, lse);
     assert!(out.len() == q.len() && dout.len() == q.len() && dq.len() == q.len(), "gradients of {shape:?}");
     assert!(dk.len() == k.len() && dv.len() == v.len(), "gradients of {shape:?}");

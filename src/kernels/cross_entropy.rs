@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::elementwise::exp;
 use super::isa::kernel;
+use super::profile::{Phase, scope};
 
 /// The target of a position that is not scored.
 pub const IGNORE: u32 = u32::MAX;
@@ -17,6 +18,7 @@ pub fn cross_entropy(
     scale: Option<f32>,
     loss: &mut [f32],
 ) {
+    let _time = scope(Phase::CrossEntropy);
     assert!(logits.len() == targets.len() * classes && loss.len() == targets.len(), "{} rows", targets.len());
     logits.par_chunks_mut(classes).zip(targets).zip(loss).for_each(|((row, &target), loss)| {
         if target == IGNORE {

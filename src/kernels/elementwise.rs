@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::isa::kernel;
+use super::profile::{Phase, scope};
 use super::simd::{Simd, fma};
 
 /// Values a thread takes at a time. Fixed, so that sums do not depend on the number of threads.
@@ -49,6 +50,7 @@ fn zip2(out: &mut [f32], a: &[f32], b: &[f32], f: fn(&mut [f32], &[f32], &[f32])
 
 /// `out += x`
 pub fn add_assign(out: &mut [f32], x: &[f32]) {
+    let _time = scope(Phase::Elementwise);
     kernel! {
         fn run<S>(out: &mut [f32], x: &[f32], _x: &[f32]) {
             for (o, x) in out.iter_mut().zip(x) {
@@ -61,6 +63,7 @@ pub fn add_assign(out: &mut [f32], x: &[f32]) {
 
 /// SwiGLU's gate: `out = silu(gate) * up`.
 pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let _time = scope(Phase::Elementwise);
     kernel! {
         fn run<S>(out: &mut [f32], gate: &[f32], up: &[f32]) {
             for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
@@ -73,6 +76,7 @@ pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
 
 /// Backward of [`silu_mul`]: `dup = silu(gate) * dout`, `dgate = silu'(gate) * up * dout`.
 pub fn silu_mul_backward(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    let _time = scope(Phase::Elementwise);
     kernel! {
         fn run<S>(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
             let inputs = gate.iter().zip(up).zip(dout);
@@ -100,6 +104,7 @@ const GELU: (f32, f32) = (0.797_884_6, 0.044_715);
 
 /// GELU, tanh form: `out = x * sigmoid(2 u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`.
 pub fn gelu(x: &[f32], out: &mut [f32]) {
+    let _time = scope(Phase::Elementwise);
     kernel! {
         fn run<S>(out: &mut [f32], x: &[f32], _x: &[f32]) {
             for (o, &x) in out.iter_mut().zip(x) {
@@ -112,6 +117,7 @@ pub fn gelu(x: &[f32], out: &mut [f32]) {
 
 /// Backward of [`gelu`]: `dx = gelu'(x) * dout`.
 pub fn gelu_backward(x: &[f32], dout: &[f32], dx: &mut [f32]) {
+    let _time = scope(Phase::Elementwise);
     kernel! {
         fn run<S>(dx: &mut [f32], x: &[f32], dout: &[f32]) {
             for ((dx, &x), d) in dx.iter_mut().zip(x).zip(dout) {
@@ -126,6 +132,7 @@ pub fn gelu_backward(x: &[f32], dout: &[f32], dx: &mut [f32]) {
 
 /// ReLU²: `out = max(0, x)^2`.
 pub fn relu2(x: &[f32], out: &mut [f32]) {
+    let _time = scope(Phase::Elementwise);
     kernel! {
         fn run<S>(out: &mut [f32], x: &[f32], _x: &[f32]) {
             for (o, &x) in out.iter_mut().zip(x) {
@@ -139,6 +146,7 @@ pub fn relu2(x: &[f32], out: &mut [f32]) {
 
 /// Backward of [`relu2`]: `dx = 2 max(0, x) * dout`.
 pub fn relu2_backward(x: &[f32], dout: &[f32], dx: &mut [f32]) {
+    let _time = scope(Phase::Elementwise);
     kernel! {
         fn run<S>(dx: &mut [f32], x: &[f32], dout: &[f32]) {
             for ((dx, &x), d) in dx.iter_mut().zip(x).zip(dout) {

@@ -5,10 +5,12 @@ use rayon::prelude::*;
 use super::Matrix;
 use super::isa::kernel;
 use super::pack::decode;
+use super::profile::{Phase, scope};
 use crate::ternary::TernaryMatrix;
 
 /// `out[n] = W[tokens[n]]`. Every token must be a row of `w`.
 pub fn gather(w: Matrix<'_>, tokens: &[u32], out: &mut [f32]) {
+    let _time = scope(Phase::Data);
     let (rows, cols) = (w.rows(), w.cols());
     assert_eq!(out.len(), tokens.len() * cols, "{} tokens of width {cols}", tokens.len());
     out.par_chunks_mut(cols).with_min_len(64).zip(tokens).for_each(|(out, &token)| {
@@ -42,6 +44,7 @@ kernel! {
 
 /// Backward of [`gather`]: `dW[tokens[n]] += dout[n]`, in the order of the tokens.
 pub fn scatter_add(dw: &mut [f32], cols: usize, tokens: &[u32], dout: &[f32]) {
+    let _time = scope(Phase::Data);
     assert_eq!(dout.len(), tokens.len() * cols, "{} tokens of width {cols}", tokens.len());
     for (row, &token) in dout.chunks(cols).zip(tokens) {
         super::add_assign(&mut dw[token as usize * cols..][..cols], row);

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::gemm::{Target, Threads, gemm};
 use super::isa::kernel;
 use super::pack::{Rhs, View, decode};
+use super::profile::{Phase, scope};
 use super::simd::{Simd, fma};
 use crate::ternary::TernaryMatrix;
 
@@ -35,6 +36,7 @@ const FEW_ROWS: usize = 6;
 
 /// `y (+)= x Wᵀ` with `x` `[n, in]`, `y` `[n, out]`.
 pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
+    let _time = scope(Phase::Forward);
     let (out, inputs) = (w.rows(), w.cols());
     let n = x.len() / inputs;
     assert_eq!((x.len(), y.len()), (n * inputs, n * out), "x [{n}, {inputs}], y [{n}, {out}]");
@@ -50,6 +52,7 @@ pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
 
 /// `dx (+)= dy W`
 pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], add: bool) {
+    let _time = scope(Phase::Backward);
     let (out, inputs) = (w.rows(), w.cols());
     let n = dy.len() / out;
     assert_eq!((dx.len(), dy.len()), (n * inputs, n * out), "dx [{n}, {inputs}], dy [{n}, {out}]");
@@ -62,6 +65,7 @@ pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], add: bool) {
 
 /// `dW += dyᵀ x`, the gradient at the weights that the forward pass used.
 pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], out: usize, inputs: usize) {
+    let _time = scope(Phase::Backward);
     let n = dy.len() / out;
     assert_eq!((x.len(), dw.len()), (n * inputs, out * inputs), "x [{n}, {inputs}], dW [{out}, {inputs}]");
     let target = Target { data: dw, stride: inputs, add: true };

@@ -4,12 +4,14 @@ use rayon::prelude::*;
 
 use super::isa::kernel;
 use super::linear::dot;
+use super::profile::{Phase, scope};
 
 /// Rows a thread takes at a time. Fixed, so that the gain's gradient does not depend on the number of threads.
 const ROWS: usize = 64;
 
 /// `y = x * gain / sqrt(mean(x^2) + eps)` for each row of `gain.len()` values.
 pub fn rms_norm(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
+    let _time = scope(Phase::Elementwise);
     kernel! {
         fn run<S>(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
             for (x, y) in x.chunks_exact(gain.len()).zip(y.chunks_exact_mut(gain.len())) {
@@ -44,6 +46,7 @@ pub fn rms_norm_backward(
     dgain: &mut [f32],
     add: bool,
 ) {
+    let _time = scope(Phase::Elementwise);
     kernel! {
         fn run<S>(x: &[f32], gain: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dgain: &mut [f32], add: bool) {
             let c = gain.len();

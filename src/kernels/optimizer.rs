@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::elementwise::CHUNK;
 use super::isa::kernel;
+use super::profile::{Phase, scope};
 use super::simd::fma;
 
 /// What an AdamW step needs beside the tensors.
@@ -22,6 +23,7 @@ pub struct AdamW {
 /// AdamW (Loshchilov and Hutter, arXiv 1711.05101), as in PyTorch:
 /// `p -= lr wd p; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr/(1-b1^t) m / (sqrt(v/(1-b2^t)) + eps)`.
 pub fn adamw(a: &AdamW, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+    let _time = scope(Phase::Optimizer);
     kernel! {
         fn run<S>(a: &AdamW, c: [f32; 3], p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
             let [keep, step, root] = c;
@@ -57,6 +59,7 @@ pub fn sgd(
     g: &[f32],
     b: &mut [f32],
 ) {
+    let _time = scope(Phase::Optimizer);
     kernel! {
         fn run<S>(c: [f32; 4], p: &mut [f32], g: &[f32], b: &mut [f32]) {
             let [lr, momentum, decay, scale] = c;

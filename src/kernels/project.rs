@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::isa::kernel;
+use super::profile::{Phase, scope};
 use crate::error::Result;
 use crate::ternary::{
     CODES_PER_WORD, Flips, Grouping, TernaryMatrix, ZERO_WORD, not_finite, scale_of, trit_of,
@@ -16,6 +17,7 @@ const ROWS: usize = 32;
 /// # Errors
 /// `NotFinite` with `name` when a latent, or a group's mean in f16, is not finite; `out` is then unspecified.
 pub fn project(name: &str, latent: &[f32], grouping: Grouping, out: &mut TernaryMatrix) -> Result<Flips> {
+    let _time = scope(Phase::Projection);
     let (rows, cols, group) = (out.rows(), out.cols(), out.group());
     assert_eq!(latent.len(), rows * cols, "{name}: {} latents for [{rows}, {cols}]", latent.len());
     assert_eq!(group, grouping.size(cols), "{name}: a matrix made for another grouping");

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::isa::kernel;
+use super::profile::{Phase, scope};
 
 /// Cosine and sine of `position * theta^(-2 i / D)`, `[positions, D / 2]` each.
 #[derive(Clone, Debug)]
@@ -37,6 +38,7 @@ impl RopeTable {
 /// Rotates in place `x`, `[n, heads, D]`, where row `r` stands at position `start + r % seq`. The backward pass is the
 /// rotation by the opposite angle.
 pub fn rope(x: &mut [f32], heads: usize, table: &RopeTable, seq: usize, start: usize, backward: bool) {
+    let _time = scope(Phase::Elementwise);
     kernel! {
         fn run<S>(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
             let half = cos.len();

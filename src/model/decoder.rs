@@ -1,5 +1,7 @@
 //! The whole model. Forward and backward are the same list of calls, read downward and upward.
 
+use rayon::prelude::*;
+
 use super::attention::{Attention, AttentionSaved, LayerCache};
 use super::feed_forward::{FeedForward, FeedForwardSaved};
 use super::{Embedding, Linear, Loss, Param, RmsNorm, Workspace, cross_entropy};
@@ -204,10 +206,11 @@ impl Decoder {
 
     /// Random matrices: normal with standard deviation `std`, or `fan_in^-1/2` of each matrix.
     pub fn init(&mut self, seed: u64, std: Option<f32>) {
-        for param in self.params_mut().filter(|p| p.is_matrix()) {
+        let matrices: Vec<&mut Param> = self.params_mut().filter(|p| p.is_matrix()).collect();
+        matrices.into_par_iter().for_each(|param| {
             let std = std.unwrap_or((param.shape[1] as f32).powf(-0.5));
             param.init_normal(std, seed);
-        }
+        });
     }
 
     /// Every tensor once, in a fixed order.

@@ -1,5 +1,6 @@
 //! Muon: momentum, then the nearest orthogonal matrix (Jordan et al., kellerjordan.github.io/posts/muon).
 
+use crate::kernels::profile::{Phase, scope};
 use crate::kernels::{self, Rhs, Target, Threads, View};
 
 /// Newton–Schulz steps; each doubles the digits of small singular values, roughly.
@@ -21,6 +22,7 @@ pub fn muon(
     g: &[f32],
     b: &mut [f32],
 ) {
+    let _time = scope(Phase::Optimizer);
     kernels::scale_add(momentum, b, grad_scale, g);
     let mut update = vec![0f32; g.len()];
     kernels::blend(grad_scale, g, momentum, b, &mut update);

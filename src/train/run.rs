@@ -35,7 +35,11 @@ pub fn run(
     stop: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    let mut metrics = MetricsLog::resume(&run.join(METRICS), trainer.progress.step)?;
+    let diary = run.join(METRICS);
+    let mut metrics = match trainer.progress.step {
+        0 => MetricsLog::create(&diary)?,
+        step => MetricsLog::resume(&diary, step)?,
+    };
     let mut events = EventWriter::create(&run.join("tensorboard"))?;
     let t = trainer.recipe.train.clone();
     if trainer.progress.step == 0 {
@@ -66,7 +70,8 @@ pub fn run(
             // The last validation reads everything.
             let measured = trainer.validate(if last { 0 } else { t.eval_sequences });
             if let Some(measured) = measured {
-                write_validation(step, &measured, &mut metrics, &mut events)?;
+                let bits = trainer.bits_per_byte(measured.nll);
+                write_validation(step, &measured, bits, &mut metrics, &mut events)?;
                 observer.validated(step, &measured);
             }
         }
@@ -123,10 +128,11 @@ fn write_log(
 fn write_validation(
     step: u64,
     p: &Perplexity,
+    bits_per_byte: Option<f64>,
     metrics: &mut MetricsLog,
     events: &mut EventWriter,
 ) -> Result<()> {
-    metrics.append(&Record::Val { step, nll: p.nll, ppl: p.ppl, bits_per_byte: None, tokens: p.tokens })?;
+    metrics.append(&Record::Val { step, nll: p.nll, ppl: p.ppl, bits_per_byte, tokens: p.tokens })?;
     events.scalar("val/nll", p.nll as f32, step)?;
     events.scalar("val/ppl", p.ppl as f32, step)?;
     events.flush()

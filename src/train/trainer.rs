@@ -6,6 +6,7 @@ use super::schedule::schedule;
 use super::{Optimizer, Source, TensorPoint};
 use crate::config::Recipe;
 use crate::error::{Error, Result};
+use crate::kernels::profile::{Phase, scope};
 use crate::kernels::{self, IGNORE};
 use crate::measure::Perplexity;
 use crate::model::{Loss, Model, Sequences, State};
@@ -48,6 +49,8 @@ pub struct Trainer {
     pub losses: Vec<f32>,
     /// Scales of every ternary tensor before the first step.
     pub start_scales: Vec<Vec<f32>>,
+    /// The last validation over everything held out, and the step it was made at.
+    whole_validation: Option<(u64, Perplexity)>,
     state: State,
     inputs: Vec<u32>,
     targets: Vec<u32>,
@@ -71,6 +74,7 @@ impl Trainer {
             progress: Progress::default(),
             losses: Vec::new(),
             start_scales,
+            whole_validation: None,
             state: State::default(),
             inputs: vec![0; tokens],
             targets: vec![0; tokens],
@@ -89,10 +93,16 @@ impl Trainer {
         let index = self.progress.step;
         let seqs = Sequences::new(t.batch, self.source.seq());
         let decoder = &mut self.model.decoder;
-        decoder.zero_grad();
+        {
+            let _time = scope(Phase::Optimizer);
+            decoder.zero_grad();
+        }
         let mut loss = Loss::default();
         for _ in 0..t.accumulate {
-            self.source.fill(self.progress.cursor, &mut self.inputs, &mut self.targets);
+            {
+                let _time = scope(Phase::Data);
+                self.source.fill(self.progress.cursor, &mut self.inputs, &mut self.targets);
+            }
             let scored = self.targets.iter().filter(|t| **t != IGNORE).count();
             let scale = 1.0 / (scored * t.accumulate) as f32;
             loss += decoder.loss_and_gradient(&self.inputs, &self.targets, seqs, scale, &mut self.state);
@@ -106,6 +116,7 @@ impl Trainer {
                 });
             }
         }
+        let time = scope(Phase::Optimizer);
         let grad_norm = decoder.params().map(|p| kernels::sum_squares(&p.grad)).sum::<f64>().sqrt();
         if !grad_norm.is_finite() {
             // Backward runs from the last parameter to the first.
@@ -118,6 +129,7 @@ impl Trainer {
         let factor = schedule(t, index);
         let updates = measure.then_some(&mut self.updates);
         self.optimizer.step(decoder, t, index, factor, clip as f32, updates)?;
+        drop(time);
         self.progress.step += 1;
         self.losses.push(loss.mean() as f32);
         Ok(StepReport { index, loss: loss.mean(), grad_norm, lr: t.lr * factor })
@@ -125,6 +137,11 @@ impl Trainer {
 
     /// Loss over the held-out part, or none when nothing is held out. `max` sequences, 0 for all.
     pub fn validate(&mut self, max: usize) -> Option<Perplexity> {
+        if let Some((step, measured)) = self.whole_validation.filter(|_| max == 0)
+            && step == self.progress.step
+        {
+            return Some(measured);
+        }
         let seq = self.source.seq();
         let (decoder, state) = (&mut self.model.decoder, &mut self.state);
         let mut loss = Loss::default();
@@ -140,7 +157,19 @@ impl Trainer {
             stride: seq,
             sum: loss.sum,
         };
-        (loss.count > 0).then_some(measured)
+        if loss.count == 0 {
+            return None;
+        }
+        if max == 0 {
+            self.whole_validation = Some((self.progress.step, measured));
+        }
+        Some(measured)
+    }
+
+    /// Bits per byte of the held-out text at a loss of `nll` nats per token; none for a synthetic task.
+    pub fn bits_per_byte(&self, nll: f64) -> Option<f64> {
+        let val = self.source.validation().filter(|v| v.text_bytes() > 0)?;
+        Some(nll * val.len() as f64 / std::f64::consts::LN_2 / val.text_bytes() as f64)
     }
 
     /// Share of tokens that are reproduced over `count` held-out sequences of a synthetic task.

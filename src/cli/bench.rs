@@ -1,0 +1,188 @@
+//! `ternlm bench`: how fast this machine trains, against what it could do at most.
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::time::Instant;
+
+use super::{recipe, thousands};
+use crate::config::{ModelConfig, Recipe, Scope, Task};
+use crate::error::{Error, Result};
+use crate::formats::hf::HfConfig;
+use crate::kernels::{self, peak, profile};
+use crate::model::{Decoder, Model};
+use crate::train::{Source, Synthetic, Trainer};
+
+#[derive(Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Training steps of a recipe's shape, from random weights on random tokens
+    Train(TrainArgs),
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  ternlm bench train --recipe wiki-75m
+  ternlm bench train --recipe qwen3-0.6b-all --warmup 0 --steps 3
+  ternlm bench train --recipe wiki-75m --set ternary.scope=none --json")]
+struct TrainArgs {
+    /// A built-in recipe or a TOML file
+    #[arg(long)]
+    recipe: String,
+    /// Steps that are timed
+    #[arg(long, default_value_t = 5)]
+    steps: u64,
+    /// Steps before them
+    #[arg(long, default_value_t = 1)]
+    warmup: u64,
+    /// Change a key of the recipe, as in train.batch=8; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: BenchArgs) -> Result<()> {
+    match args.what {
+        Bench::Train(args) => train(args),
+    }
+}
+
+fn train(args: TrainArgs) -> Result<()> {
+    if args.steps == 0 {
+        return Err(Error::usage("--steps 0: wanted 1 or more"));
+    }
+    let mut table = recipe::read(&args.recipe)?;
+    // Neither texts nor pretrained weights are read.
+    recipe::set(&mut table, "needs_init", toml::Value::Boolean(false))?;
+    recipe::set(&mut table, "data.train", toml::Value::Array(vec!["none".into()]))?;
+    args.set.iter().try_for_each(|assignment| recipe::set_text(&mut table, assignment))?;
+    table.remove("init");
+    let recipe = recipe::resolve(&args.recipe, table)?;
+    let mut trainer = random_trainer(recipe)?;
+    let say = |line: String| {
+        if !args.json {
+            println!("{line}");
+        }
+    };
+    let tokens = trainer.recipe.train.batch * trainer.recipe.train.accumulate * trainer.source.seq();
+    say(format!(
+        "{}: {} parameters, {} tokens a step, {} on {} threads",
+        trainer.recipe.name,
+        thousands(trainer.model.decoder.params().map(|p| p.len() as u64).sum()),
+        thousands(tokens as u64),
+        kernels::Isa::current(),
+        rayon::current_num_threads()
+    ));
+    for _ in 0..args.warmup {
+        trainer.step(false)?;
+    }
+    let mut seconds = Vec::new();
+    let mut losses = Vec::new();
+    profile::start();
+    for i in 0..args.steps {
+        let start = Instant::now();
+        let report = trainer.step(false)?;
+        seconds.push(start.elapsed().as_secs_f64());
+        losses.push(report.loss);
+        say(format!("step {i}: {:.3} s, loss {:.4}", seconds[i as usize], report.loss));
+    }
+    let phases = profile::stop();
+    let memory = peak_memory();
+    let total: f64 = seconds.iter().sum();
+    let mut sorted = seconds.clone();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted[sorted.len() / 2];
+    let flops = flops_per_token(&trainer.model.decoder.config, trainer.source.seq()) * tokens as f64;
+    let (gflops, limit, bandwidth) = (flops / median / 1e9, peak::fma_gflops(), peak::read_gbps());
+    if args.json {
+        let phases: serde_json::Map<_, _> =
+            phases.iter().map(|(p, s)| (name(*p).replace(' ', "_"), json!(s / args.steps as f64))).collect();
+        let out = json!({
+            "recipe": trainer.recipe.name, "seconds": seconds, "median_seconds": median, "losses": losses,
+            "tokens_per_step": tokens, "tok_per_s": tokens as f64 / median, "gflop_per_step": flops / 1e9,
+            "gflops": gflops, "fma_peak_gflops": limit, "share_of_peak": gflops / limit,
+            "read_gb_per_s": bandwidth, "peak_memory_bytes": memory, "seconds_by_phase": phases,
+            "isa": kernels::Isa::current().to_string(), "threads": rayon::current_num_threads(),
+        });
+        println!("{}", serde_json::to_string_pretty(&out).expect("numbers have a JSON form"));
+        return Ok(());
+    }
+    println!("{:.1} tokens/s (median step {median:.3} s)", tokens as f64 / median);
+    println!(
+        "{gflops:.1} GFLOP/s, {:.1} % of the {limit:.1} GFLOP/s that this machine's FMA units reach",
+        100.0 * gflops / limit
+    );
+    println!("memory reads at {bandwidth:.1} GB/s");
+    match memory {
+        Some(bytes) => println!("peak memory {:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
+        None => println!("peak memory: this system does not say"),
+    }
+    for (phase, spent) in phases {
+        let each = spent / args.steps as f64;
+        println!("  {:<14} {each:>9.4} s  {:>5.1} %", name(phase), 100.0 * spent / total);
+    }
+    Ok(())
+}
+
+fn name(phase: profile::Phase) -> &'static str {
+    match phase {
+        profile::Phase::Projection => "projection",
+        profile::Phase::Forward => "forward GEMM",
+        profile::Phase::Backward => "backward GEMM",
+        profile::Phase::Attention => "attention",
+        profile::Phase::CrossEntropy => "cross-entropy",
+        profile::Phase::Elementwise => "element-wise",
+        profile::Phase::Optimizer => "optimizer",
+        profile::Phase::Data => "data",
+        profile::Phase::Other => "other",
+    }
+}
+
+fn random_trainer(recipe: Recipe) -> Result<Trainer> {
+    let config = recipe.model.clone().ok_or_else(|| Error::usage("the recipe has no [model] table"))?;
+    let mut decoder = Decoder::new(&config, recipe.ternary.scope, recipe.ternary.group);
+    decoder.init(recipe.seed, recipe.ternary.init_std);
+    if recipe.ternary.scope != Scope::None {
+        decoder.project()?;
+    }
+    let source = match recipe.task {
+        // Random tokens to be copied cost what a text of the same shape costs.
+        Task::Lm => Source::Synthetic(Synthetic {
+            task: Task::Copy,
+            tokens: recipe.train.seq,
+            vocab: config.vocab_size,
+            seed: recipe.seed,
+        }),
+        _ => Source::synthetic(&recipe, config.vocab_size),
+    };
+    let model = Model { decoder, hf: HfConfig::new(config) };
+    Ok(Trainer::new(recipe, model, None, source))
+}
+
+/// Multiplications and additions of a training step per token: 6 a weight of every product (forward, input gradient,
+/// weight gradient), and attention's `6 * 2 * T * H * D`, half of it when causal. Recomputation does not count.
+fn flops_per_token(c: &ModelConfig, seq: usize) -> f64 {
+    let attention = 12.0 * (seq * c.heads * c.head_dim * c.layers) as f64 * if c.causal { 0.5 } else { 1.0 };
+    6.0 * (weights(c) + c.vocab_size * c.hidden_size) as f64 + attention
+}
+
+/// Weights of the products inside the blocks.
+fn weights(c: &ModelConfig) -> usize {
+    let ffn = if c.activation == crate::config::Activation::SwiGlu { 3 } else { 2 };
+    let attention = c.hidden_size * c.head_dim * (2 * c.heads + 2 * c.kv_heads);
+    c.layers * (attention + ffn * c.hidden_size * c.intermediate_size)
+}
+
+/// Most memory that this process has held, in bytes.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}

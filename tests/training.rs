@@ -1,0 +1,342 @@
+//! Training as its users run it: interrupted and resumed, proved and tampered with, gone wrong.
+
+mod common;
+
+use common::Rng;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A language model of a few thousand weights on a text that the test writes.
+const RECIPE: &str = r#"
+name = "tiny"
+task = "lm"
+seed = 3
+[model]
+vocab_size = 256
+hidden_size = 48
+layers = 2
+heads = 4
+kv_heads = 2
+head_dim = 12
+intermediate_size = 80
+qk_norm = true
+tie_embeddings = true
+max_positions = 64
+[data]
+tokenizer = "bytes"
+val_fraction = 0.2
+[train]
+steps = 12
+batch = 3
+seq = 24
+accumulate = 2
+lr = 3e-3
+weight_decay = 0.1
+weight_decay_until = 8
+warmup = 3
+log_every = 5
+eval_every = 4
+save_every = 1
+keep = 2
+"#;
+
+struct Lab {
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("tiny.toml"), RECIPE).unwrap();
+        let mut rng = Rng::new(5);
+        let words = ["ternary", "weights", "are", "minus", "one", "zero", "or", "plus", "scale", "group"];
+        let text: Vec<String> = (0..60)
+            .map(|_| (0..20).map(|_| words[rng.below(words.len())]).collect::<Vec<_>>().join(" "))
+            .collect();
+        fs::write(dir.path().join("text.txt"), text.join("\n\n")).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
+        command.current_dir(self.dir.path()).args(args).env("TERNLM_CACHE", self.path("cache"));
+        command
+    }
+
+    /// `train tiny.toml --data text.txt --out OUT`, and more.
+    fn train(&self, out: &str, more: &[&str]) -> Output {
+        let args = [&["train", "tiny.toml", "--data", "text.txt", "--out", out], more].concat();
+        self.command(&args).output().unwrap()
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let out = self.command(args).output().unwrap();
+        assert!(out.status.success(), "{args:?}: {}", text(&out));
+        String::from_utf8(out.stdout).unwrap()
+    }
+}
+
+fn text(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+#[track_caller]
+fn success(out: Output) -> String {
+    assert!(out.status.success(), "{}", text(&out));
+    text(&out)
+}
+
+fn step(run: &Path, n: u64) -> PathBuf {
+    run.join(format!("checkpoints/step-{n:08}"))
+}
+
+/// Same latents, same optimizer state.
+#[track_caller]
+fn same_bits(a: &Path, b: &Path) {
+    for file in ["model.safetensors", "optimizer.safetensors", "ternary.json", "config.json"] {
+        let (x, y) = (fs::read(a.join(file)).unwrap(), fs::read(b.join(file)).unwrap());
+        assert!(x == y, "{file} of {} and {} differ", a.display(), b.display());
+    }
+}
+
+/// The metrics without what depends on the clock.
+fn losses(run: &Path) -> Vec<String> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let timeless = |line: &str| {
+        let mut value: serde_json::Value = serde_json::from_str(line).unwrap();
+        let object = value.as_object_mut().unwrap();
+        object.retain(|key, _| !["tok_per_s", "elapsed_s"].contains(&key.as_str()));
+        value.to_string()
+    };
+    text.lines().map(timeless).collect()
+}
+
+#[test]
+fn killed_at_any_moment_and_resumed_is_uninterrupted() {
+    let lab = Lab::new();
+    success(lab.train("whole", &[]));
+    let whole = lab.path("whole");
+    assert!(!step(&whole, 10).exists() && step(&whole, 11).exists(), "the newest two are kept");
+
+    let run = lab.path("killed");
+    let mut rng = Rng::new(std::process::id() as u64);
+    let (mut kills, mut kills_in_a_save) = (0, 0);
+    let start = Instant::now();
+    while !run.join("report.json").exists() {
+        assert!(start.elapsed() < Duration::from_secs(120), "no end in sight after {kills} kills");
+        let mut args = vec!["train", "tiny.toml", "--data", "text.txt", "--out", "killed"];
+        if run.join("recipe.toml").exists() {
+            args.push("--resume");
+        }
+        let mut child = lab.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Every other time in the middle of a save, otherwise after a random while; at last it may finish.
+        let in_a_save = kills % 2 == 0;
+        let deadline = Instant::now() + Duration::from_millis(30 + rng.next() % 100);
+        while child.try_wait().unwrap().is_none() {
+            let saving = || {
+                let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
+                entries.into_iter().any(|e| e.file_name().to_string_lossy().contains(".partial-"))
+            };
+            if kills < 8 && (if in_a_save { saving() } else { Instant::now() > deadline }) {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                kills += 1;
+                kills_in_a_save += in_a_save as usize;
+                break;
+            }
+        }
+    }
+    println!("killed {kills} times, {kills_in_a_save} of them in a save");
+    assert!(kills_in_a_save > 0, "no kill hit a save, which tests nothing");
+    same_bits(&step(&run, 12), &step(&whole, 12));
+    let (a, b) = (losses(&run), losses(&whole));
+    let differs =
+        a.iter().zip(&b).find(|(a, b)| a != b).map(|(a, b)| (a[..90].to_string(), b[..90].to_string()));
+    assert!(differs.is_none() && a.len() == b.len(), "{} and {} records: {differs:?}", a.len(), b.len());
+    let left: Vec<_> =
+        fs::read_dir(run.join("checkpoints")).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert_eq!(left.len(), 2, "leftovers of killed saves are swept: {left:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_exits() {
+    let lab = Lab::new();
+    let mut child = lab
+        .command(&["train", "tiny.toml", "--data", "text.txt", "--out", "run", "--set", "train.steps=100000"])
+        .args(["--set", "train.save_every=0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let metrics = lab.path("run/metrics.jsonl");
+    while !fs::read_to_string(&metrics).is_ok_and(|t| t.contains("\"train\"")) {
+        assert!(child.try_wait().unwrap().is_none(), "ended by itself");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success());
+    assert!(text(&out).contains("--resume"), "{}", text(&out));
+    assert_eq!(fs::read_dir(lab.path("run/checkpoints")).unwrap().count(), 1);
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let lab = Lab::new();
+    success(lab.train("one", &["--threads", "1"]));
+    success(lab.train("three", &["--threads", "3"]));
+    same_bits(&step(&lab.path("one"), 12), &step(&lab.path("three"), 12));
+}
+
+#[test]
+fn every_optimizer_and_scope_learns() {
+    let lab = Lab::new();
+    for (name, more) in [
+        ("adamw", &["train.optimizer=adamw", "train.lr=1e-2"][..]),
+        ("sgd", &["train.optimizer=sgd", "train.lr=0.3", "train.momentum=0.9"]),
+        ("muon", &["train.optimizer=muon", "train.lr=1e-2", "train.muon_lr=0.02"]),
+        ("none", &["train.lr=1e-2", "ternary.scope=none"]),
+        ("blocks", &["train.lr=1e-2", "ternary.scope=blocks"]),
+        ("tensor", &["train.lr=1e-2", "ternary.group=tensor"]),
+        ("small-groups", &["train.lr=1e-2", "ternary.group=20"]),
+    ] {
+        let sets: Vec<&str> = more.iter().flat_map(|kv| ["--set", kv]).collect();
+        let steps = ["--set", "train.steps=40", "--set", "train.save_every=0", "--set", "train.accumulate=1"];
+        success(lab.train(name, &[&steps[..], &sets].concat()));
+        let report: serde_json::Value =
+            serde_json::from_slice(&fs::read(lab.path(name).join("report.json")).unwrap()).unwrap();
+        let (first, last) =
+            (report["first5_loss"].as_f64().unwrap(), report["last20_loss"].as_f64().unwrap());
+        assert!(last < 0.75 * first, "{name}: loss {first} to {last}");
+        if name != "none" {
+            let said = lab.ok(&["verify", name]);
+            assert!(said.lines().last().unwrap().starts_with("PASS"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run() {
+    let lab = Lab::new();
+    let out = lab.train(
+        "run",
+        &[
+            "--set",
+            "train.lr=1e3",
+            "--set",
+            "train.clip=0",
+            "--set",
+            "train.optimizer=sgd",
+            "--set",
+            "train.momentum=0.9",
+        ],
+    );
+    let said = String::from_utf8_lossy(&out.stderr).to_string();
+    assert!(!out.status.success(), "{}", text(&out));
+    assert!(said.contains("is not finite") && said.contains("model."), "which tensor? {said}");
+    assert!(said.contains("checkpoint"), "where to go on from? {said}");
+    assert!(!lab.path("run/report.json").exists());
+}
+
+#[test]
+fn an_existing_run_is_never_overwritten() {
+    let lab = Lab::new();
+    success(lab.train("run", &[]));
+    let before = fs::read(step(&lab.path("run"), 12).join("model.safetensors")).unwrap();
+    let out = lab.train("run", &[]);
+    assert!(!out.status.success() && text(&out).contains("--resume"), "{}", text(&out));
+    assert_eq!(fs::read(step(&lab.path("run"), 12).join("model.safetensors")).unwrap(), before);
+    // Resuming a finished run repeats its end and changes nothing.
+    success(lab.train("run", &["--resume"]));
+    assert_eq!(fs::read(step(&lab.path("run"), 12).join("model.safetensors")).unwrap(), before);
+}
+
+/// Changes a copy of a model directory, then verifies it.
+fn tampered(lab: &Lab, model: &str, change: impl FnOnce(&Path)) -> Output {
+    let copy = lab.path("copy");
+    let _ = fs::remove_dir_all(&copy);
+    fs::create_dir(&copy).unwrap();
+    for entry in fs::read_dir(lab.path(model)).unwrap().flatten().filter(|e| e.path().is_file()) {
+        fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    change(&copy);
+    lab.command(&["verify", "copy"]).output().unwrap()
+}
+
+/// Offset of the first byte of a tensor's data in a safetensors file, and its bytes' number.
+fn place(file: &[u8], tensor: &str) -> (usize, usize) {
+    let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&file[8..8 + header]).unwrap();
+    let at = |i: usize| json[tensor]["data_offsets"][i].as_u64().unwrap() as usize;
+    (8 + header + at(0), at(1) - at(0))
+}
+
+fn edit(dir: &Path, tensor: &str, change: impl FnOnce(&mut [u8])) {
+    let path = dir.join("model.safetensors");
+    let mut file = fs::read(&path).unwrap();
+    let (start, len) = place(&file, tensor);
+    change(&mut file[start..start + len]);
+    fs::write(path, file).unwrap();
+}
+
+fn edit_json(path: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+    let mut value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+#[test]
+fn verify_fails_on_every_kind_of_tampering() {
+    let lab = Lab::new();
+    success(lab.train("run", &[]));
+    let q = "model.layers.0.self_attn.q_proj.weight";
+    let norm = "model.norm.weight";
+    for model in ["run/model", "run/checkpoints/step-00000012"] {
+        let out = tampered(&lab, model, |_| {});
+        assert!(out.status.success() && text(&out).contains("PASS"), "{model}: {}", text(&out));
+        // One bit of a ternary tensor (in f16 weights as in f32 latents), and of one that is not.
+        for (tensor, byte) in [(q, 0), (q, 1), (norm, 2)] {
+            let out = tampered(&lab, model, |dir| edit(dir, tensor, |data| data[byte] ^= 1));
+            assert!(
+                !out.status.success() && text(&out).contains(tensor),
+                "{model} {tensor} byte {byte}: {}",
+                text(&out)
+            );
+        }
+        // A claim that is dropped, and a manifest that is.
+        let out = tampered(&lab, model, |dir| {
+            edit_json(&dir.join("config.json"), |c| {
+                c["ternlm"]["tensors"].as_array_mut().unwrap().retain(|t| t != q);
+            });
+        });
+        assert!(!out.status.success() && text(&out).contains("promises"), "{}", text(&out));
+        let out = tampered(&lab, model, |dir| fs::remove_file(dir.join("ternary.json")).unwrap());
+        assert!(!out.status.success() && text(&out).contains("ternary.json"), "{}", text(&out));
+    }
+    // A whole group with another scale is still ternary; only the digest knows that it is not what was trained.
+    let out = tampered(&lab, "run/model", |dir| {
+        edit(dir, q, |data| {
+            data.chunks_exact_mut(2).take(48).for_each(|w| {
+                if w != [0, 0] && w != [0, 0x80] {
+                    w[1] ^= 4
+                }
+            })
+        });
+    });
+    assert!(!out.status.success() && text(&out).contains("not those that were trained"), "{}", text(&out));
+    // A tensor that claims to be ternary and is not: the latents under an unpacked model's claim.
+    let out = tampered(&lab, "run/checkpoints/step-00000012", |dir| {
+        edit_json(&dir.join("config.json"), |c| c["ternlm"]["form"] = "unpacked".into());
+        edit_json(&dir.join("ternary.json"), |m| m["form"] = "unpacked".into());
+    });
+    let said = text(&out);
+    assert!(!out.status.success() && said.contains("FAIL") && said.contains("row 0, column 0"), "{said}");
+}
