@@ -86,8 +86,8 @@ pub fn run(args: TrainArgs) -> Result<()> {
     match outcome? {
         Outcome::Finished => super::finish::finish(&mut trainer, &out),
         Outcome::Stopped(path) => {
-            println!("Stopped at step {}; saved {}", trainer.progress.step, path.display());
-            println!("Go on with: ternlm train {} --out {} --resume", args.recipe, out.display());
+            say!("Stopped at step {}; saved {}", trainer.progress.step, path.display());
+            say!("Go on with: ternlm train {} --out {} --resume", args.recipe, out.display());
             Ok(())
         }
     }
@@ -140,7 +140,7 @@ fn describe(trainer: &Trainer, out: &Path) {
     let all: usize = decoder.params().map(|p| p.len()).sum();
     let t = &trainer.recipe.train;
     let tokens = t.batch * t.accumulate * trainer.source.seq();
-    println!(
+    say!(
         "{}: {} parameters, {} of them ternary; {} steps of {} tokens; {} on {} threads; into {}",
         trainer.recipe.name,
         thousands(all as u64),
@@ -152,7 +152,7 @@ fn describe(trainer: &Trainer, out: &Path) {
         out.display()
     );
     if trainer.progress.step > 0 {
-        println!("Resumed at step {}", trainer.progress.step);
+        say!("Resumed at step {}", trainer.progress.step);
     }
 }
 
@@ -174,7 +174,7 @@ impl Show {
     }
 
     fn say(&self, line: String) {
-        self.bar.suspend(|| println!("{line}"));
+        self.bar.suspend(|| say!("{line}"));
     }
 }
 
