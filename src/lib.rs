@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod files;
 pub mod formats;
 pub mod generate;
 pub mod kernels;

@@ -13,6 +13,10 @@ use crate::model::{Decoder, Model};
 use crate::train::{Source, Synthetic, Trainer};
 
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  ternlm bench train --recipe wiki-75m
+  ternlm bench train --help")]
 pub struct BenchArgs {
     #[command(subcommand)]
     what: Bench,
@@ -66,13 +70,13 @@ fn train(args: TrainArgs) -> Result<()> {
     table.remove("init");
     let recipe = recipe::resolve(&args.recipe, table)?;
     let mut trainer = random_trainer(recipe)?;
-    let say = |line: String| {
+    let tell = |line: String| {
         if !args.json {
-            println!("{line}");
+            say!("{line}");
         }
     };
     let tokens = trainer.recipe.train.batch * trainer.recipe.train.accumulate * trainer.source.seq();
-    say(format!(
+    tell(format!(
         "{}: {} parameters, {} tokens a step, {} on {} threads",
         trainer.recipe.name,
         thousands(trainer.model.decoder.params().map(|p| p.len() as u64).sum()),
@@ -91,7 +95,7 @@ fn train(args: TrainArgs) -> Result<()> {
         let report = trainer.step(false)?;
         seconds.push(start.elapsed().as_secs_f64());
         losses.push(report.loss);
-        say(format!("step {i}: {:.3} s, loss {:.4}", seconds[i as usize], report.loss));
+        tell(format!("step {i}: {:.3} s, loss {:.4}", seconds[i as usize], report.loss));
     }
     let phases = profile::stop();
     let memory = peak_memory();
@@ -111,22 +115,22 @@ fn train(args: TrainArgs) -> Result<()> {
             "read_gb_per_s": bandwidth, "peak_memory_bytes": memory, "seconds_by_phase": phases,
             "isa": kernels::Isa::current().to_string(), "threads": rayon::current_num_threads(),
         });
-        println!("{}", serde_json::to_string_pretty(&out).expect("numbers have a JSON form"));
+        super::say_json(&out);
         return Ok(());
     }
-    println!("{:.1} tokens/s (median step {median:.3} s)", tokens as f64 / median);
-    println!(
+    say!("{:.1} tokens/s (median step {median:.3} s)", tokens as f64 / median);
+    say!(
         "{gflops:.1} GFLOP/s, {:.1} % of the {limit:.1} GFLOP/s that this machine's FMA units reach",
         100.0 * gflops / limit
     );
-    println!("memory reads at {bandwidth:.1} GB/s");
+    say!("memory reads at {bandwidth:.1} GB/s");
     match memory {
-        Some(bytes) => println!("peak memory {:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
-        None => println!("peak memory: this system does not say"),
+        Some(bytes) => say!("peak memory {:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
+        None => say!("peak memory: this system does not say"),
     }
     for (phase, spent) in phases {
         let each = spent / args.steps as f64;
-        println!("  {:<14} {each:>9.4} s  {:>5.1} %", name(phase), 100.0 * spent / total);
+        say!("  {:<14} {each:>9.4} s  {:>5.1} %", name(phase), 100.0 * spent / total);
     }
     Ok(())
 }

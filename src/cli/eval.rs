@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use super::thousands;
 use crate::error::{Error, Result};
 use crate::measure;
-use crate::model::{self, Purpose};
 use crate::text::{Tokenizer, read_text};
 
 #[derive(Args)]
@@ -43,12 +42,8 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let tokenizer =
         Tokenizer::open(&args.tokenizer.clone().unwrap_or_else(|| dir.to_string_lossy().into_owned()))?;
     let text = read_text(&args.data)?;
-    let mut decoder = model::load(&dir, Purpose::Run, None)?.decoder;
+    let mut decoder = super::load_model(&dir, &tokenizer)?.decoder;
     let config = &decoder.config;
-    if tokenizer.vocab_size() > config.vocab_size {
-        let wanted = format!("at most the model's {}", config.vocab_size);
-        return Err(Error::input(tokenizer.name(), "vocabulary", tokenizer.vocab_size(), wanted));
-    }
     let context = args.context.unwrap_or(config.max_positions.min(1024));
     let stride = args.stride.unwrap_or(context);
     if context == 0 || context > config.max_positions {
@@ -75,12 +70,12 @@ pub fn run(args: EvalArgs) -> Result<()> {
             "model": dir, "data": args.data, "nll": p.nll, "ppl": p.ppl, "tokens": p.tokens, "context": p.context,
             "stride": p.stride, "bytes": bytes, "bits_per_byte": bits, "words": words, "word_ppl": per_word,
         });
-        println!("{}", serde_json::to_string_pretty(&out).expect("numbers have a JSON form"));
+        super::say_json(&out);
     } else {
-        println!("{:.4} nats/token over {} tokens", p.nll, thousands(p.tokens));
-        println!("perplexity {:.3} (context {context}, stride {stride})", p.ppl);
-        println!("{bits:.4} bits per byte over {} bytes", thousands(bytes));
-        println!(
+        say!("{:.4} nats/token over {} tokens", p.nll, thousands(p.tokens));
+        say!("perplexity {:.3} (context {context}, stride {stride})", p.ppl);
+        say!("{bits:.4} bits per byte over {} bytes", thousands(bytes));
+        say!(
             "word perplexity {per_word:.2} over {} words (one more for each line, as for WikiText)",
             thousands(words)
         );

@@ -5,8 +5,8 @@ use std::path::Path;
 use super::thousands;
 use crate::config::Task;
 use crate::error::{Error, Result};
+use crate::files::{DirectoryWriter, IfExists};
 use crate::formats::Form;
-use crate::formats::atomic::{DirectoryWriter, IfExists};
 use crate::generate::{Sampler, SamplingConfig, Session};
 use crate::measure::{self, Perplexity, Proof};
 use crate::model::{self, Purpose};
@@ -150,7 +150,7 @@ fn summary(
         versions: Versions {
             ternlm: env!("CARGO_PKG_VERSION").into(),
             rustc: option_env!("TERNLM_RUSTC").map(String::from),
-            os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            os: super::os_name(),
             cpu: super::cpu_name(),
             isa: crate::kernels::Isa::current().to_string(),
             threads: rayon::current_num_threads() as u64,
@@ -161,18 +161,18 @@ fn summary(
 fn say(summary: &Summary, proof: &Proof, out: &Path) {
     let verdict = |pass: bool| if pass { "PASS" } else { "FAIL" };
     for check in summary.checks.iter().filter(|c| c.name == "train loss") {
-        println!("Train loss: {:.4}: {} (bar {})", check.value, verdict(check.pass), check.bar);
+        say!("Train loss: {:.4}: {} (bar {})", check.value, verdict(check.pass), check.bar);
     }
     if let Some(t) = &summary.ternary {
         let exact = proof.tensors.iter().all(|t| t.max_error == 0.0);
-        println!(
+        say!(
             "Ternary check: all weights in {{-1, 0, +1}}: {} ({} weights in {} tensors, {:.1} % zeros)",
             verdict(exact),
             thousands(t.weights),
             t.tensors,
             100.0 * t.zero as f64 / t.weights as f64
         );
-        println!(
+        say!(
             "Group scales: one f16 scale for each group of {}: {} ({} groups, {} dead)",
             proof.group,
             verdict(proof.pass),
@@ -180,12 +180,12 @@ fn say(summary: &Summary, proof: &Proof, out: &Path) {
             t.dead_groups
         );
         for reason in proof.reasons.iter().chain(proof.tensors.iter().flat_map(|t| &t.reasons)) {
-            println!("  {reason}");
+            say!("  {reason}");
         }
     }
     for check in summary.checks.iter().filter(|c| c.name == "min accuracy") {
         let task = if summary.task == "copy" { "Copy" } else { "Recall" };
-        println!(
+        say!(
             "{task} accuracy: {:.2}%: {} (bar {}%, {HELD_OUT} held-out sequences)",
             100.0 * check.value,
             verdict(check.pass),
@@ -193,7 +193,7 @@ fn say(summary: &Summary, proof: &Proof, out: &Path) {
         );
     }
     if let Some(v) = &summary.val {
-        println!(
+        say!(
             "Validation: {:.4} nats/token, perplexity {:.2} over {} tokens",
             v.nll,
             v.ppl,
@@ -201,7 +201,7 @@ fn say(summary: &Summary, proof: &Proof, out: &Path) {
         );
     }
     if let Some(t) = &summary.test {
-        println!(
+        say!(
             "Test ({}): {:.4} nats/token, perplexity {:.2} (context {}, stride {}), {:.4} bits/byte",
             t.file,
             t.result.nll,
@@ -211,6 +211,6 @@ fn say(summary: &Summary, proof: &Proof, out: &Path) {
             t.result.bits_per_byte.unwrap_or(f64::NAN)
         );
     }
-    println!("Trained in {:.1} s at {:.0} tokens/s", summary.wall_seconds, summary.tok_per_s);
-    println!("Model: {}   Report: {}", out.join(MODEL).display(), out.join("report.html").display());
+    say!("Trained in {:.1} s at {:.0} tokens/s", summary.wall_seconds, summary.tok_per_s);
+    say!("Model: {}   Report: {}", out.join(MODEL).display(), out.join(report::HTML).display());
 }

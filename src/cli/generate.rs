@@ -1,14 +1,13 @@
 //! `ternlm generate`
 
 use clap::Args;
-use serde_json::json;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
-use super::sampling::SamplingArgs;
-use crate::error::{Error, Result};
+use super::sampling::{self, SamplingArgs};
+use crate::error::Result;
 use crate::generate::{Sampler, Session};
-use crate::model::{self, Purpose};
+use crate::model::Model;
 use crate::text::Tokenizer;
 
 #[derive(Args)]
@@ -38,18 +37,10 @@ pub struct GenerateArgs {
 
 pub fn run(args: GenerateArgs) -> Result<()> {
     let dir = super::model_dir(&args.model)?;
-    let sampling = args.sampling.config()?;
+    let config = args.sampling.config()?;
     let tokenizer = Tokenizer::open(&dir.to_string_lossy())?;
-    let prompt = match args.prompt.as_str() {
-        "-" => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).map_err(Error::io("read", "standard input"))?;
-            text
-        }
-        text => text.to_string(),
-    };
-    let model = model::load(&dir, Purpose::Run, None)?;
-    let (mut decoder, hf) = (model.decoder, model.hf);
+    let prompt = super::text_or_stdin(args.prompt)?;
+    let Model { mut decoder, hf } = super::load_model(&dir, &tokenizer)?;
     let stop = if args.ignore_eos { Vec::new() } else { hf.eos };
     let mut session = Session::new(&mut decoder, &tokenizer);
     session.set_tokens(tokenizer.encode_with_special(&prompt)?);
@@ -57,26 +48,17 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     if !args.json {
         let _ = out.write_all(prompt.as_bytes());
     }
-    let made = session.generate(&mut Sampler::new(sampling), args.max_tokens, &stop, &mut |piece| {
+    let made = session.generate(&mut Sampler::new(config), args.max_tokens, &stop, &mut |piece| {
         // A closed pipe ends the text.
         args.json || (out.write_all(piece.as_bytes()).is_ok() && out.flush().is_ok())
     })?;
-    let speed = made.tokens.len().saturating_sub(1) as f64 / made.decode_seconds.max(1e-9);
     if args.json {
-        let value = json!({
-            "prompt": prompt, "text": made.text, "tokens": made.tokens, "prompt_tokens": made.prompt_tokens,
-            "stopped": made.stopped, "prefill_seconds": made.prefill_seconds, "decode_seconds": made.decode_seconds,
-            "decode_tok_per_s": speed,
-        });
-        println!("{}", serde_json::to_string_pretty(&value).expect("text has a JSON form"));
+        let mut value = sampling::made_json(&made);
+        value["prompt"] = prompt.into();
+        super::say_json(&value);
     } else {
-        println!();
-        eprintln!(
-            "[{} prompt tokens in {:.2} s, {} tokens at {speed:.1} tok/s]",
-            made.prompt_tokens,
-            made.prefill_seconds,
-            made.tokens.len()
-        );
+        say!();
+        eprintln!("[{}]", sampling::speed(&made));
     }
     Ok(())
 }

@@ -1,21 +1,37 @@
 //! The command line: one file a subcommand.
 
+/// A line on standard output. A reader that has gone away (`| head`) is no error.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($arg)*);
+    }};
+}
+
 mod bench;
+mod chat;
 mod eval;
 mod finish;
 mod generate;
+mod info;
 mod recipe;
+mod report;
 mod sampling;
+mod tokenizer;
 mod train;
 mod verify;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::error::{Error, Result};
 use crate::formats::hf;
+use crate::model::{self, Model, Purpose};
+use crate::text::Tokenizer;
 
 /// Train, prove and run language models whose every weight is -1, 0 or +1.
 #[derive(Parser)]
@@ -26,7 +42,8 @@ use crate::formats::hf;
 Start here:
   ternlm train copy                          a ternary model in seconds, no data needed
   ternlm train shakespeare --data input.txt  a talking one in minutes, from any text
-  ternlm verify runs/copy                    the proof that its weights are ternary"
+  ternlm verify runs/copy                    the proof that its weights are ternary
+  ternlm info                                this machine, and the recipes that are built in"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -49,6 +66,14 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Continue a text
     Generate(generate::GenerateArgs),
+    /// Talk with a model that has a chat template
+    Chat(chat::ChatArgs),
+    /// Train a tokenizer, or show what one does
+    Tokenizer(tokenizer::TokenizerArgs),
+    /// Show what a model, a run, a recipe or this machine is
+    Info(info::InfoArgs),
+    /// Make the report of a run again
+    Report(report::ReportArgs),
     /// Measure training speed against the machine's limit
     Bench(bench::BenchArgs),
 }
@@ -62,7 +87,9 @@ pub fn main() -> ExitCode {
     match threads(cli.threads).and_then(|()| run(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            // Names out of files may hold anything.
+            let line = error.to_string().replace(char::is_control, " ");
+            eprintln!("error: {line}");
             ExitCode::FAILURE
         }
     }
@@ -74,6 +101,10 @@ fn run(command: Command) -> Result<()> {
         Command::Verify(args) => verify::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Tokenizer(args) => tokenizer::run(args),
+        Command::Info(args) => info::run(args),
+        Command::Report(args) => report::run(args),
         Command::Bench(args) => bench::run(args),
     }
 }
@@ -106,6 +137,33 @@ fn model_dir(path: &Path) -> Result<PathBuf> {
         })
 }
 
+/// The model in `dir`, ready to run on texts of `tokenizer`.
+fn load_model(dir: &Path, tokenizer: &Tokenizer) -> Result<Model> {
+    let model = model::load(dir, Purpose::Run, None)?;
+    let config = &model.decoder.config;
+    if !config.causal {
+        let wanted = "true: a model that sees the tokens to come writes no text";
+        return Err(Error::input(dir.join(hf::FILE_NAME), "causal", false, wanted));
+    }
+    tokenizer.fits(config.vocab_size)?;
+    Ok(model)
+}
+
+/// `text` as given on the command line; `-` reads standard input.
+fn text_or_stdin(text: String) -> Result<String> {
+    if text != "-" {
+        return Ok(text);
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).map_err(Error::io("read", "standard input"))?;
+    Ok(text)
+}
+
+/// A value as JSON on standard output.
+fn say_json(value: &impl Serialize) {
+    say!("{}", serde_json::to_string_pretty(value).expect("plain data has a JSON form"));
+}
+
 /// A bar over bytes; drawn where there is a terminal.
 fn bytes_bar(what: &'static str) -> ProgressBar {
     bar(0, what, "{prefix} {bar:32} {bytes}/{total_bytes} left {eta}")
@@ -133,6 +191,11 @@ fn thousands(n: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// Operating system and architecture.
+fn os_name() -> String {
+    format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)
 }
 
 /// What the system calls its processor; empty where it does not say.

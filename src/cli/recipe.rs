@@ -5,6 +5,7 @@ use toml::{Table, Value};
 
 use crate::config::Recipe;
 use crate::error::{Error, Result};
+use crate::files::read_text;
 
 /// Name and text of every recipe in the binary.
 pub const BUILT_IN: [(&str, &str); 6] = [
@@ -16,20 +17,29 @@ pub const BUILT_IN: [(&str, &str); 6] = [
     ("qwen3-0.6b-blocks", include_str!("../../recipes/qwen3-0.6b-blocks.toml")),
 ];
 
-/// The table of a built-in recipe or of a file, before anything is judged.
-pub fn read(name: &str) -> Result<Table> {
+/// Bytes of a recipe; ours have about a thousand.
+pub const MAX_BYTES: u64 = 1 << 20;
+
+/// The TOML of a built-in recipe or of a file.
+pub fn text(name: &str) -> Result<String> {
     let path = Path::new(name);
-    let text = match BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
-        Some((_, text)) => text.to_string(),
-        None if path.is_file() => std::fs::read_to_string(path).map_err(Error::io("read", path))?,
+    match BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
+        Some((_, text)) => Ok(text.to_string()),
+        None if path.is_file() => read_text(path, MAX_BYTES),
         None => {
             let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-            return Err(Error::usage(format!(
-                "recipe {name:?}: no such file, nor one of {}",
-                names.join(", ")
-            )));
+            Err(Error::usage(format!("recipe {name:?}: no such file, nor one of {}", names.join(", "))))
         }
-    };
+    }
+}
+
+/// The table of a built-in recipe or of a file, before anything is judged.
+pub fn read(name: &str) -> Result<Table> {
+    parse(Path::new(name), &text(name)?)
+}
+
+/// The table that the text of the file `path` holds.
+pub fn parse(path: &Path, text: &str) -> Result<Table> {
     text.parse().map_err(|e: toml::de::Error| Error::input(path, "TOML", one_line(&e), "a recipe"))
 }
 

@@ -1,9 +1,10 @@
-//! The options of everything that samples.
+//! The options of everything that samples, and what is said of the result.
 
 use clap::Args;
+use serde_json::{Value, json};
 
 use crate::error::Result;
-use crate::generate::SamplingConfig;
+use crate::generate::{Generated, SamplingConfig};
 
 #[derive(Args)]
 pub struct SamplingArgs {
@@ -40,4 +41,22 @@ impl SamplingArgs {
         config.validate()?;
         Ok(config)
     }
+}
+
+/// Text, tokens and speed.
+pub fn made_json(made: &Generated) -> Value {
+    let mut value = json!(made);
+    value["decode_tok_per_s"] = made.tok_per_s().into();
+    value
+}
+
+/// One line for people.
+pub fn speed(made: &Generated) -> String {
+    format!(
+        "{} prompt tokens in {:.2} s, {} tokens at {:.1} tok/s",
+        made.prompt_tokens,
+        made.prefill_seconds,
+        made.tokens.len(),
+        made.tok_per_s()
+    )
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{recipe, thousands};
 use crate::config::{Recipe, Task};
 use crate::error::{Error, Result};
-use crate::formats::atomic;
+use crate::files::{self, read_text};
 use crate::measure::Perplexity;
 use crate::text::default_cache_dir;
 use crate::train::{self, Observer, Outcome, StepReport, Trainer, checkpoint};
@@ -68,7 +68,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     reading.finish_and_clear();
     let mut trainer = trainer?;
     std::fs::create_dir_all(&out).map_err(Error::io("create", &out))?;
-    atomic::write_bytes(out.join(RECIPE), recipe::to_toml(&trainer.recipe).as_bytes())?;
+    files::write_bytes(out.join(RECIPE), recipe::to_toml(&trainer.recipe).as_bytes())?;
     describe(&trainer, &out);
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -86,8 +86,8 @@ pub fn run(args: TrainArgs) -> Result<()> {
     match outcome? {
         Outcome::Finished => super::finish::finish(&mut trainer, &out),
         Outcome::Stopped(path) => {
-            println!("Stopped at step {}; saved {}", trainer.progress.step, path.display());
-            println!("Go on with: ternlm train {} --out {} --resume", args.recipe, out.display());
+            say!("Stopped at step {}; saved {}", trainer.progress.step, path.display());
+            say!("Go on with: ternlm train {} --out {} --resume", args.recipe, out.display());
             Ok(())
         }
     }
@@ -112,9 +112,7 @@ fn resumed(args: &TrainArgs, out: &Path) -> Result<(Recipe, Option<PathBuf>)> {
         let found = format!("{} holds no {RECIPE}", out.display());
         return Err(Error::usage(format!("--resume: {found}, wanted the folder of a run that was started")));
     }
-    let text = std::fs::read_to_string(&saved).map_err(Error::io("read", &saved))?;
-    let mut table: toml::Table =
-        text.parse().map_err(|e| Error::input(&saved, "TOML", e, "the recipe of the run"))?;
+    let mut table = recipe::parse(&saved, &read_text(&saved, recipe::MAX_BYTES)?)?;
     overrides(args, &mut table)?;
     let recipe = recipe::resolve(&saved.to_string_lossy(), table)?;
     Ok((recipe, checkpoint::list(out).pop()))
@@ -142,7 +140,7 @@ fn describe(trainer: &Trainer, out: &Path) {
     let all: usize = decoder.params().map(|p| p.len()).sum();
     let t = &trainer.recipe.train;
     let tokens = t.batch * t.accumulate * trainer.source.seq();
-    println!(
+    say!(
         "{}: {} parameters, {} of them ternary; {} steps of {} tokens; {} on {} threads; into {}",
         trainer.recipe.name,
         thousands(all as u64),
@@ -154,7 +152,7 @@ fn describe(trainer: &Trainer, out: &Path) {
         out.display()
     );
     if trainer.progress.step > 0 {
-        println!("Resumed at step {}", trainer.progress.step);
+        say!("Resumed at step {}", trainer.progress.step);
     }
 }
 
@@ -176,7 +174,7 @@ impl Show {
     }
 
     fn say(&self, line: String) {
-        self.bar.suspend(|| println!("{line}"));
+        self.bar.suspend(|| say!("{line}"));
     }
 }
 

@@ -27,7 +27,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
         if !args.json {
             let s = &t.stats;
             let share = |n: u64| 100.0 * n as f64 / s.weights().max(1) as f64;
-            println!(
+            say!(
                 "{}  {:?}  -1 {:.1} %  0 {:.1} %  +1 {:.1} %  {} groups, {} dead  scales {:.3e} to {:.3e}: {}{}",
                 t.name,
                 t.shape,
@@ -44,14 +44,14 @@ pub fn run(args: VerifyArgs) -> Result<()> {
         }
     })?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&proof).expect("a proof has a JSON form"));
+        super::say_json(&proof);
     } else {
         for (name, shape) in &proof.not_ternary {
-            println!("{name}  {shape:?}  not ternary");
+            say!("{name}  {shape:?}  not ternary");
         }
-        proof.reasons.iter().for_each(|reason| println!("{reason}"));
+        proof.reasons.iter().for_each(|reason| say!("{reason}"));
         let total = proof.total();
-        println!(
+        say!(
             "{}: {} weights in {} tensors, each -1, 0 or +1 times one f16 scale for each group of {}; {} groups, {} dead",
             if proof.pass { "PASS" } else { "FAIL" },
             thousands(total.weights()),

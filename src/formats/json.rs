@@ -4,11 +4,11 @@ use serde::de::{DeserializeOwned, DeserializeSeed, Error as _, MapAccess, SeqAcc
 use serde_json::{Map, Value};
 use std::cell::Cell;
 use std::fmt;
-use std::io::Read;
 use std::path::Path;
 
-use super::{open_regular, quoted};
+use super::quoted;
 use crate::error::{Error, Result};
+use crate::files::read_limited;
 
 /// Twice the largest index of a published model.
 const MAX_BYTES: u64 = 16 << 20;
@@ -18,13 +18,7 @@ const MAX_VALUES: usize = 1 << 20;
 
 /// Reads a file that holds one JSON object.
 pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let (file, size) = open_regular(path)?;
-    if size > MAX_BYTES {
-        return Err(Error::input(path, "file size", size, format!("at most {MAX_BYTES} bytes")));
-    }
-    let mut text = Vec::with_capacity(size as usize);
-    file.take(MAX_BYTES).read_to_end(&mut text).map_err(Error::io("read", path))?;
-    parse_object(path, &text)
+    parse_object(path, &read_limited(path, MAX_BYTES)?)
 }
 
 /// [`read_object`] of bytes already in memory; `path` is only named in errors.

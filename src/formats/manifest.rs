@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::json::{self, Fields, as_size, as_type};
-use super::{Form, atomic, quoted};
+use super::{Form, quoted};
 use crate::error::Result;
+use crate::files;
 use crate::ternary::Grouping;
 
 /// The manifest's name in a model directory.
@@ -90,7 +90,7 @@ impl Manifest {
     pub fn write(&self, folder: impl AsRef<Path>) -> Result<()> {
         let mut text = serde_json::to_vec_pretty(self).expect("plain data has a JSON form");
         text.push(b'\n');
-        atomic::write_bytes(folder.as_ref().join(FILE_NAME), &text)
+        files::write_bytes(folder.as_ref().join(FILE_NAME), &text)
     }
 }
 
@@ -151,23 +151,10 @@ fn sha256_field(f: &Fields<'_>, key: &str) -> Result<String> {
     }
 }
 
-/// SHA-256 of the chunks one after the other, lower-case hexadecimal.
-pub fn sha256_hex(chunks: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
-    let mut hash = Sha256::new();
-    chunks.into_iter().for_each(|chunk| hash.update(chunk.as_ref()));
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sha256_is_the_standard_one_and_ignores_the_chunks() {
-        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(sha256_hex(["abc"]), abc);
-        assert_eq!(sha256_hex([&b"a"[..], b"", b"bc"]), abc);
-    }
+    use crate::files::sha256_hex;
 
     #[test]
     fn what_is_written_is_read() {

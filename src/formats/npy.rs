@@ -3,8 +3,9 @@
 use std::io::Read;
 use std::path::Path;
 
-use super::{open_regular, quoted};
+use super::quoted;
 use crate::error::{Error, Result};
+use crate::files::open_regular;
 
 /// Far above what NumPy writes for any shape it allows.
 const MAX_HEADER: u64 = 64 << 10;

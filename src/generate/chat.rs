@@ -5,8 +5,6 @@ use minijinja::{Error as TemplateError, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::chat_guard;
 use super::strftime::strftime;
 use crate::error::{Error, Result};
+use crate::files::{if_there, read_text};
 
 /// Bytes of a tokenizer_config.json; some list thousands of added tokens.
 const MAX_CONFIG: u64 = 64 << 20;
@@ -46,28 +45,23 @@ impl ChatTemplate {
     /// Reads the template of a Hugging Face model directory: `chat_template.jinja`, or else the `chat_template` of
     /// `tokenizer_config.json`. `None`: the directory has neither.
     pub fn load(model_dir: &Path) -> Result<Option<ChatTemplate>> {
-        let config_file = model_dir.join("tokenizer_config.json");
-        let config = match read(&config_file, MAX_CONFIG)? {
-            Some(text) => serde_json::from_str(&text)
-                .map_err(|e| Error::input(&config_file, "content", e, "a JSON object"))?,
-            None => Json::Null,
-        };
+        let (config_file, config) = tokenizer_config(model_dir)?;
         let file = model_dir.join("chat_template.jinja");
-        let (file, source) = match read(&file, chat_guard::MAX_TEMPLATE as u64)? {
+        let (file, source) = match if_there(read_text(&file, chat_guard::MAX_TEMPLATE as u64))? {
             Some(source) => (file, source),
             None => match template_in(&config, &config_file)? {
                 Some(source) => (config_file, source.to_owned()),
                 None => return Ok(None),
             },
         };
-        let mut tokens = Vec::new();
-        for name in ["bos_token", "eos_token", "pad_token", "unk_token"] {
-            let token = config.get(name);
-            // Older files hold an added-token object instead of the text.
-            let text = token.and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
-            tokens.extend(text.map(|text| (name.to_owned(), text.to_owned())));
-        }
-        Self::new(source, file, tokens).map(Some)
+        Self::new(source, file, special_tokens(&config)).map(Some)
+    }
+
+    /// Takes the template from `file`, and the special tokens it may mention from the model in `model_dir`.
+    pub fn from_file(file: &Path, model_dir: &Path) -> Result<ChatTemplate> {
+        let source = read_text(file, chat_guard::MAX_TEMPLATE as u64)?;
+        let (_, config) = tokenizer_config(model_dir)?;
+        Self::new(source, file.into(), special_tokens(&config))
     }
 
     fn new(source: String, file: PathBuf, tokens: Vec<(String, String)>) -> Result<ChatTemplate> {
@@ -119,19 +113,27 @@ impl ChatTemplate {
 
 const TEMPLATE: &str = "a Jinja chat template";
 
-/// The text of a file that may be missing.
-fn read(file: &Path, limit: u64) -> Result<Option<String>> {
-    let opened = match File::open(file) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(Error::io("read", file))?,
+/// `tokenizer_config.json` of a model: its path and content, null without one.
+fn tokenizer_config(model_dir: &Path) -> Result<(PathBuf, Json)> {
+    let file = model_dir.join("tokenizer_config.json");
+    let config = match if_there(read_text(&file, MAX_CONFIG))? {
+        Some(text) => {
+            serde_json::from_str(&text).map_err(|e| Error::input(&file, "content", e, "a JSON object"))?
+        }
+        None => Json::Null,
     };
-    let mut bytes = Vec::new();
-    opened.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io("read", file))?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::input(file, "size", format!("more than {limit} bytes"), "a smaller file"));
-    }
-    let text = String::from_utf8(bytes).map_err(|e| Error::input(file, "content", e, "UTF-8 text"))?;
-    Ok(Some(text))
+    Ok((file, config))
+}
+
+/// Name and text of the special tokens that templates use.
+fn special_tokens(config: &Json) -> Vec<(String, String)> {
+    let text = |name: &str| {
+        let token = config.get(name)?;
+        // Older files hold an added-token object instead of the text.
+        token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+    };
+    let names = ["bos_token", "eos_token", "pad_token", "unk_token"];
+    names.into_iter().filter_map(|name| Some((name.to_owned(), text(name)?))).collect()
 }
 
 /// `chat_template` as a text, or the entry named "default" of a list.
@@ -334,6 +336,9 @@ mod tests {
         assert_eq!(shown(), "D</s>");
         write("chat_template.jinja", "J{{ eos_token }}");
         assert_eq!(shown(), "J</s>");
+        write("other.jinja", "O{{ eos_token }}");
+        let other = ChatTemplate::from_file(&dir.path().join("other.jinja"), dir.path()).unwrap();
+        assert_eq!(other.render(&[], false).unwrap(), "O</s>");
         write("chat_template.jinja", "{% if");
         assert!(load().unwrap_err().to_string().contains("chat_template.jinja"));
         std::fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();

@@ -1,5 +1,6 @@
 //! The decode loop: prompt in, text out as it comes.
 
+use serde::Serialize;
 use std::time::Instant;
 
 use super::Sampler;
@@ -24,7 +25,7 @@ pub struct Session<'a> {
 }
 
 /// What one call of [`Session::generate`] did.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Generated {
     pub tokens: Vec<u32>,
     pub text: String,
@@ -33,6 +34,13 @@ pub struct Generated {
     pub decode_seconds: f64,
     /// A stop token or the caller ended it, not the limit.
     pub stopped: bool,
+}
+
+impl Generated {
+    /// Tokens a second after the first one, which the prompt's pass through the model gives.
+    pub fn tok_per_s(&self) -> f64 {
+        self.tokens.len().saturating_sub(1) as f64 / self.decode_seconds.max(1e-9)
+    }
 }
 
 impl<'a> Session<'a> {

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use crate::config::Scope;
 use crate::error::{Error, Result};
+use crate::files::sha256_hex;
 use crate::formats::Form;
 use crate::formats::hf;
-use crate::formats::manifest::{self, Manifest, sha256_hex};
+use crate::formats::manifest::{self, Manifest};
 use crate::formats::tensors::Checkpoint;
 use crate::model::ternary_entry;
 use crate::ternary::{Grouping, Stats, TernaryMatrix};

@@ -8,9 +8,10 @@ use safetensors::Dtype;
 use super::{Decoder, Param};
 use crate::config::Scope;
 use crate::error::{Error, Result};
+use crate::files::sha256_hex;
 use crate::formats::Form;
 use crate::formats::hf::{self, HfConfig, TernaryNote};
-use crate::formats::manifest::{self, Entry, Manifest, TernaryEntry, sha256_hex};
+use crate::formats::manifest::{self, Entry, Manifest, TernaryEntry};
 use crate::formats::tensors::{self, Checkpoint, Data, Tensor, write_safetensors};
 use crate::ternary::{Grouping, Stats, TernaryMatrix};
 

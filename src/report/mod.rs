@@ -6,18 +6,19 @@ mod html;
 mod number;
 mod summary;
 
-use std::fs::{self, File};
-use std::io::Read;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::train::{Record, atomic, read_metrics};
+use crate::files::{if_there, read_limited, write_bytes};
+use crate::train::{Record, read_metrics};
 use curves::Curves;
 
 pub use summary::{Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Versions};
 
-const JSON: &str = "report.json";
-const HTML: &str = "report.html";
+/// The report for programs, in the folder of a run.
+pub const JSON: &str = "report.json";
+/// The report for people.
+pub const HTML: &str = "report.html";
 const METRICS: &str = "metrics.jsonl";
 /// Bytes of a `report.json`; ours have below one MiB.
 const MAX_JSON: u64 = 64 << 20;
@@ -36,20 +37,15 @@ pub fn write(run_dir: &Path, summary: &Summary) -> Result<()> {
         .map_err(std::io::Error::from)
         .map_err(Error::io("write", &file))?;
     json.push(b'\n');
-    atomic::write(&file, &json)?;
+    write_bytes(&file, &json)?;
     write_html(run_dir, &summary, &curves)
 }
 
 /// The summary in a run's `report.json`.
 pub fn read(run_dir: &Path) -> Result<Summary> {
     let file = run_dir.join(JSON);
-    let mut json = Vec::new();
-    let opened = File::open(&file).map_err(Error::io("read", &file))?;
-    opened.take(MAX_JSON + 1).read_to_end(&mut json).map_err(Error::io("read", &file))?;
-    if json.len() as u64 > MAX_JSON {
-        return Err(Error::input(&file, "size", format!("more than {MAX_JSON} bytes"), "a report"));
-    }
-    serde_json::from_slice(&json).map_err(|e| Error::input(&file, "content", e, "the report of a run"))
+    serde_json::from_slice(&read_limited(&file, MAX_JSON)?)
+        .map_err(|e| Error::input(&file, "content", e, "the report of a run"))
 }
 
 /// Makes `report.html` again from `report.json` and `metrics.jsonl`.
@@ -59,16 +55,12 @@ pub fn rewrite(run_dir: &Path) -> Result<()> {
 
 /// The records of the run; none if it kept no diary.
 fn metrics(run_dir: &Path) -> Result<Vec<Record>> {
-    let file = run_dir.join(METRICS);
-    match fs::exists(&file) {
-        Ok(false) => Ok(Vec::new()),
-        _ => read_metrics(&file),
-    }
+    Ok(if_there(read_metrics(&run_dir.join(METRICS)))?.unwrap_or_default())
 }
 
 fn write_html(run_dir: &Path, summary: &Summary, curves: &Curves) -> Result<()> {
     let page = html::page(summary, curves).map_err(Error::usage)?;
-    atomic::write(&run_dir.join(HTML), page.as_bytes())
+    write_bytes(run_dir.join(HTML), page.as_bytes())
 }
 
 #[cfg(test)]

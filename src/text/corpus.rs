@@ -4,12 +4,12 @@ use std::env;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use super::files::sha256_hex;
 use super::sources::{self, Format, Source};
 use super::store::{self, Writer};
 use super::tokenizer::Tokenizer;
 use super::tokens::Tokens;
 use crate::config::{DataConfig, Join};
+use crate::files::sha256_hex;
 use crate::{Error, Result};
 
 /// Text tokenised at once, in bytes.
@@ -104,7 +104,7 @@ fn key(data: &DataConfig, tokenizer: &Tokenizer, train: &[Source], val: &[Source
             writeln!(text, "{part} {path:?} {} {}", s.bytes, s.modified).expect("writing to a String");
         }
     }
-    sha256_hex(text.as_bytes())[..32].to_string()
+    sha256_hex([text])[..32].to_string()
 }
 
 struct Build<'a> {

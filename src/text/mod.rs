@@ -6,7 +6,6 @@ pub mod bpe_train;
 mod builtin;
 pub mod corpus;
 mod cut;
-mod files;
 mod judge;
 #[cfg(feature = "parquet")]
 mod parquet;

@@ -9,14 +9,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::files::open_regular;
 use super::sources::Document;
+use crate::files::open_regular;
 use crate::{Error, Result};
 
 /// The texts of the column `field`; nulls and empty texts are passed over.
 pub fn documents(path: &Path, field: &str) -> Result<impl Iterator<Item = Result<Document>> + use<>> {
-    let file = open_regular(path)?;
-    let bytes = file.metadata().map_err(Error::io("open", path))?.len();
+    let (file, bytes) = open_regular(path)?;
     let reader = guarded(path, || SerializedFileReader::new(file))?;
     let meta = reader.metadata().file_metadata();
     let rows = u64::try_from(meta.num_rows()).unwrap_or(0).max(1);

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 use super::builtin::END_OF_TEXT;
-use super::files::{read_limited, write_atomic};
+use crate::files::{if_there, read_limited, read_text, write_bytes};
 use crate::{Error, Result};
 
 const EOS_NAMES: [&str; 7] =
@@ -67,10 +67,7 @@ impl SideFiles {
             }
         }
         let jinja = dir.join("chat_template.jinja");
-        if jinja.exists() {
-            let text = String::from_utf8(read_limited(&jinja, MAX_BYTES)?);
-            side.jinja = Some(text.map_err(|_| Error::input(jinja, "content", "other bytes", "UTF-8"))?);
-        }
+        side.jinja = if_there(read_text(&jinja, MAX_BYTES))?;
         side.chat_template =
             side.jinja.clone().or_else(|| template(config.as_ref()?.1.get("chat_template")?));
         side.config = config;
@@ -105,9 +102,9 @@ impl SideFiles {
             Some((bytes, _)) if !changed => bytes.clone(),
             _ => serde_json::to_vec_pretty(&config).expect("a map of JSON values"),
         };
-        write_atomic(&dir.join("tokenizer_config.json"), &bytes)?;
+        write_bytes(dir.join("tokenizer_config.json"), &bytes)?;
         match &self.jinja {
-            Some(text) => write_atomic(&dir.join("chat_template.jinja"), text.as_bytes()),
+            Some(text) => write_bytes(dir.join("chat_template.jinja"), text.as_bytes()),
             None => Ok(()),
         }
     }
@@ -115,10 +112,7 @@ impl SideFiles {
 
 /// A JSON object, or `None` where there is no file.
 fn read_object(path: &Path) -> Result<Option<Object>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let bytes = read_limited(path, MAX_BYTES)?;
+    let Some(bytes) = if_there(read_limited(path, MAX_BYTES))? else { return Ok(None) };
     match serde_json::from_slice(&bytes) {
         Ok(map) => Ok(Some((bytes, map))),
         Err(e) => Err(Error::input(path, "JSON", e, "an object")),

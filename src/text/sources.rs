@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use super::files::{open_regular, read_limited};
+use crate::files::{self, open_regular, utf8};
 use crate::{Error, Result};
 
 /// Longest document: above it the file is not what it claims to be, or needs splitting.
@@ -109,10 +109,11 @@ fn walk(dir: &Path, visited: &mut HashSet<PathBuf>, sources: &mut Vec<Source>) -
 }
 
 fn source(path: &Path, format: Format) -> Result<Source> {
-    let meta = open_regular(path)?.metadata().map_err(Error::io("open", path))?;
+    let (file, bytes) = open_regular(path)?;
+    let meta = file.metadata().map_err(Error::io("read", path))?;
     let modified = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
     let modified = modified.map_or(0, |t| t.as_nanos());
-    Ok(Source { path: path.to_path_buf(), format, bytes: meta.len(), modified })
+    Ok(Source { path: path.to_path_buf(), format, bytes, modified })
 }
 
 impl Source {
@@ -162,17 +163,7 @@ pub fn training_texts(sources: Vec<Source>, field: &str) -> impl Iterator<Item =
 /// # Errors
 /// A file that is missing, too large or not UTF-8 (the error tells the offset).
 pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
-    let path = path.as_ref();
-    let bytes = read_limited(path, MAX_TEXT)?;
-    utf8(path, 0, bytes)
-}
-
-fn utf8(path: &Path, offset: u64, bytes: Vec<u8>) -> Result<String> {
-    String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        let found = format!("the byte 0x{:02x}", e.as_bytes()[at]);
-        Error::input(path, format!("byte {}", offset + at as u64), found, "UTF-8 text")
-    })
+    files::read_text(path.as_ref(), MAX_TEXT)
 }
 
 struct Lines {
@@ -183,7 +174,7 @@ struct Lines {
 
 impl Lines {
     fn open(path: &Path) -> Result<Lines> {
-        let mut reader = BufReader::with_capacity(1 << 20, open_regular(path)?);
+        let mut reader = BufReader::with_capacity(1 << 20, open_regular(path)?.0);
         let mut read = 0;
         if reader.fill_buf().map_err(Error::io("read", path))?.starts_with(BOM) {
             reader.consume(BOM.len());

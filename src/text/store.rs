@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::files::{open_regular, read_limited, sibling};
 use super::tokens::{Tokens, width};
+use crate::files::{self, DirectoryWriter, IfExists, open_regular, read_limited};
 use crate::{Error, Result};
 
 /// Changes whenever the files below, or what they hold, change meaning.
@@ -15,8 +15,6 @@ const TOKENS: &str = "tokens.bin";
 const META: &str = "meta.json";
 /// Ends of the documents, only while writing: 16 bytes each, tokens and text bytes up to there.
 const ENDS: &str = "documents.tmp";
-/// Unfinished folders older than this were left by a process that was killed.
-const STALE_SECONDS: u64 = 24 * 3600;
 
 /// Sums over some documents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,14 +39,10 @@ struct Meta {
 pub fn load(dir: &Path, vocab_size: usize) -> Option<(Tokens, Tokens)> {
     let meta: Meta = serde_json::from_slice(&read_limited(&dir.join(META), 1 << 16).ok()?).ok()?;
     let path = dir.join(TOKENS);
-    let file = open_regular(&path).ok()?;
+    let (file, size) = open_regular(&path).ok()?;
     let tokens = meta.train.tokens.checked_add(meta.val.tokens)?;
     let bytes = tokens.checked_mul(width(vocab_size) as u64)?;
-    if meta.version != VERSION
-        || meta.vocab_size != vocab_size
-        || meta.train.tokens == 0
-        || file.metadata().ok()?.len() != bytes
-    {
+    if meta.version != VERSION || meta.vocab_size != vocab_size || meta.train.tokens == 0 || size != bytes {
         return None;
     }
     let all = Tokens::map(&file, &path, width(vocab_size)).ok()?;
@@ -59,33 +53,38 @@ pub fn load(dir: &Path, vocab_size: usize) -> Option<(Tokens, Tokens)> {
     Some((part(0, meta.train), part(meta.train.tokens, meta.val)))
 }
 
-/// A folder being written under another name; removed again unless it is published.
+/// A folder being written; removed again unless it is published.
 pub struct Writer {
-    dir: PathBuf,
     width: usize,
     vocab_size: usize,
     tokens: BufWriter<File>,
     ends: BufWriter<File>,
     crc: u32,
     sums: Sums,
+    /// Last, so that its files are closed before it is removed.
+    folder: DirectoryWriter,
 }
 
 impl Writer {
-    /// Starts a folder beside `target`.
+    /// Starts a folder that is to become `target`, and removes what killed processes left beside it.
     pub fn create(target: &Path, vocab_size: usize) -> Result<Writer> {
         let cache = target.parent().unwrap_or(Path::new(""));
         fs::create_dir_all(cache).map_err(Error::io("create", cache))?;
-        remove_stale(cache);
-        let dir = sibling(target);
-        fs::create_dir(&dir).map_err(Error::io("create", &dir))?;
+        // What resists does no harm.
+        let _ = files::sweep(cache);
+        if load(target, vocab_size).is_none() {
+            // Something unusable may be in the way.
+            let _ = fs::remove_dir_all(target).or_else(|_| fs::remove_file(target));
+        }
+        let folder = DirectoryWriter::new(target, IfExists::Refuse)?;
         let create = |name: &str| {
-            let path = dir.join(name);
+            let path = folder.path().join(name);
             let options = File::options().read(true).write(true).create_new(true).open(&path);
             options.map(|f| BufWriter::with_capacity(1 << 20, f)).map_err(Error::io("create", path))
         };
-        let files = create(TOKENS).and_then(|tokens| Ok((tokens, create(ENDS)?)));
-        let (tokens, ends) = files.inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
-        Ok(Writer { dir, width: width(vocab_size), vocab_size, tokens, ends, crc: 0, sums: Sums::default() })
+        let (tokens, ends) = (create(TOKENS)?, create(ENDS)?);
+        let width = width(vocab_size);
+        Ok(Writer { width, vocab_size, tokens, ends, crc: 0, sums: Sums::default(), folder })
     }
 
     /// Appends one document of `text_bytes` bytes.
@@ -96,14 +95,14 @@ impl Writer {
             bytes.extend_from_slice(&id.to_le_bytes()[..self.width]);
         }
         self.crc = crc32c::crc32c_append(self.crc, &bytes);
-        self.tokens.write_all(&bytes).map_err(Error::io("write", self.dir.join(TOKENS)))?;
+        self.tokens.write_all(&bytes).map_err(Error::io("write", self.path(TOKENS)))?;
         self.sums.documents += 1;
         self.sums.tokens += ids.len() as u64;
         self.sums.text_bytes += text_bytes;
         let mut end = [0; 16];
         end[..8].copy_from_slice(&self.sums.tokens.to_le_bytes());
         end[8..].copy_from_slice(&self.sums.text_bytes.to_le_bytes());
-        self.ends.write_all(&end).map_err(Error::io("write", self.dir.join(ENDS)))
+        self.ends.write_all(&end).map_err(Error::io("write", self.path(ENDS)))
     }
 
     /// All documents so far.
@@ -116,70 +115,44 @@ impl Writer {
         if documents == 0 {
             return Ok(Sums::default());
         }
-        self.ends.flush().map_err(Error::io("write", self.dir.join(ENDS)))?;
+        self.ends.flush().map_err(Error::io("write", self.path(ENDS)))?;
         let mut end = [0; 16];
         let file = self.ends.get_mut();
         let read = file.seek(SeekFrom::Start((documents - 1) * 16)).and_then(|_| file.read_exact(&mut end));
         let read = read.and_then(|()| file.seek(SeekFrom::End(0)));
-        read.map_err(Error::io("read", self.dir.join(ENDS)))?;
+        read.map_err(Error::io("read", self.path(ENDS)))?;
         let number = |at: usize| u64::from_le_bytes(end[at..at + 8].try_into().expect("8 bytes"));
         Ok(Sums { documents, tokens: number(0), text_bytes: number(8) })
     }
 
-    /// Finishes the folder (documents of `train` first, the others are validation) and puts it in the place of
-    /// `target`. Where another process was faster its result is used. Returns (train, val).
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Finishes the folder (documents of `train` first, the others are validation) and gives it the name `target`.
+    /// Where another process was faster its result is used. Returns (train, val).
     pub fn publish(mut self, target: &Path, train: Sums) -> Result<(Tokens, Tokens)> {
         let val = Sums {
             documents: self.sums.documents - train.documents,
             tokens: self.sums.tokens - train.tokens,
             text_bytes: self.sums.text_bytes - train.text_bytes,
         };
-        let meta = Meta { version: VERSION, vocab_size: self.vocab_size, crc32c: self.crc, train, val };
-        let failed = |name: &str| Error::io("write", self.dir.join(name));
-        self.tokens.flush().map_err(failed(TOKENS))?;
-        self.tokens.get_ref().sync_all().map_err(failed(TOKENS))?;
-        fs::remove_file(self.dir.join(ENDS)).map_err(Error::io("remove", self.dir.join(ENDS)))?;
-        let bytes = serde_json::to_vec_pretty(&meta).expect("numbers");
-        let mut file = File::create(self.dir.join(META)).map_err(failed(META))?;
-        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed(META))?;
-
-        let mut renamed = fs::rename(&self.dir, target);
-        if renamed.is_err() && load(target, self.vocab_size).is_none() {
-            // Something unusable is in the way.
-            let trash = sibling(target);
-            let _ = fs::rename(target, &trash);
-            let _ = fs::remove_dir_all(&trash).or_else(|_| fs::remove_file(&trash));
-            renamed = fs::rename(&self.dir, target);
-        }
-        let loaded = load(target, self.vocab_size);
-        match (loaded, renamed) {
+        let (vocab_size, crc32c) = (self.vocab_size, self.crc);
+        let meta = Meta { version: VERSION, vocab_size, crc32c, train, val };
+        self.tokens.flush().map_err(Error::io("write", self.path(TOKENS)))?;
+        let (meta_file, ends_file) = (self.path(META), self.path(ENDS));
+        // Only closed files can be removed or renamed everywhere.
+        let Writer { folder, tokens, ends, .. } = self;
+        drop((tokens, ends));
+        fs::remove_file(&ends_file).map_err(Error::io("remove", &ends_file))?;
+        files::write_bytes(meta_file, &serde_json::to_vec_pretty(&meta).expect("numbers"))?;
+        let committed = folder.commit();
+        match (load(target, vocab_size), committed) {
             (Some(parts), _) => Ok(parts),
-            (None, Err(e)) => Err(Error::io("replace", target)(e)),
+            (None, Err(error)) => Err(error),
             (None, Ok(())) => {
                 Err(Error::input(target, META, "other data than was written", "a working disk"))
             }
-        }
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        // After publishing there is nothing under this name.
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-/// Removes what killed processes left behind.
-fn remove_stale(cache: &Path) {
-    let Ok(entries) = fs::read_dir(cache) else { return };
-    for path in entries.flatten().map(|e| e.path()) {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let age = || fs::metadata(path.join(TOKENS)).ok()?.modified().ok()?.elapsed().ok();
-        if name.starts_with('.')
-            && name.ends_with(".tmp")
-            && age().is_some_and(|age| age.as_secs() > STALE_SECONDS)
-        {
-            let _ = fs::remove_dir_all(&path);
         }
     }
 }

@@ -9,10 +9,10 @@ use std::sync::{Arc, LazyLock, OnceLock};
 use tokenizers::Tokenizer as Hf;
 
 use super::cut::Cut;
-use super::files::{read_limited, sha256_hex, write_atomic};
 use super::side_files::SideFiles;
 use super::stream::TokenStream;
 use super::{alphabet, builtin, judge};
+use crate::files::{read_limited, sha256_hex, write_bytes};
 use crate::{Error, Result};
 
 /// The largest published `tokenizer.json` is below 40 MB.
@@ -217,6 +217,18 @@ impl Tokenizer {
         self.0.vocab_size
     }
 
+    /// Whether a model whose embedding has `rows` rows can read every token.
+    ///
+    /// # Errors
+    /// More tokens than rows.
+    pub fn fits(&self, rows: usize) -> Result<()> {
+        if self.vocab_size() <= rows {
+            return Ok(());
+        }
+        let wanted = format!("at most the model's vocab_size of {rows}");
+        Err(Error::input(&self.0.name, "vocabulary", format!("{} tokens", self.vocab_size()), wanted))
+    }
+
     /// The token that ends a text.
     pub fn eos(&self) -> Option<u32> {
         self.0.side.eos
@@ -263,13 +275,13 @@ impl Tokenizer {
         let dir = dir.as_ref();
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         self.0.side.write(dir, |id| self.token(id))?;
-        write_atomic(&dir.join("tokenizer.json"), self.json(true).as_bytes())
+        write_bytes(dir.join("tokenizer.json"), self.json(true).as_bytes())
     }
 
     /// SHA-256 (hexadecimal) of the compact `tokenizer.json`: equal for tokenizers that give the same ids by the same
     /// means, wherever they were read from.
     pub fn fingerprint(&self) -> &str {
-        self.0.fingerprint.get_or_init(|| sha256_hex(self.json(false).as_bytes()))
+        self.0.fingerprint.get_or_init(|| sha256_hex([self.json(false)]))
     }
 
     fn json(&self, pretty: bool) -> String {

@@ -10,14 +10,16 @@ use std::path::{Path, PathBuf};
 
 use super::{Progress, Trainer};
 use crate::error::{Error, Result};
+use crate::files::{self, DirectoryWriter, IfExists};
 use crate::formats::Form;
-use crate::formats::atomic::{self, DirectoryWriter, IfExists};
 use crate::formats::tensors::{Checkpoint, Data, Tensor, write_safetensors};
 use crate::model;
 use crate::ternary::Flips;
 
 const OPTIMIZER: &str = "optimizer.safetensors";
 const TRAINER: &str = "trainer.json";
+/// Bytes of a `trainer.json`; ours have a line or two for each tensor.
+const MAX_TRAINER: u64 = 16 << 20;
 /// The only version of `trainer.json` so far.
 const FORMAT: u32 = 1;
 
@@ -75,26 +77,36 @@ pub fn save(run: &Path, trainer: &Trainer) -> Result<PathBuf> {
     let file = TrainerFile { format: FORMAT, progress: trainer.progress, flips };
     let mut text = serde_json::to_vec_pretty(&file).expect("plain data has a JSON form");
     text.push(b'\n');
-    atomic::write_bytes(dir.join(TRAINER), &text)?;
+    files::write_bytes(dir.join(TRAINER), &text)?;
     writer.commit()?;
 
     let all = list(run);
     for old in &all[..all.len().saturating_sub(trainer.recipe.train.keep)] {
         fs::remove_dir_all(old).map_err(Error::io("remove", old))?;
     }
-    atomic::sweep(&parent)?;
+    files::sweep(&parent)?;
     Ok(target)
+}
+
+/// How far the training had come when the checkpoint in `dir` was made.
+pub fn progress(dir: &Path) -> Result<Progress> {
+    read_trainer(dir).map(|file| file.progress)
+}
+
+fn read_trainer(dir: &Path) -> Result<TrainerFile> {
+    let path = dir.join(TRAINER);
+    let text = files::read_limited(&path, MAX_TRAINER)?;
+    let file: TrainerFile = serde_json::from_slice(&text)
+        .map_err(|e| Error::input(&path, "JSON", e, "what a checkpoint of this version holds"))?;
+    match file.format {
+        FORMAT => Ok(file),
+        other => Err(Error::input(&path, "format", other, FORMAT)),
+    }
 }
 
 /// Puts the training back to where the checkpoint in `dir` was made. The trainer's model has been loaded from `dir`.
 pub fn restore(dir: &Path, trainer: &mut Trainer) -> Result<()> {
-    let path = dir.join(TRAINER);
-    let text = fs::read(&path).map_err(Error::io("read", &path))?;
-    let file: TrainerFile = serde_json::from_slice(&text)
-        .map_err(|e| Error::input(&path, "JSON", e, "what a checkpoint of this version holds"))?;
-    if file.format != FORMAT {
-        return Err(Error::input(&path, "format", file.format, FORMAT));
-    }
+    let file = read_trainer(dir)?;
     let stored = Checkpoint::open_file(dir.join(OPTIMIZER))?;
     trainer.optimizer.restore(&trainer.model.decoder, &stored)?;
     let steps = usize::try_from(file.progress.step).unwrap_or(usize::MAX);

@@ -1,12 +1,15 @@
 //! The diary of a training: `metrics.jsonl`, one JSON object a line.
 
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::atomic;
 use crate::error::{Error, Result};
+use crate::files::{if_there, read_limited, write_bytes};
+
+/// Bytes of a `metrics.jsonl`; a week of training writes a hundredth.
+const MAX_BYTES: u64 = 4 << 30;
 
 /// What happened at a step. Steps count optimizer updates from 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,16 +117,13 @@ pub struct MetricsLog {
 impl MetricsLog {
     /// Starts an empty file, replacing an older one.
     pub fn create(path: &Path) -> Result<Self> {
-        atomic::write(path, b"")?;
+        write_bytes(path, b"")?;
         Self::open(path)
     }
 
     /// Continues after the checkpoint of `step`: later records and a torn last line are dropped.
     pub fn resume(path: &Path, step: u64) -> Result<Self> {
-        let text = match fs::read(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Self::create(path),
-            other => other.map_err(Error::io("read", path))?,
-        };
+        let Some(text) = if_there(read_limited(path, MAX_BYTES))? else { return Self::create(path) };
         let mut kept = Vec::new();
         for (line, record) in parse(&text, path)? {
             if record.step() <= step {
@@ -132,7 +132,7 @@ impl MetricsLog {
             }
         }
         if kept != text {
-            atomic::write(path, &kept)?;
+            write_bytes(path, &kept)?;
         }
         Self::open(path)
     }
@@ -155,7 +155,7 @@ impl MetricsLog {
 
 /// All records of a `metrics.jsonl`, in order. A last line that was torn by a crash is left out.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
-    let text = fs::read(path).map_err(Error::io("read", path))?;
+    let text = read_limited(path, MAX_BYTES)?;
     Ok(parse(&text, path)?.into_iter().map(|(_, record)| record).collect())
 }
 
@@ -183,6 +183,7 @@ fn parse<'a>(text: &'a [u8], path: &Path) -> Result<Vec<(&'a [u8], Record)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn train(step: u64, loss: f64) -> Record {
         Record::Train {

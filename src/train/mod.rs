@@ -1,6 +1,5 @@
 //! The training loop and what it writes down.
 
-pub(crate) mod atomic;
 pub mod checkpoint;
 mod metrics;
 mod muon;

@@ -29,11 +29,7 @@ pub fn setup(
     let mut model = starting_model(&recipe, resume)?;
     let config = &model.decoder.config;
     if let Some(t) = &tokenizer {
-        if t.vocab_size() > config.vocab_size {
-            let found = format!("{} tokens", t.vocab_size());
-            let wanted = format!("at most the model's vocab_size of {}", config.vocab_size);
-            return Err(Error::input(t.name(), "vocabulary", found, wanted));
-        }
+        t.fits(config.vocab_size)?;
         if model.hf.eos.is_empty() {
             model.hf.eos = t.eos().into_iter().collect();
             model.hf.bos = t.bos();

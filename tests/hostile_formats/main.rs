@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use ternlm::files;
 use ternlm::formats::manifest::Manifest;
 use ternlm::formats::tensors::{Checkpoint, INDEX_NAME};
-use ternlm::formats::{atomic, hf, npy};
+use ternlm::formats::{hf, npy};
 
 /// Every kind of file that is read: its name, a good one, and the reader, which also reads what was accepted.
 struct Kind {
@@ -171,7 +172,7 @@ fn what_is_no_regular_file_is_refused() {
         let message = (kind.read)(dir.path()).unwrap_err().to_string();
         assert!(message.contains(&format!("{}: file type: found a pipe", kind.name)), "{message}");
         fs::rename(&path, dir.path().join("x.partial-1")).unwrap();
-        assert_eq!(atomic::sweep(dir.path()).unwrap(), 0, "a pipe is not one of our leftovers");
+        assert_eq!(files::sweep(dir.path()).unwrap(), 0, "a pipe is not one of our leftovers");
         fs::create_dir(&path).unwrap();
         let message = (kind.read)(dir.path()).unwrap_err().to_string();
         assert!(message.contains(&format!("{}: file type: found a folder", kind.name)), "{message}");

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 use ternlm::config::{DataConfig, Join};
+use ternlm::files::{DirectoryWriter, IfExists};
 use ternlm::text::{Corpus, Tokenizer, sources};
 
 use super::shared;
@@ -262,17 +263,12 @@ fn large_vocabularies_need_four_bytes() {
 }
 
 #[test]
-fn stale_leftovers_are_removed() {
-    let files = Files::new(&[
-        ("a.txt", "one"),
-        (".cache/.old.1-0.tmp/tokens.bin", ""),
-        (".cache/.new.1-0.tmp/tokens.bin", ""),
-    ]);
-    let file = fs::File::options().append(true).open(files.path(".cache/.old.1-0.tmp/tokens.bin")).unwrap();
-    file.set_modified(SystemTime::now() - Duration::from_secs(48 * 3600)).unwrap();
+fn leftovers_of_dead_processes_are_removed() {
+    let files = Files::new(&[("a.txt", "one"), (".cache/dead.partial-4000000/tokens.bin", "")]);
+    let live = DirectoryWriter::new(files.path(".cache/live"), IfExists::Refuse).unwrap();
     files.open(&files.data(&["a.txt"])).unwrap();
-    assert!(!files.path(".cache/.old.1-0.tmp").exists());
-    assert!(files.path(".cache/.new.1-0.tmp").exists());
+    assert!(!files.path(".cache/dead.partial-4000000").exists());
+    assert!(live.path().exists());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::{Architecture, FILE_NAME, GENERATION_NAME, HfConfig};
 use crate::config::Activation;
 use crate::error::Result;
-use crate::formats::atomic;
+use crate::files;
 
 /// Writes `config.json`, in the form that released models have, and `generation_config.json` into `folder`. `stored` is
 /// the dtype of the weights: F32, F16 or BF16. Unknown keys of a configuration that was read are kept.
@@ -98,5 +98,5 @@ fn shortest(x: f32) -> Value {
 fn write_json(path: &Path, json: Map<String, Value>) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(&json).expect("a value has a JSON form");
     text.push(b'\n');
-    atomic::write_bytes(path, &text)
+    files::write_bytes(path, &text)
 }

@@ -9,7 +9,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::formats::{open_regular, quoted};
+use crate::files::open_regular;
+use crate::formats::quoted;
 
 /// The format's own limit.
 const MAX_HEADER: u64 = 100_000_000;

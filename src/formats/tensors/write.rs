@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::formats::atomic;
+use crate::files;
 
 /// Elements converted at a time.
 const BLOCK: usize = 1 << 16;
@@ -101,7 +101,7 @@ pub fn write_safetensors(
     let mut order: Vec<&Tensor<'_>> = tensors.iter().collect();
     order.sort_by(|a, b| b.data.dtype().cmp(&a.data.dtype()).then_with(|| a.name.cmp(&b.name)));
     let header = header(&order, metadata);
-    atomic::write_file(path, |out| {
+    files::write_file(path, |out| {
         let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io("write", path));
         put(&(header.len() as u64).to_le_bytes())?;
         put(&header)?;

@@ -1,0 +1,371 @@
+//! `ternlm info`: what a model, a run, a recipe or this machine is.
+
+use clap::Args;
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::train::RECIPE;
+use super::{recipe, thousands};
+use crate::config::{ModelConfig, Scope};
+use crate::error::{Error, Result};
+use crate::files::{if_there, read_text};
+use crate::formats::Form;
+use crate::formats::hf;
+use crate::formats::tensors::Checkpoint;
+use crate::kernels::Isa;
+use crate::report;
+use crate::ternary::Grouping;
+use crate::text::Tokenizer;
+use crate::train::{METRICS, Progress, Record, checkpoint, read_metrics};
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  ternlm info
+  ternlm info runs/wiki-75m
+  ternlm info MODEL --json
+  ternlm info --recipe copy > my.toml")]
+pub struct InfoArgs {
+    /// A model directory, or the folder of a run; without it: this machine
+    path: Option<PathBuf>,
+    /// Print the TOML of a recipe, with its comments
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["path", "json"])]
+    recipe: Option<String>,
+    /// Print it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: InfoArgs) -> Result<()> {
+    if let Some(name) = &args.recipe {
+        say!("{}", recipe::text(name)?.trim_end());
+        return Ok(());
+    }
+    let Some(path) = &args.path else {
+        return show(&Machine::new(), args.json);
+    };
+    let is_model = path.join(hf::FILE_NAME).is_file();
+    let is_run = path.join(RECIPE).is_file() || !checkpoint::list(path).is_empty();
+    if is_model || !is_run {
+        return show(
+            &About { run: None, model: Some(ModelInfo::read(&super::model_dir(path)?)?) },
+            args.json,
+        );
+    }
+    // A run that has only begun has no model yet.
+    let model = super::model_dir(path).ok().map(|dir| ModelInfo::read(&dir)).transpose()?;
+    show(&About { run: Some(RunInfo::read(path)?), model }, args.json)
+}
+
+fn show(what: &(impl Serialize + Show), json: bool) -> Result<()> {
+    match json {
+        true => super::say_json(what),
+        false => what.show(),
+    }
+    Ok(())
+}
+
+/// For people; [`Serialize`] is for programs.
+trait Show {
+    fn show(&self);
+}
+
+#[derive(Serialize)]
+struct Machine {
+    version: &'static str,
+    os: String,
+    cpu: String,
+    isa: String,
+    isa_available: Vec<String>,
+    threads: usize,
+    parquet: bool,
+    recipes: Vec<&'static str>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            os: super::os_name(),
+            cpu: super::cpu_name(),
+            isa: Isa::current().to_string(),
+            isa_available: Isa::available().iter().map(Isa::to_string).collect(),
+            threads: rayon::current_num_threads(),
+            parquet: cfg!(feature = "parquet"),
+            recipes: recipe::BUILT_IN.iter().map(|(name, _)| *name).collect(),
+        }
+    }
+}
+
+impl Show for Machine {
+    fn show(&self) {
+        say!("ternlm {}, {}", self.version, self.os);
+        say!("CPU: {}", if self.cpu.is_empty() { "unknown" } else { &self.cpu });
+        say!("Instruction set: {}, of {}", self.isa, self.isa_available.join(", "));
+        say!("Threads: {}", self.threads);
+        say!("Parquet: {}", if self.parquet { "yes" } else { "no (build with --features parquet)" });
+        say!("Recipes (ternlm info --recipe NAME shows one):");
+        for (name, text) in recipe::BUILT_IN {
+            say!("  {name:18} {}", first_sentence(text));
+        }
+    }
+}
+
+/// Of the comment at the top of a recipe.
+fn first_sentence(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("# ")).collect();
+    let text = lines.join(" ");
+    text.split_once(". ").map_or(text.trim_end_matches('.'), |(first, _)| first).to_string()
+}
+
+/// A path given on the command line.
+#[derive(Serialize)]
+struct About {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<RunInfo>,
+    model: Option<ModelInfo>,
+}
+
+impl Show for About {
+    fn show(&self) {
+        if let Some(run) = &self.run {
+            run.show();
+        }
+        match &self.model {
+            Some(model) => model.show(),
+            None => say!("No model yet"),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct RunInfo {
+    dir: PathBuf,
+    /// Name, task and steps of the saved recipe.
+    recipe: Option<String>,
+    task: Option<String>,
+    steps: Option<u64>,
+    checkpoint: Option<PathBuf>,
+    progress: Option<Progress>,
+    /// The last training and validation lines of the metrics.
+    train: Option<Record>,
+    val: Option<Record>,
+    report: Option<PathBuf>,
+}
+
+impl RunInfo {
+    fn read(dir: &Path) -> Result<Self> {
+        let file = dir.join(RECIPE);
+        let text = if_there(read_text(&file, recipe::MAX_BYTES))?;
+        let table = text.map(|text| recipe::parse(&file, &text)).transpose()?.unwrap_or_default();
+        let text = |key: &str| table.get(key).and_then(|v| v.as_str()).map(str::to_string);
+        let steps = table.get("train").and_then(|t| t.get("steps")?.as_integer());
+        let checkpoint = checkpoint::list(dir).pop();
+        let records = if_there(read_metrics(&dir.join(METRICS)))?.unwrap_or_default();
+        let last = |kind: fn(&Record) -> bool| records.iter().rev().find(|r| kind(r)).cloned();
+        Ok(Self {
+            dir: dir.into(),
+            recipe: text("name"),
+            task: text("task"),
+            steps: steps.and_then(|n| n.try_into().ok()),
+            progress: checkpoint.as_deref().map(checkpoint::progress).transpose()?,
+            checkpoint,
+            train: last(|r| matches!(r, Record::Train { .. })),
+            val: last(|r| matches!(r, Record::Val { .. })),
+            report: Some(dir.join(report::HTML)).filter(|file| file.is_file()),
+        })
+    }
+}
+
+impl Show for RunInfo {
+    fn show(&self) {
+        let of = |steps: Option<u64>| steps.map_or(String::new(), |n| format!(" of {}", thousands(n)));
+        let unknown = || "unknown".to_string();
+        let (name, task) =
+            (self.recipe.clone().unwrap_or_else(unknown), self.task.clone().unwrap_or_else(unknown));
+        say!("Run: {} (recipe {name}, task {task})", self.dir.display());
+        match (&self.checkpoint, self.progress) {
+            (Some(dir), Some(p)) => {
+                say!("Last checkpoint: {}", dir.display());
+                let (step, tokens) = (thousands(p.step), thousands(p.tokens));
+                say!("Step: {step}{}, {tokens} tokens in {:.1} s", of(self.steps), p.elapsed_s);
+            }
+            _ => say!("No checkpoint yet{}", self.steps.map_or(String::new(), |n| format!("; {n} steps"))),
+        }
+        if let Some(Record::Train { step, loss, lr, tok_per_s, .. }) = &self.train {
+            say!("Train loss: {loss:.4} at step {step} (lr {lr:.2e}, {tok_per_s:.0} tokens/s)");
+        }
+        if let Some(Record::Val { step, nll, ppl, .. }) = &self.val {
+            say!("Validation: {nll:.4} nats/token, perplexity {ppl:.2}, at step {step}");
+        }
+        if let Some(file) = &self.report {
+            say!("Report: {}", file.display());
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ModelInfo {
+    dir: PathBuf,
+    architecture: String,
+    config: ModelConfig,
+    parameters: u64,
+    ternary_weights: u64,
+    /// Absent for a model that ternlm did not write.
+    ternary: Option<TernaryInfo>,
+    tensors: Vec<TensorInfo>,
+    files: BTreeMap<String, u64>,
+    tokenizer: Option<Value>,
+}
+
+#[derive(Serialize)]
+struct TernaryInfo {
+    form: Form,
+    scope: Scope,
+    group: Grouping,
+    /// `log2(3)` for a trit and 16 for each scale.
+    ideal_bits_per_weight: f64,
+}
+
+#[derive(Serialize)]
+struct TensorInfo {
+    name: String,
+    shape: Vec<usize>,
+    dtype: String,
+    ternary: bool,
+}
+
+impl TensorInfo {
+    fn len(&self) -> u64 {
+        self.shape.iter().map(|&n| n as u64).product()
+    }
+
+    fn scales(&self, group: Grouping) -> u64 {
+        let cols = self.shape.last().copied().unwrap_or(1).max(1);
+        match group {
+            Grouping::Size(_) => self.len() / cols as u64 * cols.div_ceil(group.size(cols)) as u64,
+            Grouping::Tensor => 1,
+        }
+    }
+}
+
+impl ModelInfo {
+    fn read(dir: &Path) -> Result<Self> {
+        let config = hf::read_config(dir)?;
+        let stored = Checkpoint::open(dir)?;
+        let note = config.ternary;
+        let tensors = stored.names().map(|name| {
+            let tensor = stored.tensor(name)?;
+            Ok(TensorInfo {
+                name: name.into(),
+                shape: tensor.shape.into(),
+                dtype: tensor.dtype.to_string(),
+                ternary: note.as_ref().is_some_and(|note| note.tensors.iter().any(|t| t == name)),
+            })
+        });
+        let tensors: Vec<TensorInfo> = tensors.collect::<Result<_>>()?;
+        let ternary = || tensors.iter().filter(|t| t.ternary);
+        let ternary_weights: u64 = ternary().map(TensorInfo::len).sum();
+        let ternary = note.map(|note| {
+            let scales: u64 = ternary().map(|t| t.scales(note.group)).sum();
+            TernaryInfo {
+                form: note.form,
+                scope: note.scope,
+                group: note.group,
+                ideal_bits_per_weight: 3f64.log2() + 16.0 * scales as f64 / ternary_weights.max(1) as f64,
+            }
+        });
+        let tokenizer = match dir.join("tokenizer.json").is_file() {
+            true => Some(super::tokenizer::describe(&Tokenizer::open(&dir.to_string_lossy())?)),
+            false => None,
+        };
+        Ok(Self {
+            dir: dir.into(),
+            architecture: config.raw["model_type"].as_str().unwrap_or_default().into(),
+            config: config.model,
+            parameters: tensors.iter().map(TensorInfo::len).sum(),
+            ternary_weights,
+            ternary,
+            tensors,
+            files: files(dir)?,
+            tokenizer,
+        })
+    }
+}
+
+/// Name and size of what lies in `dir`.
+fn files(dir: &Path) -> Result<BTreeMap<String, u64>> {
+    let list = || {
+        fs::read_dir(dir)?
+            .map(|entry| {
+                let entry = entry?;
+                let meta = fs::metadata(entry.path())?;
+                Ok((entry.file_name().to_string_lossy().into_owned(), meta))
+            })
+            .collect::<std::io::Result<Vec<_>>>()
+    };
+    let list = list().map_err(Error::io("list", dir))?;
+    Ok(list.into_iter().filter(|(_, meta)| meta.is_file()).map(|(name, meta)| (name, meta.len())).collect())
+}
+
+impl Show for ModelInfo {
+    fn show(&self) {
+        let c = &self.config;
+        say!("Model: {} ({})", self.dir.display(), self.architecture);
+        say!(
+            "Layers: {}, width {}, feed-forward {} ({:?}), {} heads of {}, {} for keys and values",
+            c.layers,
+            c.hidden_size,
+            c.intermediate_size,
+            c.activation,
+            c.heads,
+            c.head_dim,
+            c.kv_heads
+        );
+        say!(
+            "Vocabulary: {}, {} positions, output head {}",
+            thousands(c.vocab_size as u64),
+            thousands(c.max_positions as u64),
+            if c.tie_embeddings { "tied to the embedding" } else { "of its own" }
+        );
+        let share = 100.0 * self.ternary_weights as f64 / self.parameters.max(1) as f64;
+        let (all, ternary) = (thousands(self.parameters), thousands(self.ternary_weights));
+        say!("Parameters: {all}, {ternary} of them ternary ({share:.2} %)");
+        if let Some(t) = &self.ternary {
+            say!("Ternary: scope {:?}, groups of {}, stored as {:?}", t.scope, t.group, t.form);
+            if self.ternary_weights > 0 {
+                let bits = t.ideal_bits_per_weight;
+                let bytes = (bits * self.ternary_weights as f64 / 8.0).ceil() as u64;
+                say!("Packed ideally: {bits:.4} bits per ternary weight, {} bytes", thousands(bytes));
+            }
+        }
+        match &self.tokenizer {
+            Some(t) => say!("Tokenizer: {} tokens, ends a text with {}", t["vocab_size"], t["eos"]),
+            None => say!("Tokenizer: none"),
+        }
+        say!("Files:");
+        for (name, bytes) in &self.files {
+            say!("  {:>15}  {name}", thousands(*bytes));
+        }
+        say!("Tensors:");
+        for ((name, shape, kind), count) in alike(&self.tensors) {
+            let times = if count > 1 { format!("{count} x ") } else { String::new() };
+            say!("  {name}  {times}{shape:?}  {kind}");
+        }
+    }
+}
+
+/// Tensors that differ in the number of their layer only, counted.
+fn alike(tensors: &[TensorInfo]) -> BTreeMap<(String, Vec<usize>, String), usize> {
+    let mut found = BTreeMap::new();
+    for t in tensors {
+        let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        let parts: Vec<&str> = t.name.split('.').map(|part| if number(part) { "*" } else { part }).collect();
+        let kind = if t.ternary { format!("ternary, in {}", t.dtype) } else { t.dtype.clone() };
+        *found.entry((parts.join("."), t.shape.clone(), kind)).or_insert(0) += 1;
+    }
+    found
+}

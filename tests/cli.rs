@@ -1,0 +1,423 @@
+//! The program as people and scripts run it: exit codes, what is said where, and the files that appear.
+
+use serde_json::Value;
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use ternlm::config::{Activation, ModelConfig, Scope};
+use ternlm::formats::Form;
+use ternlm::formats::hf::HfConfig;
+use ternlm::model::{self, Decoder};
+use ternlm::ternary::Grouping;
+use ternlm::text::Tokenizer;
+
+/// A folder to run the program in.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
+        command.args(args).current_dir(self.0.path()).env("TERNLM_CACHE", self.path(".cache"));
+        command.env_remove("TERNLM_LOG").env_remove("TERNLM_ISA").stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Standard output of a run that must succeed.
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(args)).unwrap()
+    }
+
+    /// A run that must end with one sentence that names `parts`, and the exit code 1.
+    #[track_caller]
+    fn fails(&self, args: &[&str], parts: &[&str]) {
+        let out = self.run(args);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.starts_with("error: ") && said.ends_with('\n'), "{args:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
+        assert!(parts.iter().all(|part| said.contains(part)), "{args:?}: {said}: wanted {parts:?}");
+    }
+
+    /// A causal model of random weights with the tokenizer of bytes.
+    fn model(&self, name: &str, vocab_size: usize) {
+        let config = ModelConfig {
+            vocab_size,
+            hidden_size: 32,
+            layers: 2,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 16,
+            intermediate_size: 48,
+            activation: Activation::SwiGlu,
+            qk_norm: true,
+            qkv_bias: false,
+            causal: true,
+            tie_embeddings: true,
+            rope_theta: 1e4,
+            rms_norm_eps: 1e-6,
+            max_positions: 256,
+        };
+        let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(16));
+        decoder.init(1, None);
+        decoder.project().unwrap();
+        let dir = self.path(name);
+        fs::create_dir_all(&dir).unwrap();
+        model::save(&dir, &decoder, &HfConfig::new(config), Form::Unpacked).unwrap();
+        Tokenizer::bytes().save(&dir).unwrap();
+    }
+}
+
+const TINY: &str = r#"
+name = "tiny"
+task = "copy"
+[model]
+vocab_size = 16
+hidden_size = 32
+layers = 1
+heads = 2
+kv_heads = 2
+head_dim = 16
+intermediate_size = 64
+activation = "gelu"
+causal = false
+max_positions = 16
+[data]
+sequence = 8
+[train]
+steps = 3
+batch = 4
+log_every = 1
+"#;
+
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+                        {% if add_generation_prompt %}assistant:{% endif %}";
+
+/// The names under "Commands:" of a help text.
+fn commands(help: &str) -> Vec<String> {
+    let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let named = lines.take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
+    named.filter(|name| *name != "help").map(String::from).collect()
+}
+
+#[test]
+fn every_subcommand_has_help_with_examples() {
+    let place = Place::new();
+    let top = commands(&place.ok(&["--help"]));
+    for name in ["train", "verify", "eval", "generate", "chat", "tokenizer", "info", "report", "bench"] {
+        assert!(top.iter().any(|n| n == name), "{name} in {top:?}");
+    }
+    let mut all: Vec<Vec<String>> = top.into_iter().map(|name| vec![name]).collect();
+    while let Some(path) = all.pop() {
+        let mut args: Vec<&str> = path.iter().map(String::as_str).collect();
+        args.push("--help");
+        let help = place.ok(&args);
+        assert!(help.contains("Examples:\n  "), "{path:?}: {help}");
+        all.extend(commands(&help).into_iter().map(|name| [&path[..], &[name]].concat()));
+    }
+    assert_eq!(place.ok(&["--version"]), format!("ternlm {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_2() {
+    let place = Place::new();
+    for args in [
+        &[][..],
+        &["fly"],
+        &["train"],
+        &["generate", "m", "--prompt", "x", "--max-tokens", "many"],
+        &["tokenizer", "encode", "bytes"],
+        &["tokenizer", "encode", "bytes", "--text", "x", "--file", "y"],
+        &["tokenizer", "decode", "bytes", "x"],
+        &["chat", "m", "--json"],
+        &["info", "m", "--recipe", "copy"],
+    ] {
+        let out = place.run(args);
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
+        assert!(out.stdout.is_empty() && !out.stderr.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn recipes_that_cannot_be_used_are_named() {
+    let place = Place::new();
+    place.write("broken.toml", "name = ");
+    place.write("binary.toml", b"name = \"\xff\"");
+    place.write("tiny.toml", TINY);
+    place.fails(&["train", "no-such-recipe"], &["no-such-recipe", "wiki-75m"]);
+    place.fails(&["train", "broken.toml"], &["broken.toml", "TOML"]);
+    place.fails(&["train", "binary.toml"], &["binary.toml", "byte 8"]);
+    for (assignment, part) in [
+        ("train.lrr=1", "lrr"),
+        ("train.lr=fast", "fast"),
+        ("train.lr=-1", "train.lr: found -1"),
+        ("train.steps=0", "train.steps: found 0"),
+        ("model.head_dim=15", "head_dim: found 15"),
+        ("train.lr", "--set train.lr"),
+        ("data.sequence=99", "found 99"),
+    ] {
+        place.fails(&["train", "tiny.toml", "--set", assignment], &[part]);
+    }
+    place.fails(&["train", "copy", "--resume", "--out", "nothing"], &["--resume", "nothing"]);
+    place.fails(&["train", "copy", "--threads", "0"], &["--threads 0"]);
+    place.fails(&["train", "shakespeare"], &["data.train"]);
+    place.fails(&["train", "shakespeare", "--data", "none.txt"], &["none.txt"]);
+    place.fails(&["train", "qwen3-0.6b-all", "--data", "none.txt"], &["--init"]);
+    place.fails(&["train", "qwen3-0.6b-all", "--data", "tiny.toml", "--init", "none"], &["none"]);
+    place.fails(&["info", "--recipe", "no-such-recipe"], &["no-such-recipe"]);
+    assert!(!place.path("runs").exists(), "a refused recipe leaves nothing behind");
+    assert!(place.ok(&["info", "--recipe", "copy"]).starts_with("# "));
+}
+
+#[test]
+fn a_training_leaves_its_files_and_is_not_overwritten() {
+    let place = Place::new();
+    place.write("tiny.toml", TINY);
+    let said = place.ok(&["train", "tiny.toml"]);
+    assert!(said.contains("Ternary check: all weights in {-1, 0, +1}: PASS"), "{said}");
+    for file in [
+        "recipe.toml",
+        "metrics.jsonl",
+        "tensorboard",
+        "report.json",
+        "report.html",
+        "model/config.json",
+        "model/model.safetensors",
+        "model/ternary.json",
+        "checkpoints/step-00000003/trainer.json",
+        "checkpoints/step-00000003/model.safetensors",
+        "checkpoints/step-00000003/optimizer.safetensors",
+    ] {
+        assert!(place.path("runs/tiny").join(file).exists(), "{file}");
+    }
+    place.fails(&["train", "tiny.toml"], &["runs/tiny", "--resume"]);
+    place.fails(&["train", "copy", "--out", "runs/tiny"], &["runs/tiny", "--resume"]);
+
+    assert!(place.ok(&["verify", "runs/tiny"]).contains("PASS: "));
+    let proof = place.json(&["verify", "runs/tiny/checkpoints/step-00000003", "--json"]);
+    assert_eq!((&proof["pass"], &proof["form"]), (&true.into(), &"latent".into()));
+
+    let info = place.json(&["info", "runs/tiny", "--json"]);
+    assert_eq!((&info["run"]["progress"]["step"], &info["run"]["steps"]), (&3.into(), &3.into()));
+    assert_eq!((&info["run"]["recipe"], &info["run"]["train"]["step"]), (&"tiny".into(), &3.into()));
+    assert_eq!(info["model"]["architecture"], "ternlm");
+    assert_eq!(info["model"]["tokenizer"], Value::Null);
+    let text = place.ok(&["info", "runs/tiny"]);
+    assert!(text.contains("recipe tiny") && text.contains("Step: 3 of 3"), "{text}");
+
+    fs::remove_file(place.path("runs/tiny/report.html")).unwrap();
+    assert_eq!(place.ok(&["report", "runs/tiny"]).trim(), "runs/tiny/report.html");
+    assert!(place.path("runs/tiny/report.html").exists());
+    assert_eq!(place.json(&["report", "runs/tiny", "--json"])["name"], "tiny");
+
+    // Its model sees the whole sequence, and has no tokenizer.
+    place.fails(&["generate", "runs/tiny", "--prompt", "x"], &["tokenizer.json"]);
+    Tokenizer::bytes().save(place.path("runs/tiny/model")).unwrap();
+    place.fails(&["generate", "runs/tiny", "--prompt", "x"], &["causal"]);
+    // Another resume finds nothing left to do.
+    assert!(place.ok(&["train", "tiny.toml", "--resume"]).contains("Resumed at step 3"));
+}
+
+#[test]
+fn models_that_cannot_be_used_are_named() {
+    let place = Place::new();
+    place.model("model", 256);
+    place.model("small", 64);
+    place.write("empty/readme", "");
+    place.write("text.txt", "some text\n".repeat(50));
+    place.write("bad.txt", b"ab\xff");
+    place.fails(&["verify", "nowhere"], &["nowhere"]);
+    for command in ["verify", "info"] {
+        place.fails(&[command, "empty"], &["empty", "config.json"]);
+    }
+    place.fails(&["report", "empty"], &["empty", "report.json"]);
+    place.fails(&["report", "nowhere"], &["nowhere"]);
+    let generate = |model| ["generate", model, "--prompt", "x"];
+    place.fails(&generate("empty"), &["empty", "config.json"]);
+    place.fails(&generate("small"), &["small", "vocabulary", "256", "64"]);
+    place.fails(&["eval", "small", "--data", "text.txt"], &["small", "vocabulary", "256", "64"]);
+    place.fails(&["eval", "model", "--data", "none.txt"], &["none.txt"]);
+    place.fails(&["eval", "model", "--data", "bad.txt"], &["bad.txt", "byte 2"]);
+    place.fails(&["eval", "model", "--data", "text.txt", "--context", "999"], &["--context 999"]);
+    place.fails(&["generate", "model", "--prompt", ""], &["prompt"]);
+    place.fails(&["generate", "model", "--prompt", &"x".repeat(300)], &["300", "256 positions"]);
+    place.fails(&["generate", "model", "--prompt", "x", "--temperature=-1"], &["temperature"]);
+    place.fails(&["generate", "model", "--prompt", "x", "--top-p", "2"], &["top_p"]);
+
+    let weights = place.path("model/model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    for len in [0, 5, 100, whole.len() - 1] {
+        fs::write(&weights, &whole[..len]).unwrap();
+        for args in [&["verify", "model"][..], &["info", "model"], &generate("model")] {
+            place.fails(args, &["model.safetensors"]);
+        }
+    }
+    fs::write(&weights, &whole).unwrap();
+    place.write("model/config.json", "{}");
+    place.fails(&generate("model"), &["config.json", "model_type"]);
+    place.write("model/config.json", "{\"a\n");
+    place.fails(&generate("model"), &["config.json"]);
+}
+
+#[test]
+fn a_model_is_described_measured_and_continued() {
+    let place = Place::new();
+    place.model("model", 256);
+    place.write("text.txt", "some text\n".repeat(50));
+    let info = place.json(&["info", "model", "--json"]);
+    let model = &info["model"];
+    assert!(info.get("run").is_none());
+    assert_eq!((&model["architecture"], &model["config"]["hidden_size"]), (&"qwen3".into(), &32.into()));
+    assert_eq!((&model["ternary"]["group"], &model["ternary"]["form"]), (&16.into(), &"unpacked".into()));
+    // Every matrix is a whole number of groups of 16 wide.
+    assert_eq!(model["ternary"]["ideal_bits_per_weight"], 3f64.log2() + 1.0);
+    assert_eq!(model["tokenizer"]["vocab_size"], 256);
+    let bytes = fs::metadata(place.path("model/model.safetensors")).unwrap().len();
+    assert_eq!(model["files"]["model.safetensors"], bytes);
+    let ternary = model["tensors"].as_array().unwrap().iter().filter(|t| t["ternary"] == true);
+    assert_eq!(ternary.count(), 15);
+    let text = place.ok(&["info", "model"]);
+    assert!(text.contains("model.layers.*.mlp.up_proj.weight  2 x [48, 32]  ternary, in F16"), "{text}");
+
+    let machine = place.json(&["info", "--json", "--threads", "3"]);
+    assert_eq!((&machine["threads"], &machine["recipes"][0]), (&3.into(), &"copy".into()));
+    assert!(machine["isa_available"].as_array().unwrap().contains(&machine["isa"]));
+    assert!(place.ok(&["info"]).contains("wiki-75m"));
+
+    let measured = place.json(&["eval", "model", "--data", "text.txt", "--json"]);
+    assert_eq!((&measured["bytes"], &measured["tokens"]), (&500.into(), &499.into()));
+    let made = place.json(&["generate", "model", "--prompt", "some", "-n", "5", "--json"]);
+    assert_eq!((&made["prompt"], &made["prompt_tokens"]), (&"some".into(), &4.into()));
+    assert_eq!(made["tokens"].as_array().unwrap().len(), 5);
+    let text = place.ok(&["generate", "model", "--prompt", "some", "-n", "5"]);
+    assert_eq!(text, format!("some{}\n", made["text"].as_str().unwrap()));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let place = Place::new();
+    let mut child =
+        place.command(&["info", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success() && out.stderr.is_empty(), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+#[test]
+fn a_tokenizer_is_trained_and_used() {
+    let place = Place::new();
+    place.write("text.txt", "the cat sat on the mat, the cat sat on the hat\n".repeat(20));
+    place.write("records.jsonl", "{\"body\": \"the cat\"}\n{\"body\": \"the mat\"}\n");
+    place.write("junk.json", "{\"model\": 3}");
+    place.write("image.png", "");
+    let train = ["tokenizer", "train", "text.txt", "--vocab-size", "270", "--out", "tok"];
+    let special = ["--special", "<|end|>", "--special", "<|user|>"];
+    let said = place.ok(&[&train[..], &special].concat());
+    assert!(said.contains("270 tokens") && said.contains("tokenizer.json"), "{said}");
+    let before = fs::read(place.path("tok/tokenizer.json")).unwrap();
+    place.fails(&train, &["tokenizer.json", "--force"]);
+    assert_eq!(fs::read(place.path("tok/tokenizer.json")).unwrap(), before);
+
+    let text = "the cat<|end|>\u{e9} hat";
+    let ids = place.ok(&["tokenizer", "encode", "tok", "--text", text]);
+    let list: Vec<&str> = ids.split_whitespace().collect();
+    assert!(list.contains(&"0") && list.len() < text.len() - 6, "{ids}");
+    assert_eq!(place.ok(&[&["tokenizer", "decode", "tok"], &list[..]].concat()), format!("{text}\n"));
+    place.write("one.txt", text);
+    let encoded = place.json(&["tokenizer", "encode", "tok", "--file", "one.txt", "--json"]);
+    assert_eq!(encoded["count"], list.len());
+    assert!(encoded["tokens"].as_array().unwrap().contains(&"<|end|>".into()));
+    let info = place.json(&["tokenizer", "info", "tok", "--json"]);
+    assert_eq!((&info["vocab_size"], &info["eos"]), (&270.into(), &0.into()));
+    assert_eq!(info["special"][1]["token"], "<|user|>");
+    assert!(place.ok(&["tokenizer", "info", "tok"]).contains("Ends a text: 0 (<|end|>)"));
+
+    let records = ["tokenizer", "train", "records.jsonl", "--vocab-size", "400", "--out", "tok", "--force"];
+    place.fails(&records, &["records.jsonl", "line 1", "text"]);
+    assert_eq!(fs::read(place.path("tok/tokenizer.json")).unwrap(), before, "a failure replaces nothing");
+    assert!(place.ok(&[&records[..], &["--field", "body"]].concat()).contains("Fewer than the 400 wanted"));
+
+    let train = |file, size| ["tokenizer", "train", file, "--vocab-size", size, "--out", "other"];
+    place.fails(&train("none.txt", "300"), &["none.txt"]);
+    place.fails(&train("image.png", "300"), &["image.png"]);
+    place.fails(&train("text.txt", "10"), &["10", "256"]);
+    assert!(!place.path("other").exists());
+    place.fails(&["tokenizer", "info", "none.json"], &["none.json"]);
+    place.fails(&["tokenizer", "info", "junk.json"], &["junk.json"]);
+    place.fails(&["tokenizer", "decode", "bytes", "72", "256"], &["256"]);
+}
+
+#[test]
+fn a_conversation() {
+    let place = Place::new();
+    place.model("model", 256);
+    let say = |texts: &[&str], more: &[&str]| {
+        let mut args = vec!["chat", "model", "-n", "8"];
+        texts.iter().for_each(|text| args.extend(["--message", text]));
+        place.json(&[&args[..], more, &["--json"]].concat())
+    };
+    place.fails(&["chat", "model", "--message", "Hi"], &["chat template", "ternlm generate", "--template"]);
+    place.write("other.jinja", TEMPLATE);
+    place.write("broken.jinja", "{% if");
+    place.fails(&["chat", "model", "--template", "broken.jinja"], &["broken.jinja"]);
+    place.fails(&["chat", "model", "--template", "none.jinja"], &["none.jinja"]);
+    let other = say(&["Hi"], &["--template", "other.jinja"]);
+
+    place.write("model/chat_template.jinja", TEMPLATE);
+    let one = say(&["Hi"], &[]);
+    assert_eq!(one["messages"], other["messages"]);
+    let two = say(&["Hi", "More"], &["--system", "Be brief."]);
+    let messages = two["messages"].as_array().unwrap();
+    let roles: Vec<&str> = messages.iter().map(|m| m["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["system", "user", "assistant", "user", "assistant"]);
+    // The second turn, with the cache of the first, is what the whole text alone gives.
+    let content = |i: usize| messages[i]["content"].as_str().unwrap();
+    let whole = format!("system: Be brief.\nuser: Hi\nassistant: {}\nuser: More\nassistant:", content(2));
+    let fresh = place.json(&["generate", "model", "--prompt", &whole, "-n", "8", "--json"]);
+    assert_eq!(two["turns"][1]["prompt_tokens"], whole.len());
+    assert_eq!(two["turns"][1]["tokens"], fresh["tokens"]);
+
+    let mut child = place
+        .command(&["chat", "model", "-n", "8"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"Hi\n\n/reset\n Hi \n/exit\nnever\n").unwrap();
+    let out = child.wait_with_output().unwrap();
+    let answer = one["messages"][1]["content"].as_str().unwrap();
+    assert!(out.status.success());
+    assert_eq!(String::from_utf8(out.stdout).unwrap(), format!("{answer}\n{answer}\n"));
+
+    place.fails(&["chat", "model", "--message", &"x".repeat(300)], &["256 positions"]);
+    place.write("model/chat_template.jinja", "{{ raise_exception('no\nsystem') }}");
+    place.fails(&["chat", "model", "--message", "Hi"], &["rejects", "no system"]);
+    place.model("small", 64);
+    place.write("small/chat_template.jinja", TEMPLATE);
+    place.fails(&["chat", "small", "--message", "Hi"], &["small", "vocabulary"]);
+}
