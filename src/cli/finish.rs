@@ -129,7 +129,7 @@ fn summary(
         tok_per_s: progress.tokens as f64 / progress.elapsed_s.max(1e-9),
         first5_loss: mean(&trainer.losses[..trainer.losses.len().min(5)]),
         last20_loss: mean(&trainer.losses[trainer.losses.len().saturating_sub(20)..]),
-        loss_curve: Vec::new(),
+        loss_curve: (1..).zip(trainer.losses.iter().map(|&l| l as f64)).collect(),
         val: val.map(|p| evaluation(&p, trainer.bits_per_byte(p.nll))),
         test,
         accuracy,

@@ -6,7 +6,7 @@ use crate::train::{Record, TensorPoint};
 pub(super) type Point = (f64, f64);
 
 /// All that the charts show.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Curves {
     pub loss: Vec<Point>,
     pub val: Vec<Point>,
@@ -56,6 +56,15 @@ impl Curves {
                     curves.tensors.clone_from(tensors);
                 }
             }
+        }
+        curves
+    }
+
+    /// With the losses in `points` where they say more than the diary, which has those of log lines only.
+    pub fn with_losses(&self, points: &[(u64, f64)]) -> Self {
+        let mut curves = self.clone();
+        if points.len() > self.loss.len() {
+            curves.loss = points.iter().map(|&(x, y)| (x as f64, y)).collect();
         }
         curves
     }

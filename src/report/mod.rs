@@ -23,13 +23,12 @@ const METRICS: &str = "metrics.jsonl";
 /// Bytes of a `report.json`; ours have below one MiB.
 const MAX_JSON: u64 = 64 << 20;
 
-/// Writes both files of a finished run. An empty `loss_curve` is filled from the run's `metrics.jsonl`.
+/// Writes both files of a finished run. `loss_curve` may hold every step: it is thinned; an empty one is filled from
+/// the run's `metrics.jsonl`.
 pub fn write(run_dir: &Path, summary: &Summary) -> Result<()> {
     let curves = Curves::new(&metrics(run_dir)?);
     let mut summary = summary.clone();
-    if summary.loss_curve.is_empty() {
-        summary.loss_curve = curves.loss_points(2000);
-    }
+    summary.loss_curve = curves.with_losses(&summary.loss_curve).loss_points(2000);
     // JSON has no NaN.
     summary.loss_curve.retain(|point| point.1.is_finite());
     let file = run_dir.join(JSON);
@@ -59,7 +58,8 @@ fn metrics(run_dir: &Path) -> Result<Vec<Record>> {
 }
 
 fn write_html(run_dir: &Path, summary: &Summary, curves: &Curves) -> Result<()> {
-    let page = html::page(summary, curves).map_err(Error::usage)?;
+    let curves = curves.with_losses(&summary.loss_curve);
+    let page = html::page(summary, &curves).map_err(Error::usage)?;
     write_bytes(run_dir.join(HTML), page.as_bytes())
 }
 
