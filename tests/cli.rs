@@ -406,6 +406,7 @@ fn a_conversation() {
         .command(&["chat", "model", "-n", "8"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     child.stdin.take().unwrap().write_all(b"Hi\n\n/reset\n Hi \n/exit\nnever\n").unwrap();

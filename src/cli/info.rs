@@ -226,8 +226,8 @@ struct TernaryInfo {
     form: Form,
     scope: Scope,
     group: Grouping,
-    /// `log2(3)` for a trit and 16 for each scale.
-    ideal_bits_per_weight: f64,
+    /// `log2(3)` for a trit and 16 for each scale; absent without any ternary weight.
+    ideal_bits_per_weight: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -275,7 +275,8 @@ impl ModelInfo {
                 form: note.form,
                 scope: note.scope,
                 group: note.group,
-                ideal_bits_per_weight: 3f64.log2() + 16.0 * scales as f64 / ternary_weights.max(1) as f64,
+                ideal_bits_per_weight: (ternary_weights > 0)
+                    .then(|| 3f64.log2() + 16.0 * scales as f64 / ternary_weights as f64),
             }
         });
         let tokenizer = match dir.join("tokenizer.json").is_file() {
@@ -336,8 +337,7 @@ impl Show for ModelInfo {
         say!("Parameters: {all}, {ternary} of them ternary ({share:.2} %)");
         if let Some(t) = &self.ternary {
             say!("Ternary: scope {:?}, groups of {}, stored as {:?}", t.scope, t.group, t.form);
-            if self.ternary_weights > 0 {
-                let bits = t.ideal_bits_per_weight;
+            if let Some(bits) = t.ideal_bits_per_weight {
                 let bytes = (bits * self.ternary_weights as f64 / 8.0).ceil() as u64;
                 say!("Packed ideally: {bits:.4} bits per ternary weight, {} bytes", thousands(bytes));
             }
@@ -348,7 +348,7 @@ impl Show for ModelInfo {
         }
         say!("Files:");
         for (name, bytes) in &self.files {
-            say!("  {:>15}  {name}", thousands(*bytes));
+            say!("  {:>15}  {}", thousands(*bytes), name.escape_debug());
         }
         say!("Tensors:");
         for ((name, shape, kind), count) in alike(&self.tensors) {
@@ -365,7 +365,8 @@ fn alike(tensors: &[TensorInfo]) -> BTreeMap<(String, Vec<usize>, String), usize
         let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
         let parts: Vec<&str> = t.name.split('.').map(|part| if number(part) { "*" } else { part }).collect();
         let kind = if t.ternary { format!("ternary, in {}", t.dtype) } else { t.dtype.clone() };
-        *found.entry((parts.join("."), t.shape.clone(), kind)).or_insert(0) += 1;
+        let name = parts.join(".").escape_debug().to_string();
+        *found.entry((name, t.shape.clone(), kind)).or_insert(0) += 1;
     }
     found
 }

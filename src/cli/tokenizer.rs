@@ -156,9 +156,8 @@ fn train(args: TrainArgs) -> Result<()> {
 fn encode(args: EncodeArgs) -> Result<()> {
     let tokenizer = Tokenizer::open(&args.tokenizer)?;
     let text = match (args.input.text, args.input.file) {
-        (Some(text), _) => super::text_or_stdin(text)?,
         (None, Some(file)) => read_text(file)?,
-        (None, None) => unreachable!("clap wants one of them"),
+        (text, _) => super::text_or_stdin(text.unwrap_or_default())?,
     };
     let ids = tokenizer.encode(&text)?;
     if args.json {
@@ -186,7 +185,7 @@ fn info(args: InfoArgs) -> Result<()> {
         super::say_json(&describe(&tokenizer));
         return Ok(());
     }
-    let named = |id: u32| format!("{id} ({})", tokenizer.token(id).unwrap_or_default());
+    let named = |id: u32| format!("{id} ({})", tokenizer.token(id).unwrap_or_default().escape_debug());
     let maybe = |id: Option<u32>| id.map_or("none".to_string(), named);
     let stop: Vec<String> = tokenizer.stop_ids().iter().map(|&id| named(id)).collect();
     say!("{}: {} tokens", tokenizer.name(), thousands(tokenizer.vocab_size() as u64));
@@ -200,7 +199,7 @@ fn info(args: InfoArgs) -> Result<()> {
     let special = special(&tokenizer);
     say!("Special tokens: {}", special.len());
     for (id, token) in special {
-        say!("  {id}  {token}");
+        say!("  {id}  {}", token.escape_debug());
     }
     Ok(())
 }
