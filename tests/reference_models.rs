@@ -194,3 +194,26 @@ fn what_is_saved_loads_and_computes_the_same() {
         }
     }
 }
+
+#[test]
+fn a_generated_story_continues_its_prompt_letter_by_letter() {
+    use ternlm::generate::{Sampler, SamplingConfig, Session};
+    use ternlm::text::Tokenizer;
+    let Some(dir) = common::data("ckpt/stories260K-hf") else { return };
+    let want = json(&dir.join("ref.json"))["greedy_text"].as_str().unwrap().to_string();
+    let mut decoder = model::load(&dir, Purpose::Run, None).unwrap().decoder;
+    let tokenizer = Tokenizer::open(&dir.to_string_lossy()).unwrap();
+    for prompt in ["Once upon a time", "Once upon a time, there was a little"] {
+        let mut session = Session::new(&mut decoder, &tokenizer);
+        session.set_tokens(tokenizer.encode_with_special(prompt).unwrap());
+        let mut pieces = String::new();
+        let made = session
+            .generate(&mut Sampler::new(SamplingConfig::default()), 60, &[], &mut |piece| {
+                pieces.push_str(piece);
+                true
+            })
+            .unwrap();
+        assert_eq!(pieces, made.text);
+        assert!(want.starts_with(&format!("{prompt}{}", made.text)), "{prompt}|{}", made.text);
+    }
+}

@@ -340,3 +340,22 @@ fn verify_fails_on_every_kind_of_tampering() {
     let said = text(&out);
     assert!(!out.status.success() && said.contains("FAIL") && said.contains("row 0, column 0"), "{said}");
 }
+
+#[test]
+fn a_bar_that_is_missed_fails_the_process() {
+    let lab = Lab::new();
+    let train = |out: &str, steps: &str| {
+        lab.command(&["train", "copy", "--out", out, "--set", steps, "--set", "train.log_every=10"])
+            .output()
+            .unwrap()
+    };
+    let short = train("short", "train.steps=12");
+    let said = text(&short);
+    assert_eq!(short.status.code(), Some(1), "{said}");
+    for line in ["Step 0: loss=", "Step 10: loss=", "Train loss: ", ": FAIL", "Copy accuracy: "] {
+        assert!(said.contains(line), "no {line:?} in {said}");
+    }
+    assert!(said.contains("Ternary check: all weights in {-1, 0, +1}: PASS"), "{said}");
+    let enough = train("enough", "train.steps=150");
+    assert!(enough.status.success() && !text(&enough).contains("FAIL"), "{}", text(&enough));
+}

@@ -10,6 +10,9 @@ use crate::text::Tokenizer;
 /// Tokens of a prompt that go through the model at a time: bounds the memory of a long prompt.
 const PREFILL: usize = 512;
 
+/// Tokens of the prompt that the decoding of what follows may depend on.
+const CONTEXT: usize = 8;
+
 /// One conversation with a model: the tokens so far and their cache.
 ///
 /// ```
@@ -111,6 +114,10 @@ impl<'a> Session<'a> {
         out.prefill_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let mut stream = self.tokenizer.stream();
+        // Some tokenizers drop the space that a text begins with; this text begins with the prompt.
+        for token in &self.tokens[self.tokens.len().saturating_sub(CONTEXT)..] {
+            stream.push(*token);
+        }
         while out.tokens.len() < limit {
             let token = sampler.sample(&mut logits, &self.tokens);
             if stop.contains(&token) {

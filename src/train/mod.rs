@@ -18,7 +18,7 @@ pub use muon::orthogonalise;
 pub use optimizer::Optimizer;
 pub use run::{METRICS, Observer, Outcome, run};
 pub use schedule::schedule;
-pub use setup::setup;
+pub use setup::{check_memory, setup};
 pub use source::{Source, Synthetic};
 pub use tensorboard::EventWriter;
 pub use trainer::{Progress, StepReport, Trainer};

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{Source, Trainer, checkpoint};
 use crate::config::{Recipe, Task};
 use crate::error::{Error, Result};
-use crate::formats::hf::HfConfig;
+use crate::formats::hf::{self, HfConfig};
 use crate::model::{self, Decoder, Model, Purpose};
 use crate::text::{Corpus, Tokenizer};
 
@@ -20,6 +20,11 @@ pub fn setup(
     cache: &Path,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Trainer> {
+    let parameters = match &recipe.init {
+        Some(dir) => hf::read_config(dir)?.model.parameters(),
+        None => recipe.model.as_ref().map_or(0, |m| m.parameters()),
+    };
+    check_memory(parameters)?;
     let tokenizer = tokenizer(&recipe, resume)?;
     let mut model = starting_model(&recipe, resume)?;
     let config = &model.decoder.config;
@@ -67,6 +72,32 @@ fn tokenizer(recipe: &Recipe, resume: Option<&Path>) -> Result<Option<Tokenizer>
         (spec, _) => spec.to_string(),
     };
     Tokenizer::open(&spec).map(Some)
+}
+
+/// Refuses a model whose weights, gradients and moments alone (16 bytes a parameter) outgrow the machine's memory:
+/// an allocation that fails would end the process without a word.
+pub fn check_memory(parameters: u128) -> Result<()> {
+    let Some(memory) = total_memory() else { return Ok(()) };
+    let needed = 16 * parameters;
+    if needed > memory {
+        let gib = |bytes: u128| bytes as f64 / (1u64 << 30) as f64;
+        return Err(Error::usage(format!(
+            "training {parameters} parameters: found {:.1} GiB of memory, wanted at least {:.1} GiB (16 bytes each for \
+             the weight, its gradient and two moments)",
+            gib(memory),
+            gib(needed)
+        )));
+    }
+    Ok(())
+}
+
+/// Bytes of main memory and swap, where the system says.
+fn total_memory() -> Option<u128> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = |key: &str| -> Option<u128> {
+        info.lines().find_map(|l| l.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
+    };
+    Some(1024 * (kib("MemTotal:")? + kib("SwapTotal:").unwrap_or(0)))
 }
 
 /// The model before its first step, or as it was at the checkpoint.
