@@ -1,4 +1,4 @@
-//! Which instruction set runs: found once at the first use, kept, and named by `ternlm train` and in every report.
+//! Which instruction set runs: found once at the first use, kept, and reported by `ternlm info`.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
