@@ -152,7 +152,38 @@ pub enum Task {
     Recall,
 }
 
-/// Everything a training does: the TOML file with every default filled in.
+/// Everything a training does: the TOML file with every default filled in. Unknown keys are errors.
+///
+/// ```
+/// use ternlm::config::{Recipe, Scope};
+/// let text = r#"
+///     name = "tiny"
+///     task = "lm"
+///     [model]
+///     vocab_size = 256
+///     hidden_size = 64
+///     layers = 2
+///     heads = 4
+///     kv_heads = 2
+///     head_dim = 16
+///     intermediate_size = 128
+///     max_positions = 128
+///     [data]
+///     train = ["input.txt"]
+///     tokenizer = "bytes"
+///     [train]
+///     steps = 100
+///     lr = 1e-3
+/// "#;
+/// let mut recipe: Recipe = toml::from_str(text).unwrap();
+/// recipe.validate("tiny.toml".as_ref())?;
+/// assert_eq!((recipe.ternary.scope, recipe.train.batch, recipe.train.seq), (Scope::All, 16, 128));
+///
+/// recipe.train.lr = f32::NAN;
+/// let error = recipe.validate("tiny.toml".as_ref()).unwrap_err();
+/// assert_eq!(error.to_string(), "tiny.toml: train.lr: found NaN, wanted 0 to 1000");
+/// # Ok::<(), ternlm::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {

@@ -15,6 +15,33 @@ const PREFILL: usize = 512;
 const CONTEXT: usize = 8;
 
 /// One conversation with a model: the tokens so far and their cache.
+///
+/// ```
+/// # use ternlm::config::{Activation, ModelConfig, Scope};
+/// # use ternlm::{model::Decoder, ternary::Grouping};
+/// use ternlm::generate::{Sampler, SamplingConfig, Session};
+/// use ternlm::text::Tokenizer;
+/// # let config = ModelConfig {
+/// #     vocab_size: 256, hidden_size: 16, layers: 1, heads: 1, kv_heads: 1, head_dim: 16, intermediate_size: 16,
+/// #     activation: Activation::SwiGlu, qk_norm: false, qkv_bias: false, causal: true, tie_embeddings: true,
+/// #     rope_theta: 1e4, rms_norm_eps: 1e-6, max_positions: 64,
+/// # };
+/// # let mut decoder = Decoder::new(&config, Scope::All, Grouping::default());
+/// # decoder.init(0, None);
+/// # decoder.project()?;
+/// // A decoder over bytes; `model::load` reads one from a directory, with the ids that end a text.
+/// let tokenizer = Tokenizer::bytes();
+/// let mut session = Session::new(&mut decoder, &tokenizer);
+/// session.set_tokens(tokenizer.encode_with_special("To be")?);
+/// let mut shown = String::new();
+/// let made = session.generate(&mut Sampler::new(SamplingConfig::default()), 8, &[], &mut |piece| {
+///     shown.push_str(piece);
+///     true
+/// })?;
+/// assert_eq!((made.prompt_tokens, made.tokens.len(), made.text), (5, 8, shown));
+/// assert_eq!(session.tokens().len(), 13, "the next call goes on from here");
+/// # Ok::<(), ternlm::Error>(())
+/// ```
 pub struct Session<'a> {
     decoder: &'a mut Decoder,
     tokenizer: &'a Tokenizer,

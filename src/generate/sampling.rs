@@ -61,6 +61,23 @@ fn by_weight(a: &Candidate, b: &Candidate) -> Ordering {
 }
 
 /// Draws tokens with one random stream.
+///
+/// ```
+/// use ternlm::generate::{Sampler, SamplingConfig};
+/// let logits = [0.5, 3.0, -1.0, 2.5];
+/// // The default is greedy; what was said before counts only with a repetition penalty.
+/// assert_eq!(Sampler::new(SamplingConfig::default()).sample(&mut logits.clone(), &[]), 1);
+///
+/// let config = SamplingConfig { temperature: 0.8, top_k: 2, seed: 7, ..SamplingConfig::default() };
+/// config.validate()?;
+/// let draw = || {
+///     let mut sampler = Sampler::new(config.clone());
+///     (0..50).map(|_| sampler.sample(&mut logits.clone(), &[])).collect::<Vec<u32>>()
+/// };
+/// assert!(draw().iter().all(|token| [1, 3].contains(token)), "the two most probable ones");
+/// assert_eq!(draw(), draw(), "a seed decides");
+/// # Ok::<(), ternlm::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Sampler {
     config: SamplingConfig,

@@ -52,7 +52,7 @@ fn zip2(out: &mut [f32], a: &[f32], b: &[f32], f: fn(&mut [f32], &[f32], &[f32])
 pub fn add_assign(out: &mut [f32], x: &[f32]) {
     let _time = scope(Phase::Elementwise);
     kernel! {
-        fn run<S>(out: &mut [f32], x: &[f32], _unused: &[f32]) {
+        fn run<S>(out: &mut [f32], x: &[f32], _twice: &[f32]) {
             for (o, x) in out.iter_mut().zip(x) {
                 *o += x;
             }
@@ -106,7 +106,7 @@ const GELU: (f32, f32) = (0.797_884_6, 0.044_715);
 pub fn gelu(x: &[f32], out: &mut [f32]) {
     let _time = scope(Phase::Elementwise);
     kernel! {
-        fn run<S>(out: &mut [f32], x: &[f32], _unused: &[f32]) {
+        fn run<S>(out: &mut [f32], x: &[f32], _twice: &[f32]) {
             for (o, &x) in out.iter_mut().zip(x) {
                 *o = x * sigmoid::<S>(2.0 * GELU.0 * x * fma::<S>(GELU.1 * x, x, 1.0));
             }
@@ -134,7 +134,7 @@ pub fn gelu_backward(x: &[f32], dout: &[f32], dx: &mut [f32]) {
 pub fn relu2(x: &[f32], out: &mut [f32]) {
     let _time = scope(Phase::Elementwise);
     kernel! {
-        fn run<S>(out: &mut [f32], x: &[f32], _unused: &[f32]) {
+        fn run<S>(out: &mut [f32], x: &[f32], _twice: &[f32]) {
             for (o, &x) in out.iter_mut().zip(x) {
                 let r = if x < 0.0 { 0.0 } else { x };
                 *o = r * r;

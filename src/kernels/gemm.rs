@@ -105,6 +105,23 @@ fn with_buffer<R>(
 }
 
 /// `C (+)= A B` with `A` `[m, k]` and `B` `[k, n]`.
+///
+/// ```
+/// use ternlm::kernels::{Rhs, Target, Threads, View, gemm};
+/// let (a, b) = ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]);
+/// let mut c = [0.0; 4];
+/// let target = Target { data: &mut c, stride: 2, add: false };
+/// gemm(2, 2, 2, View::rows(&a, 2), Rhs::Dense(View::rows(&b, 2)), target, Threads::All);
+/// assert_eq!(c, [19.0, 22.0, 43.0, 50.0]);
+///
+/// // A transpose is another reading of the same slice.
+/// let target = Target { data: &mut c, stride: 2, add: false };
+/// gemm(2, 2, 2, View::rows(&a, 2), Rhs::Dense(View::rows(&b, 2).t()), target, Threads::All);
+/// assert_eq!(c, [17.0, 23.0, 39.0, 53.0]);
+/// ```
+///
+/// # Panics
+/// When an operand or the result is smaller than the sizes say.
 pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>, threads: Threads) {
     a.check(m, k);
     match b {

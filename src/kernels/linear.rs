@@ -35,6 +35,20 @@ impl Matrix<'_> {
 const FEW_ROWS: usize = 6;
 
 /// `y (+)= x Wᵀ` with `x` `[n, in]`, `y` `[n, out]`.
+///
+/// ```
+/// use ternlm::kernels::{Matrix, linear};
+/// use ternlm::ternary::{Grouping, TernaryMatrix};
+/// let w = [0.5, -0.5, 0.0, 2.0, 2.0, 2.0]; // [out, in] = [2, 3]
+/// let mut y = [0.0; 2];
+/// linear::forward(&[1.0, 2.0, 3.0], Matrix::Dense { data: &w, rows: 2, cols: 3 }, &mut y, false);
+/// assert_eq!(y, [-0.5, 12.0]);
+///
+/// // The same values as trits and scales, added to what is there.
+/// let w = TernaryMatrix::from_values(&w, 2, 3, Grouping::default()).unwrap();
+/// linear::forward(&[1.0, 2.0, 3.0], Matrix::Ternary(&w), &mut y, true);
+/// assert_eq!(y, [-1.0, 24.0]);
+/// ```
 pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
     let _time = scope(Phase::Forward);
     let (out, inputs) = (w.rows(), w.cols());
@@ -50,7 +64,7 @@ pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
     gemm(n, out, inputs, View::rows(x, inputs), rhs, Target { data: y, stride: out, add }, Threads::All);
 }
 
-/// `dx (+)= dy W`
+/// `dx (+)= dy W` with `dy` `[n, out]`, `dx` `[n, in]`.
 pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], add: bool) {
     let _time = scope(Phase::Backward);
     let (out, inputs) = (w.rows(), w.cols());
@@ -63,7 +77,8 @@ pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], add: bool) {
     gemm(n, inputs, out, View::rows(dy, out), rhs, Target { data: dx, stride: inputs, add }, Threads::All);
 }
 
-/// `dW += dyᵀ x`, the gradient at the weights that the forward pass used.
+/// `dW += dyᵀ x` with `dy` `[n, out]`, `x` `[n, in]`, `dW` `[out, in]`: the gradient at the weights that the forward
+/// pass used.
 pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], out: usize, inputs: usize) {
     let _time = scope(Phase::Backward);
     let n = dy.len() / out;
@@ -86,7 +101,7 @@ pub fn backward_bias(dy: &[f32], db: &mut [f32]) {
     }
 }
 
-/// The product for a few rows of `x`: the weight is read once, in its own order.
+/// The product for a few rows of `x`: the weight is read in its own order, once for each row of `x`, and not packed.
 fn few_rows(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
     let (out, inputs) = (w.rows(), w.cols());
     if out == 0 {

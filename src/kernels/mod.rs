@@ -1,7 +1,8 @@
 //! All arithmetic, behind one safe door: slices in, slices out.
 //!
-//! Only this folder names an instruction set or holds `unsafe`. [`reference`] says in plain loops over f64 what each
-//! kernel means; the tests hold every instruction set of the machine against it.
+//! Only this folder names an instruction set, and `unsafe` is here and around the crate's memory maps alone.
+//! [`mod@reference`] says in plain loops over f64 what each kernel means; the tests hold every instruction set of the
+//! machine against it.
 
 mod attention;
 mod cross_entropy;

@@ -19,7 +19,7 @@ impl RopeTable {
         let half = dim / 2;
         let angle = |at: usize| {
             let (position, i) = (at / half, at % half);
-            // The frequency in f32, as the models were trained with; the product in f64 for long contexts.
+            // Frequency and angle in f32, as the models were trained with; sine and cosine of that angle in f64.
             let frequency = (theta as f64).powf(-2.0 * i as f64 / dim as f64) as f32;
             (position as f32 * frequency) as f64
         };

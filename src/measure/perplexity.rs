@@ -40,7 +40,26 @@ pub fn words(text: &str) -> u64 {
 
 /// Scores every token of `tokens` but the first, once, in windows of `context` tokens that advance by `stride`: a
 /// window predicts its last `stride` tokens, so that each sees at least `context - stride` tokens before it.
-/// `progress` is told how many tokens are done.
+/// `progress` is told how many tokens were done since it was last called.
+///
+/// ```
+/// # use ternlm::config::{Activation, ModelConfig, Scope};
+/// # use ternlm::{measure, model::Decoder, ternary::Grouping};
+/// # let config = ModelConfig {
+/// #     vocab_size: 256, hidden_size: 16, layers: 1, heads: 1, kv_heads: 1, head_dim: 16, intermediate_size: 16,
+/// #     activation: Activation::SwiGlu, qk_norm: false, qkv_bias: false, causal: true, tie_embeddings: false,
+/// #     rope_theta: 1e4, rms_norm_eps: 1e-6, max_positions: 64,
+/// # };
+/// // Weights of zero give every one of 256 tokens the same probability.
+/// let mut decoder = Decoder::new(&config, Scope::None, Grouping::default());
+/// let tokens: Vec<u32> = b"one token is one byte".map(u32::from).to_vec();
+/// let p = measure::perplexity(&mut decoder, &tokens, 8, 4, &mut |_| {});
+/// assert_eq!((p.tokens, p.context, p.stride), (20, 8, 4));
+/// assert!((p.ppl - 256.0).abs() < 1e-3 && (p.bits_per_byte(20) - 8.0).abs() < 1e-5);
+/// ```
+///
+/// # Panics
+/// On a context or stride of 0, a stride above the context, or a token outside the vocabulary.
 pub fn perplexity(
     decoder: &mut Decoder,
     tokens: &[u32],

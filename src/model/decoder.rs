@@ -172,6 +172,54 @@ impl KvCache {
 }
 
 /// A decoder of the Qwen3 and LLaMA family, or, with a two-matrix feed-forward, the small one of the copy task.
+///
+/// One training step by hand: zero the gradients, add those of one or more batches, let the optimizer change the latents
+/// and bring the projections up to date.
+///
+/// ```
+/// use ternlm::config::{Activation, ModelConfig, OptimizerKind, Scope, TrainConfig};
+/// use ternlm::model::{Decoder, Sequences, State};
+/// use ternlm::ternary::Grouping;
+/// use ternlm::train::Optimizer;
+///
+/// let config = ModelConfig {
+///     vocab_size: 16,
+///     hidden_size: 32,
+///     layers: 1,
+///     heads: 2,
+///     kv_heads: 1,
+///     head_dim: 16,
+///     intermediate_size: 64,
+///     activation: Activation::SwiGlu,
+///     qk_norm: true,
+///     qkv_bias: false,
+///     causal: true,
+///     tie_embeddings: false,
+///     rope_theta: 10_000.0,
+///     rms_norm_eps: 1e-6,
+///     max_positions: 8,
+/// };
+/// let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(16));
+/// decoder.init(0, None);
+/// decoder.project()?;
+/// let train = TrainConfig { lr: 1e-2, ..TrainConfig::default() };
+/// let mut optimizer = Optimizer::new(OptimizerKind::AdamW, &decoder);
+/// let mut state = State::default();
+///
+/// // Two sequences of four tokens; each position predicts the token after it.
+/// let (tokens, targets) = ([3, 1, 4, 1, 2, 7, 1, 8], [1, 4, 1, 5, 7, 1, 8, 2]);
+/// let seqs = Sequences::new(2, 4);
+/// let before = decoder.loss(&tokens, &targets, seqs, &mut state).mean();
+/// for step in 0..30 {
+///     decoder.zero_grad();
+///     decoder.loss_and_gradient(&tokens, &targets, seqs, 1.0 / 8.0, &mut state);
+///     optimizer.step(&mut decoder, &train, step, 1.0, 1.0, None)?;
+/// }
+/// let after = decoder.loss(&tokens, &targets, seqs, &mut state).mean();
+/// assert!(after < 0.1 * before, "{before} nats a token before, {after} after");
+/// assert_eq!(decoder.predict(&tokens, seqs, &mut state), targets);
+/// # Ok::<(), ternlm::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Decoder {
     pub config: ModelConfig,
@@ -276,7 +324,8 @@ impl Decoder {
         x
     }
 
-    /// Loss of predicting `targets` (`[N]`, [`IGNORE`](crate::kernels::IGNORE) where nothing is asked).
+    /// Loss, in nats, of predicting `targets` (`[N]`, [`IGNORE`](crate::kernels::IGNORE) where nothing is asked) from
+    /// `tokens` (`[N]`, each below `V`).
     pub fn loss(&mut self, tokens: &[u32], targets: &[u32], seqs: Sequences, state: &mut State) -> Loss {
         let h = self.hidden(tokens, seqs, state, None);
         let loss = cross_entropy::forward(&h, self.head(), targets, &mut state.ws);
@@ -339,7 +388,7 @@ impl Decoder {
         logits
     }
 
-    /// The most likely token at every position.
+    /// The most likely token at every position, `[N]`.
     pub fn predict(&mut self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<u32> {
         let h = self.hidden(tokens, seqs, state, None);
         let out = cross_entropy::predict(&h, self.head(), &mut state.ws);

@@ -15,6 +15,23 @@ pub const ZERO_WORD: u32 = 0x5555_5555;
 ///
 /// A code is `trit + 1`; code `j` of a row stands at bits `2 * (j % 16)` of word `j / 16` of that row, and a row starts
 /// at a word. Places past the end of a row hold the trit 0. Scales are numbers that f16 can hold, kept as f32.
+///
+/// ```
+/// use ternlm::ternary::{Grouping, TernaryMatrix};
+/// // One row of five inputs in groups of three: means 1 and 0.375, thresholds 0.5 and 0.1875.
+/// let latent = [0.5, -2.0, 0.5, 0.25, -0.5];
+/// let w = TernaryMatrix::project("w", &latent, 1, 5, Grouping::Size(3))?;
+/// assert_eq!([0, 1, 2, 3, 4].map(|col| w.trit(0, col)), [0, -1, 0, 1, -1]);
+/// assert_eq!(w.scales(), [1.0, 0.375]);
+/// let mut row = [0.0; 5];
+/// w.unpack_row(0, &mut row);
+/// assert_eq!(row, [0.0, -1.0, 0.0, 0.375, -0.375]);
+///
+/// // What is ternary is read as it is; its latents project to it again.
+/// assert_eq!(TernaryMatrix::from_values(&row, 1, 5, Grouping::Size(3)).unwrap(), w);
+/// assert_eq!(TernaryMatrix::project("w", &w.latents(), 1, 5, Grouping::Size(3))?, w);
+/// # Ok::<(), ternlm::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TernaryMatrix {
     rows: usize,

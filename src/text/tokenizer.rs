@@ -21,6 +21,19 @@ const MAX_BYTES: u64 = 256 << 20;
 const PIECE: usize = 32 << 10;
 
 /// Text to token ids and back. Cloning is cheap.
+///
+/// ```
+/// use ternlm::text::Tokenizer;
+/// let bytes = Tokenizer::bytes();
+/// assert_eq!(bytes.encode("é!")?, [0xC3, 0xA9, b'!'.into()]);
+/// assert_eq!((bytes.vocab_size(), bytes.eos()), (256, None));
+///
+/// let gpt2 = Tokenizer::open("gpt2")?;
+/// let ids = gpt2.encode("Hello world")?;
+/// assert_eq!((&ids[..], gpt2.decode(&ids)), (&[15496, 995][..], "Hello world".to_string()));
+/// assert_eq!((gpt2.vocab_size(), gpt2.eos()), (50257, Some(50256)));
+/// # Ok::<(), ternlm::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 

@@ -1,0 +1,56 @@
+//! A model directory loaded, proved to be ternary, and used.
+//!
+//!     cargo run --release -- train copy
+//!     cargo run --release --example run_model runs/copy/model
+
+use std::io::Write;
+use std::path::PathBuf;
+use ternlm::generate::{Sampler, SamplingConfig, Session};
+use ternlm::measure;
+use ternlm::model::{self, Model, Purpose, Sequences, State};
+use ternlm::text::Tokenizer;
+use ternlm::{Error, Result};
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let dir: PathBuf = args.next().ok_or_else(|| Error::usage("usage: run_model DIR [PROMPT]"))?.into();
+    let prompt = args.next().unwrap_or("Once upon a time".into());
+
+    let proof = measure::verify(&dir, &mut |_| {})?;
+    let total = proof.total();
+    println!(
+        "{}: {} weights in {} tensors: {} are -1, {} are 0, {} are +1",
+        if proof.pass { "ternary" } else { "NOT TERNARY" },
+        total.weights(),
+        proof.tensors.len(),
+        total.minus,
+        total.zero,
+        total.plus
+    );
+    if !proof.pass {
+        return Err(Error::CheckFailed(format!("{} is not what it claims to be", dir.display())));
+    }
+
+    // For running, a ternary tensor keeps its trits and scales; there are no latents.
+    let Model { mut decoder, hf } = model::load(&dir, Purpose::Run, None)?;
+    if !dir.join("tokenizer.json").is_file() {
+        // A synthetic task has tokens without a text.
+        let vocab = decoder.config.vocab_size as u32;
+        let tokens: Vec<u32> = (0..16).map(|i| (37 * i + 11) % vocab).collect();
+        let seqs = Sequences::new(1, tokens.len());
+        let predicted = decoder.predict(&tokens, seqs, &mut State::default());
+        println!("tokens     {tokens:?}\npredicted  {predicted:?}");
+        return Ok(());
+    }
+    let tokenizer = Tokenizer::open(&dir.to_string_lossy())?;
+    let mut session = Session::new(&mut decoder, &tokenizer);
+    session.set_tokens(tokenizer.encode_with_special(&prompt)?);
+    let mut sampler = Sampler::new(SamplingConfig { temperature: 0.8, ..SamplingConfig::default() });
+    print!("{prompt}");
+    session.generate(&mut sampler, 200, &hf.eos, &mut |piece| {
+        print!("{piece}");
+        std::io::stdout().flush().is_ok()
+    })?;
+    println!();
+    Ok(())
+}

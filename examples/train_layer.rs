@@ -1,0 +1,58 @@
+//! One ternary layer, trained by hand to reproduce another: forward, loss, backward, AdamW, projection.
+//!
+//!     cargo run --release --example train_layer
+
+use ternlm::kernels::{self, AdamW};
+use ternlm::model::{Param, TernaryLinear};
+use ternlm::ternary::Grouping;
+
+const N: usize = 256; // rows of a batch
+const INPUTS: usize = 256;
+const OUT: usize = 32;
+const STEPS: u64 = 1000;
+
+fn main() -> ternlm::Result<()> {
+    let teacher = TernaryLinear::new("teacher", INPUTS, OUT, Grouping::Size(128), false, 0);
+    let mut student = TernaryLinear::new("student", INPUTS, OUT, Grouping::Size(128), false, 0);
+    let mut x = Param::new("x", &[N, INPUTS], None); // here only for its random numbers
+    let (mut y, mut target) = (vec![0.0; N * OUT], vec![0.0; N * OUT]);
+    let mut dx = vec![0.0; N * INPUTS];
+    let (mut first, mut second) = (vec![0.0; INPUTS * OUT], vec![0.0; INPUTS * OUT]);
+    for step in 0..STEPS {
+        x.init_normal(1.0, step);
+        teacher.forward(&x.value, &mut target, false);
+        student.forward(&x.value, &mut y, false);
+
+        // loss = sum (y - target)^2 / N, and its gradient by y.
+        kernels::scale_add(1.0, &mut y, -1.0, &target);
+        let loss = kernels::sum_squares(&y) / N as f64;
+        let dy: Vec<f32> = y.iter().map(|error| 2.0 * error / N as f32).collect();
+
+        student.weight.zero_grad();
+        student.backward(&x.value, &dy, &mut dx, false);
+        let adamw = AdamW {
+            lr: 5e-3 * (1.0 - step as f32 / STEPS as f32),
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            grad_scale: 1.0,
+            step: step + 1,
+        };
+        let weight = &mut student.weight;
+        kernels::adamw(&adamw, &mut weight.value, &weight.grad, &mut first, &mut second);
+        weight.project()?; // from latents to trits and scales
+
+        if step % 100 == 0 || step + 1 == STEPS {
+            let (a, b) = (teacher.weight.ternary().unwrap(), student.weight.ternary().unwrap());
+            let same = (0..OUT * INPUTS)
+                .filter(|i| a.trit(i / INPUTS, i % INPUTS) == b.trit(i / INPUTS, i % INPUTS));
+            let same = 100.0 * same.count() as f64 / (OUT * INPUTS) as f64;
+            let flips = student.weight.take_flips().total();
+            println!(
+                "step {step:4}  loss {loss:9.5}  flips {flips:6}  trits like the teacher's {same:6.2} %"
+            );
+        }
+    }
+    Ok(())
+}
