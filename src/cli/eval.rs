@@ -13,6 +13,7 @@ use crate::text::{Tokenizer, read_text};
 #[command(after_help = "\
 Examples:
   ternlm eval runs/wiki-75m --data wiki.test.raw
+  ternlm eval runs/wiki-75m --data wiki.test.raw --context 128 --detokenize-wikitext
   ternlm eval MODEL --data test.txt --context 1024 --stride 512 --json")]
 pub struct EvalArgs {
     /// A model directory, or the folder of a run
@@ -32,6 +33,10 @@ pub struct EvalArgs {
     /// A tokenizer other than the model's: bytes, gpt2, or a tokenizer.json
     #[arg(long)]
     tokenizer: Option<String>,
+    /// Undo WikiText's tokenisation first (" @-@ ", " , "), for models trained on ordinary text; words and bytes are
+    /// still counted in the text as given
+    #[arg(long)]
+    detokenize_wikitext: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -52,7 +57,8 @@ pub fn run(args: EvalArgs) -> Result<()> {
     if stride == 0 || stride > context {
         return Err(Error::usage(format!("--stride {stride}: wanted 1 to the context of {context}")));
     }
-    let mut tokens = tokenizer.encode_with_special(&text)?;
+    let measured = if args.detokenize_wikitext { measure::detokenize_wikitext(&text) } else { text.clone() };
+    let mut tokens = tokenizer.encode_with_special(&measured)?;
     let whole = tokens.len();
     tokens.truncate(args.tokens.unwrap_or(usize::MAX));
     if tokens.len() < 2 {
@@ -69,6 +75,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         let out = json!({
             "model": dir, "data": args.data, "nll": p.nll, "ppl": p.ppl, "tokens": p.tokens, "context": p.context,
             "stride": p.stride, "bytes": bytes, "bits_per_byte": bits, "words": words, "word_ppl": per_word,
+            "detokenized": args.detokenize_wikitext,
         });
         super::say_json(&out);
     } else {

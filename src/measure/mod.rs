@@ -2,6 +2,8 @@
 
 mod perplexity;
 mod verify;
+mod wikitext;
 
 pub use perplexity::{Perplexity, perplexity, words};
 pub use verify::{Proof, TensorProof, verify};
+pub use wikitext::detokenize_wikitext;
