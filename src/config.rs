@@ -429,16 +429,16 @@ impl Recipe {
         }
         let t = &self.train;
         for (field, value) in [
-            ("train.steps", t.steps as usize),
-            ("train.batch", t.batch),
-            ("train.seq", t.seq),
-            ("train.accumulate", t.accumulate),
-            ("train.log_every", t.log_every as usize),
-            ("train.keep", t.keep),
-            ("data.sequence", self.data.sequence),
+            ("train.steps", t.steps),
+            ("train.batch", t.batch as u64),
+            ("train.seq", t.seq as u64),
+            ("train.accumulate", t.accumulate as u64),
+            ("train.log_every", t.log_every),
+            ("train.keep", t.keep as u64),
+            ("data.sequence", self.data.sequence as u64),
         ] {
-            if value == 0 || value > 1 << 32 {
-                return bad(field, &value, "1 or more");
+            if value == 0 || value > u32::MAX as u64 {
+                return bad(field, &value, "1 to 4294967295");
             }
         }
         for (field, value, low, high) in [

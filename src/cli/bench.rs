@@ -151,7 +151,7 @@ fn name(phase: profile::Phase) -> &'static str {
 
 fn random_trainer(recipe: Recipe) -> Result<Trainer> {
     let config = recipe.model.clone().ok_or_else(|| Error::usage("the recipe has no [model] table"))?;
-    crate::train::check_memory(config.parameters())?;
+    crate::train::check_memory(&config, &recipe)?;
     let mut decoder = Decoder::new(&config, recipe.ternary.scope, recipe.ternary.group);
     decoder.init(recipe.seed, recipe.ternary.init_std);
     if recipe.ternary.scope != Scope::None {

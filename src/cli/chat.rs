@@ -52,7 +52,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
             Error::input(&dir, "chat template", "none", wanted)
         })?,
     };
-    let tokenizer = Tokenizer::open(&dir.to_string_lossy())?;
+    let tokenizer = super::tokenizer_of(&dir)?;
     let Model { mut decoder, hf } = super::load_model(&dir, &tokenizer)?;
     let mut stop = hf.eos;
     stop.extend(tokenizer.stop_ids());

@@ -44,8 +44,10 @@ pub struct EvalArgs {
 
 pub fn run(args: EvalArgs) -> Result<()> {
     let dir = super::model_dir(&args.model)?;
-    let tokenizer =
-        Tokenizer::open(&args.tokenizer.clone().unwrap_or_else(|| dir.to_string_lossy().into_owned()))?;
+    let tokenizer = match &args.tokenizer {
+        Some(spec) => Tokenizer::open(spec)?,
+        None => super::tokenizer_of(&dir)?,
+    };
     let text = read_text(&args.data)?;
     let mut decoder = super::load_model(&dir, &tokenizer)?.decoder;
     let config = &decoder.config;

@@ -8,7 +8,6 @@ use super::sampling::{self, SamplingArgs};
 use crate::error::Result;
 use crate::generate::{Sampler, Session};
 use crate::model::Model;
-use crate::text::Tokenizer;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -38,7 +37,7 @@ pub struct GenerateArgs {
 pub fn run(args: GenerateArgs) -> Result<()> {
     let dir = super::model_dir(&args.model)?;
     let config = args.sampling.config()?;
-    let tokenizer = Tokenizer::open(&dir.to_string_lossy())?;
+    let tokenizer = super::tokenizer_of(&dir)?;
     let prompt = super::text_or_stdin(args.prompt)?;
     let Model { mut decoder, hf } = super::load_model(&dir, &tokenizer)?;
     let stop = if args.ignore_eos { Vec::new() } else { hf.eos };

@@ -111,10 +111,15 @@ fn run(command: Command) -> Result<()> {
 
 /// This thread is one of the workers: no work changes hands at the start of a parallel loop.
 fn threads(count: Option<usize>) -> Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    // More threads than cores only wait for each other; a few are useful to test with.
+    let most = (4 * cores).max(64);
     let count = match count {
-        Some(0) => return Err(Error::usage("--threads 0: wanted 1 or more")),
+        Some(n) if n == 0 || n > most => {
+            return Err(Error::usage(format!("--threads {n}: wanted 1 to {most}")));
+        }
         Some(n) => n,
-        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        None => cores,
     };
     rayon::ThreadPoolBuilder::new()
         .num_threads(count)
@@ -135,6 +140,15 @@ fn model_dir(path: &Path) -> Result<PathBuf> {
             let wanted = "a model directory with a config.json, or the folder of a run";
             Error::input(path, "model", if path.exists() { "neither" } else { "nothing there" }, wanted)
         })
+}
+
+/// The tokenizer stored with the model in `dir`.
+fn tokenizer_of(dir: &Path) -> Result<Tokenizer> {
+    if !dir.join("tokenizer.json").is_file() {
+        let wanted = "a model of texts (copy and recall make models of bare tokens)";
+        return Err(Error::input(dir, "tokenizer.json", "nothing", wanted));
+    }
+    Tokenizer::open(&dir.to_string_lossy())
 }
 
 /// The model in `dir`, ready to run on texts of `tokenizer`.

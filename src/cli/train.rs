@@ -56,7 +56,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let name = named.get("name").and_then(|n| n.as_str()).unwrap_or("run").to_string();
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&name));
     let (recipe, resume) = match args.resume {
-        true => resumed(&args, &out)?,
+        true => resumed(&args, &name, &out)?,
         false => (started(&args, named, &out)?, None),
     };
     let cache = args.cache.clone().unwrap_or_else(default_cache_dir);
@@ -102,11 +102,29 @@ fn started(args: &TrainArgs, mut table: toml::Table, out: &Path) -> Result<Recip
         )));
     }
     overrides(args, &mut table)?;
-    recipe::resolve(&args.recipe, table)
+    Ok(absolute(recipe::resolve(&args.recipe, table)?))
+}
+
+/// With absolute paths, so that the run can be resumed from any folder.
+fn absolute(mut recipe: Recipe) -> Recipe {
+    let paths = recipe.data.train.iter_mut().chain(&mut recipe.data.val);
+    for path in paths.chain(&mut recipe.init).chain(&mut recipe.report.test) {
+        if let Ok(whole) = std::path::absolute(&*path) {
+            *path = whole;
+        }
+    }
+    let tokenizer = Path::new(&recipe.data.tokenizer);
+    if !["bytes", "gpt2"].contains(&recipe.data.tokenizer.as_str())
+        && tokenizer.exists()
+        && let Ok(whole) = std::path::absolute(tokenizer)
+    {
+        recipe.data.tokenizer = whole.to_string_lossy().into_owned();
+    }
+    recipe
 }
 
 /// The recipe that the run was started with, and its newest checkpoint. What the command line sets is changed.
-fn resumed(args: &TrainArgs, out: &Path) -> Result<(Recipe, Option<PathBuf>)> {
+fn resumed(args: &TrainArgs, name: &str, out: &Path) -> Result<(Recipe, Option<PathBuf>)> {
     let saved = out.join(RECIPE);
     if !saved.is_file() {
         let found = format!("{} holds no {RECIPE}", out.display());
@@ -114,7 +132,10 @@ fn resumed(args: &TrainArgs, out: &Path) -> Result<(Recipe, Option<PathBuf>)> {
     }
     let mut table = recipe::parse(&saved, &read_text(&saved, recipe::MAX_BYTES)?)?;
     overrides(args, &mut table)?;
-    let recipe = recipe::resolve(&saved.to_string_lossy(), table)?;
+    let recipe = absolute(recipe::resolve(&saved.to_string_lossy(), table)?);
+    if recipe.name != name {
+        return Err(Error::input(&saved, "name", &recipe.name, format!("the recipe to resume, {name}")));
+    }
     Ok((recipe, checkpoint::list(out).pop()))
 }
 

@@ -61,6 +61,12 @@ pub fn run(args: VerifyArgs) -> Result<()> {
             total.dead_groups
         );
     }
+    if proof.tensors.is_empty() && proof.pass {
+        return Err(Error::CheckFailed(format!(
+            "{}: no tensor claims to be ternary (scope none)",
+            dir.display()
+        )));
+    }
     match proof.pass {
         true => Ok(()),
         false => {

@@ -54,8 +54,12 @@ impl Proof {
         })
     }
 
+    /// Over all tensors; NaN if one could not be measured.
     pub fn max_error(&self) -> f32 {
-        self.tensors.iter().map(|t| t.max_error).fold(0.0, f32::max)
+        self.tensors
+            .iter()
+            .map(|t| t.max_error)
+            .fold(0.0, |a, b| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) })
     }
 }
 

@@ -301,21 +301,27 @@ impl Decoder {
         self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |head| &head.weight)
     }
 
-    /// The residual stream after the last block is left in `state.last`; returns it through the final norm.
+    /// The residual stream after the last block is left in `state.last`; returns it through the final norm. With `keep`
+    /// every block's activations stay for the backward pass; without, the blocks share one set.
     fn hidden(
         &mut self,
         tokens: &[u32],
         seqs: Sequences,
         state: &mut State,
         mut cache: Option<&mut KvCache>,
+        keep: bool,
     ) -> super::Buffer {
         assert_eq!(tokens.len(), seqs.rows(), "tokens of {seqs:?}");
         self.reach(seqs.start + seqs.len);
-        state.blocks.resize_with(self.layers.len(), BlockSaved::default);
+        let sets = if keep { self.layers.len() } else { 1 };
+        if state.blocks.len() < sets {
+            state.blocks.resize_with(sets, BlockSaved::default);
+        }
         let State { blocks, last, ws } = state;
         let mut x = ws.take(tokens.len() * self.config.hidden_size);
         self.embed_tokens.forward(tokens, &mut x);
-        for (i, (block, saved)) in self.layers.iter().zip(blocks).enumerate() {
+        for (i, block) in self.layers.iter().enumerate() {
+            let saved = &mut blocks[if keep { i } else { 0 }];
             let cache = cache.as_deref_mut().map(|c| &mut c.layers[i]);
             block.forward(&mut x, seqs, &self.rope, saved, cache, ws);
         }
@@ -327,7 +333,7 @@ impl Decoder {
     /// Loss, in nats, of predicting `targets` (`[N]`, [`IGNORE`](crate::kernels::IGNORE) where nothing is asked) from
     /// `tokens` (`[N]`, each below `V`).
     pub fn loss(&mut self, tokens: &[u32], targets: &[u32], seqs: Sequences, state: &mut State) -> Loss {
-        let h = self.hidden(tokens, seqs, state, None);
+        let h = self.hidden(tokens, seqs, state, None, false);
         let loss = cross_entropy::forward(&h, self.head(), targets, &mut state.ws);
         state.ws.give(h);
         loss
@@ -342,7 +348,7 @@ impl Decoder {
         scale: f32,
         state: &mut State,
     ) -> Loss {
-        let h = self.hidden(tokens, seqs, state, None);
+        let h = self.hidden(tokens, seqs, state, None, true);
         let State { blocks, last, ws } = state;
 
         let mut dh = ws.take(h.len());
@@ -381,7 +387,7 @@ impl Decoder {
 
     /// Logits of every position, `[N, V]`: for tests and small models.
     pub fn logits(&mut self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<f32> {
-        let h = self.hidden(tokens, seqs, state, None);
+        let h = self.hidden(tokens, seqs, state, None, true);
         let mut logits = vec![0.0; tokens.len() * self.config.vocab_size];
         crate::kernels::linear::forward(&h, self.head().matrix(), &mut logits, false);
         state.ws.give(h);
@@ -390,7 +396,7 @@ impl Decoder {
 
     /// The most likely token at every position, `[N]`.
     pub fn predict(&mut self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<u32> {
-        let h = self.hidden(tokens, seqs, state, None);
+        let h = self.hidden(tokens, seqs, state, None, false);
         let out = cross_entropy::predict(&h, self.head(), &mut state.ws);
         state.ws.give(h);
         out
@@ -406,7 +412,7 @@ impl Decoder {
     pub fn step(&mut self, tokens: &[u32], cache: &mut KvCache, state: &mut State) -> Vec<f32> {
         assert!(!tokens.is_empty(), "a step needs a token");
         let seqs = Sequences { batch: 1, len: tokens.len(), start: cache.len };
-        let h = self.hidden(tokens, seqs, state, Some(cache));
+        let h = self.hidden(tokens, seqs, state, Some(cache), false);
         cache.len += tokens.len();
         let mut logits = vec![0.0; self.config.vocab_size];
         let last = &h[h.len() - self.config.hidden_size..];

@@ -107,8 +107,8 @@ impl Param {
     /// training, made such that their projection is this matrix.
     pub fn adopt(&mut self, matrix: TernaryMatrix, keep_latents: bool) {
         assert_eq!([matrix.rows(), matrix.cols()], self.shape[..], "{}", self.name);
-        self.value = if keep_latents { matrix.latents() } else { Vec::new() };
         let grouping = self.grouping().expect("only a ternary tensor adopts a ternary matrix");
+        self.value = if keep_latents { matrix.latents(grouping) } else { Vec::new() };
         self.ternary = Some((grouping, matrix));
     }
 

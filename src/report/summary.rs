@@ -91,7 +91,7 @@ pub struct TernarySummary {
     /// Groups with a scale of their own; those whose weights are all zero.
     pub groups: u64,
     pub dead_groups: u64,
-    /// Greatest `|w − s·t|` found.
+    /// Greatest `|w / s − t|` found.
     #[serde(with = "nan_as_null")]
     pub max_error: f64,
 }

@@ -125,7 +125,7 @@ impl TernaryMatrix {
                 if col % out.group == 0 {
                     let end = (col + out.group).min(cols);
                     let scale = common.unwrap_or_else(|| max(&values[row * cols + col..row * cols + end]));
-                    if f16::from_f32(scale).to_f32() != scale {
+                    if !scale.is_finite() || f16::from_f32(scale).to_f32() != scale {
                         return Err(format!("row {row}, column {col}: scale {scale} is not an f16 number"));
                     }
                     let at = row * out.row_groups() + col / out.group;
@@ -141,20 +141,17 @@ impl TernaryMatrix {
         Ok(out)
     }
 
-    /// Latents whose projection is this matrix, `[rows, cols]`: a group with `k` of its `n` weights not 0 gets
-    /// `trit * scale * n / k`, so that their absolute mean is the scale again.
-    pub fn latents(&self) -> Vec<f32> {
+    /// Latents whose projection by `grouping`, the one this matrix was made with, is this matrix, `[rows, cols]`: a
+    /// group with `k` of its `n` weights not 0 gets `trit * scale * n / k`, so that their absolute mean is the scale.
+    pub fn latents(&self, grouping: Grouping) -> Vec<f32> {
         let mut out = vec![0f32; self.rows * self.cols];
-        let whole = self.group == self.cols && self.scales.windows(2).all(|s| s[0] == s[1]);
         for (row, values) in out.chunks_mut(self.cols.max(1)).enumerate() {
             self.unpack_row(row, values);
-            values.chunks_mut(self.group).for_each(|g| {
-                if !whole {
-                    restore_mean(g)
-                }
-            });
+            if grouping != Grouping::Tensor {
+                values.chunks_mut(self.group).for_each(restore_mean);
+            }
         }
-        if whole {
+        if grouping == Grouping::Tensor {
             restore_mean(&mut out);
         }
         out

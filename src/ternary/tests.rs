@@ -100,8 +100,25 @@ fn ternary_values_are_read_back_without_projecting_them_again() {
         assert_eq!(TernaryMatrix::from_values(&values, 4, 300, grouping).unwrap(), m);
         // The trap: projecting ternary values again shrinks their scale.
         assert_ne!(project(&values, 4, 300, grouping), m);
-        assert_eq!(project(&m.latents(), 4, 300, grouping), m, "latents of {grouping}");
+        assert_eq!(project(&m.latents(grouping), 4, 300, grouping), m, "latents of {grouping}");
         values[777] *= 1.01;
         assert!(TernaryMatrix::from_values(&values, 4, 300, grouping).is_err());
+    }
+}
+
+#[test]
+fn rows_that_happen_to_share_a_scale_are_no_single_group() {
+    // Two rows of scale 1 with different numbers of zeros: each row's latents must average 1 on their own.
+    let values = [1.0, 0.0, 0.0, 0.0, 1.0, -1.0, 1.0, -1.0];
+    for grouping in [Grouping::Size(4), Grouping::Tensor] {
+        let m = TernaryMatrix::from_values(&values, 2, 4, grouping).unwrap();
+        assert_eq!(project(&m.latents(grouping), 2, 4, grouping), m, "{grouping}");
+    }
+}
+
+#[test]
+fn a_scale_that_is_not_finite_is_no_ternary_value() {
+    for bad in [f32::INFINITY, f32::NAN] {
+        assert!(TernaryMatrix::from_values(&[bad, 0.0], 1, 2, Grouping::Size(2)).is_err());
     }
 }

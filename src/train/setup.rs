@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Source, Trainer, checkpoint};
-use crate::config::{Recipe, Task};
+use crate::config::{ModelConfig, Recipe, Task};
 use crate::error::{Error, Result};
 use crate::formats::hf::{self, HfConfig};
 use crate::model::{self, Decoder, Model, Purpose};
@@ -20,11 +20,11 @@ pub fn setup(
     cache: &Path,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Trainer> {
-    let parameters = match &recipe.init {
-        Some(dir) => hf::read_config(dir)?.model.parameters(),
-        None => recipe.model.as_ref().map_or(0, |m| m.parameters()),
+    let shape = match (&recipe.init, &recipe.model) {
+        (Some(dir), _) => Some(hf::read_config(dir)?.model),
+        (None, model) => model.clone(),
     };
-    check_memory(parameters)?;
+    check_memory(shape.as_ref().expect("a validated recipe has a model or a start"), &recipe)?;
     let tokenizer = tokenizer(&recipe, resume)?;
     let mut model = starting_model(&recipe, resume)?;
     let config = &model.decoder.config;
@@ -70,18 +70,25 @@ fn tokenizer(recipe: &Recipe, resume: Option<&Path>) -> Result<Option<Tokenizer>
     Tokenizer::open(&spec).map(Some)
 }
 
-/// Refuses a model whose weights, gradients and moments alone (16 bytes a parameter) outgrow the machine's memory:
-/// an allocation that fails would end the process without a word.
-pub fn check_memory(parameters: u128) -> Result<()> {
+/// Refuses a training whose weights, gradients and moments (16 bytes a parameter) and saved activations outgrow the
+/// machine's memory: an allocation that fails would end the process without a word.
+pub fn check_memory(model: &ModelConfig, recipe: &Recipe) -> Result<()> {
     let Some(memory) = total_memory() else { return Ok(()) };
-    let needed = 16 * parameters;
+    let [c, d, f] = [model.hidden_size, model.head_dim, model.intermediate_size].map(|n| n as u128);
+    let [heads, kv, layers] = [model.heads, model.kv_heads, model.layers].map(|n| n as u128);
+    // What a block saves of a row: two residual streams, queries, keys, values, attention's output, gate and up.
+    let block = 2 * c + (2 * heads + 2 * kv) * d + heads + 2 * f;
+    let seq = if recipe.task == Task::Lm { recipe.train.seq } else { 2 * recipe.data.sequence } as u128;
+    let rows = recipe.train.batch as u128 * seq;
+    let needed = 16 * model.parameters() + 4 * rows * (layers * block + 6 * c);
     if needed > memory {
         let gib = |bytes: u128| bytes as f64 / (1u64 << 30) as f64;
         return Err(Error::usage(format!(
-            "training {parameters} parameters: found {:.1} GiB of memory, wanted at least {:.1} GiB (16 bytes each for \
-             the weight, its gradient and two moments)",
+            "memory: found {:.1} GiB, wanted at least {:.1} GiB to train {} parameters on {rows} tokens at a time (a \
+             smaller train.batch with a larger train.accumulate needs less)",
             gib(memory),
-            gib(needed)
+            gib(needed),
+            model.parameters()
         )));
     }
     Ok(())

@@ -86,8 +86,8 @@ impl Trainer {
     /// [`Trainer::tensor_points`].
     ///
     /// # Errors
-    /// A loss, gradient or weight that is not finite, by the tensor in which that is seen first. Until the update
-    /// nothing has changed.
+    /// A loss, gradient or weight that is not finite, by the tensor in which that is seen first. The training is then to
+    /// be abandoned: batches have been drawn, and some weights may have been updated.
     pub fn step(&mut self, measure: bool) -> Result<StepReport> {
         let t = &self.recipe.train;
         let index = self.progress.step;
