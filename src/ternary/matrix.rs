@@ -29,7 +29,7 @@ pub const ZERO_WORD: u32 = 0x5555_5555;
 ///
 /// // What is ternary is read as it is; its latents project to it again.
 /// assert_eq!(TernaryMatrix::from_values(&row, 1, 5, Grouping::Size(3)).unwrap(), w);
-/// assert_eq!(TernaryMatrix::project("w", &w.latents(), 1, 5, Grouping::Size(3))?, w);
+/// assert_eq!(TernaryMatrix::project("w", &w.latents(Grouping::Size(3)), 1, 5, Grouping::Size(3))?, w);
 /// # Ok::<(), ternlm::Error>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
