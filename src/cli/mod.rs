@@ -31,6 +31,7 @@ use std::process::ExitCode;
 use crate::error::{Error, Result};
 use crate::formats::hf;
 use crate::model::{self, Model, Purpose};
+use crate::report::thousands;
 use crate::text::Tokenizer;
 
 /// Train, prove and run language models whose every weight is -1, 0 or +1.
@@ -192,19 +193,6 @@ fn bar(total: u64, what: &'static str, style: &str) -> ProgressBar {
     ProgressBar::new(total)
         .with_prefix(what)
         .with_style(ProgressStyle::with_template(style).expect("a valid template"))
-}
-
-/// 1234567 as 1,234,567.
-fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 /// Operating system and architecture.

@@ -138,7 +138,8 @@ pub struct State {
 }
 
 impl State {
-    /// The residual stream at the input of block `layer` in the last forward pass, `[N, C]`.
+    /// The residual stream at the input of block `layer`, `[N, C]`, in the last pass that kept it:
+    /// [`Decoder::loss_and_gradient`] or [`Decoder::logits`].
     pub fn block_input(&self, layer: usize) -> &[f32] {
         &self.blocks[layer].x
     }

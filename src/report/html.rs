@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::charts::{Chart, Ink, Series};
 use super::curves::{Curves, Point, smoothed, thinned};
-use super::number::{duration, grouped, percent, short, significant};
+use super::number::{duration, percent, short, significant, thousands};
 use super::summary::{Evaluation, Summary};
 
 /// A heading number.
@@ -60,10 +60,10 @@ pub(super) fn page(summary: &Summary, curves: &Curves) -> Result<String, minijin
     let ternary = summary.ternary.as_ref().map(|t| {
         context! {
             pass => t.pass,
-            tensors => grouped(t.tensors),
-            weights => grouped(t.weights),
-            groups => grouped(t.groups),
-            dead_groups => grouped(t.dead_groups),
+            tensors => thousands(t.tensors),
+            weights => thousands(t.weights),
+            groups => thousands(t.groups),
+            dead_groups => thousands(t.dead_groups),
             max_error => if t.max_error == 0.0 { "exactly 0".into() } else { significant(t.max_error, 3) },
             shares => shares,
             texts => shares.map(|s| s.map(percent)),
@@ -82,7 +82,7 @@ pub(super) fn page(summary: &Summary, curves: &Curves) -> Result<String, minijin
     env.get_template("report.html.jinja")?.render(context! {
         name => summary.name.as_str(),
         task,
-        steps => grouped(summary.steps),
+        steps => thousands(summary.steps),
         seed => summary.seed,
         parameters => short(summary.parameters as f64),
         ternary_share => percent(ratio(summary.ternary_weights, summary.parameters)),
@@ -254,13 +254,13 @@ fn without_spikes(points: &[Point]) -> (Vec<Point>, Option<f64>) {
 fn rows(c: &Curves) -> Vec<Row> {
     let row = |t: &crate::train::TensorPoint| Row {
         name: t.name.clone(),
-        weights: grouped(t.weights),
+        weights: thousands(t.weights),
         shares: [t.minus, t.zero, t.plus],
         zero: percent(t.zero),
         scale: significant(t.scale_mean, 3),
         scale_range: format!("{} to {}", significant(t.scale_min, 2), significant(t.scale_max, 2)),
         drift: percent(t.scale_drift),
-        dead: format!("{} of {}", grouped(t.dead_groups), grouped(t.groups)),
+        dead: format!("{} of {}", thousands(t.dead_groups), thousands(t.groups)),
         some_dead: t.dead_groups > 0,
     };
     c.tensors.iter().map(row).collect()
@@ -273,8 +273,8 @@ fn evaluations(s: &Summary) -> Vec<[String; 6]> {
             significant(e.ppl, 5),
             significant(e.nll, 5),
             e.bits_per_byte.map_or("–".into(), |b| significant(b, 4)),
-            grouped(e.tokens),
-            format!("{}, stride {}", grouped(e.context), grouped(e.stride)),
+            thousands(e.tokens),
+            format!("{}, stride {}", thousands(e.context), thousands(e.stride)),
         ]
     };
     let val = s.val.iter().map(|e| row("Validation", e));

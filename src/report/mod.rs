@@ -13,6 +13,7 @@ use crate::files::{if_there, read_limited, write_bytes};
 use crate::train::{Record, read_metrics};
 use curves::Curves;
 
+pub(crate) use number::thousands;
 pub use summary::{Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Versions};
 
 /// The report for programs, in the folder of a run.

@@ -1,7 +1,7 @@
 //! Numbers as people read them.
 
 /// 1234567 as `1,234,567`.
-pub(super) fn grouped(n: u64) -> String {
+pub(crate) fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn numbers_read_well() {
         assert_eq!(
-            [grouped(0), grouped(999), grouped(1000), grouped(1234567)],
+            [thousands(0), thousands(999), thousands(1000), thousands(1234567)],
             ["0", "999", "1,000", "1,234,567"]
         );
         assert_eq!([short(512.0), short(9999.0), short(14_650_000.0)], ["512", "9999", "14.7 M"]);
