@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::gemm::{Target, Threads, gemm};
 use super::isa::kernel;
+use super::lookup;
 use super::pack::{Rhs, View, decode};
 use super::profile::{Phase, scope};
 use super::simd::{Simd, fma};
@@ -59,6 +60,7 @@ pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
     }
     let rhs = match w {
         Matrix::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs).t()),
+        Matrix::Ternary(t) if lookup::pays(n, t) => return lookup::forward(x, t, y, add),
         Matrix::Ternary(t) => Rhs::TernaryT(t),
     };
     gemm(n, out, inputs, View::rows(x, inputs), rhs, Target { data: y, stride: out, add }, Threads::All);
@@ -72,6 +74,7 @@ pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], add: bool) {
     assert_eq!((dx.len(), dy.len()), (n * inputs, n * out), "dx [{n}, {inputs}], dy [{n}, {out}]");
     let rhs = match w {
         Matrix::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs)),
+        Matrix::Ternary(t) if lookup::pays(n, t) => return lookup::backward_input(dy, t, dx, add),
         Matrix::Ternary(t) => Rhs::Ternary(t),
     };
     gemm(n, inputs, out, View::rows(dy, out), rhs, Target { data: dx, stride: inputs, add }, Threads::All);

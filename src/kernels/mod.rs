@@ -11,6 +11,7 @@ mod embedding;
 mod gemm;
 mod isa;
 pub mod linear;
+mod lookup;
 mod norm;
 mod optimizer;
 mod pack;

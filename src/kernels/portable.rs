@@ -1,5 +1,6 @@
 //! The vector of machines without a hand-written one: four lanes, which every 64-bit target has in hardware.
 
+use super::lookup::{Record, look_up};
 use super::simd::{Simd, tile_of};
 
 #[derive(Clone, Copy)]
@@ -33,6 +34,14 @@ impl Simd for Portable {
         std::array::from_fn(|i| a[i] + b[i])
     }
     #[inline(always)]
+    unsafe fn sub(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
     unsafe fn fma(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| super::simd::fma::<Self>(a[i], b[i], c[i]))
     }
@@ -61,5 +70,9 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, add: bool) {
         unsafe { tile_of!(Self, 2, 4; 1 2 3; rows, k, a, b, c, ldc, add) }
+    }
+    #[inline(always)]
+    unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32) {
+        unsafe { look_up::<Self, 4>(records, tables, sums) }
     }
 }

@@ -1,6 +1,8 @@
 //! The few vector operations that the matrix kernels are written in. Element-wise kernels are plain loops instead, which
 //! the compiler vectorises inside [`kernel!`](super::isa::kernel).
 
+use super::lookup::Record;
+
 /// One instruction set's vector of `f32`.
 ///
 /// # Safety
@@ -29,6 +31,8 @@ pub trait Simd: Copy + 'static {
         let _ = p;
     }
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn sum(v: Self::V) -> f32;
@@ -41,6 +45,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn transpose(src: &[*const f32; 16], dst: *mut f32, dst_stride: usize);
     /// `C[i, j] (+)= sum_k a[k * MR + i] * b[k * NR + j]` for `rows <= MR` rows and all `NR = NV * LANES` columns.
     unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, add: bool);
+    /// [`lookup::look_up`](super::lookup::look_up) with as many vectors as an entry of 16 values has.
+    unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32);
 }
 
 /// `a * b + c`, fused where that is one instruction.

@@ -1,5 +1,6 @@
 //! AVX2 with FMA: 8 lanes, 16 registers, a 6 x 16 tile.
 
+use crate::kernels::lookup::{Record, look_up};
 use crate::kernels::simd::{Simd, tile_of};
 use std::arch::x86_64::*;
 
@@ -37,6 +38,14 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn add(a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_mul_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
@@ -97,5 +106,9 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, add: bool) {
         unsafe { tile_of!(Self, 2, 6; 1 2 3 4 5; rows, k, a, b, c, ldc, add) }
+    }
+    #[inline(always)]
+    unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32) {
+        unsafe { look_up::<Self, 2>(records, tables, sums) }
     }
 }

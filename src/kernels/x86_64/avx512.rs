@@ -1,5 +1,6 @@
 //! AVX-512: 16 lanes, 32 registers, a 14 x 32 tile.
 
+use crate::kernels::lookup::{Record, look_up};
 use crate::kernels::simd::{Simd, tile_of};
 use std::arch::x86_64::*;
 
@@ -37,6 +38,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
@@ -115,5 +124,9 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, add: bool) {
         unsafe { tile_of!(Self, 2, 14; 1 2 3 4 5 6 7 8 9 10 11 12 13; rows, k, a, b, c, ldc, add) }
+    }
+    #[inline(always)]
+    unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32) {
+        unsafe { look_up::<Self, 1>(records, tables, sums) }
     }
 }
