@@ -1,21 +1,23 @@
 //! The matrix product: packed panels, a register tile, work split by rectangles of the result.
 //!
 //! Each element of the result is summed over `k` in one order, whatever the number of threads: the same bits every time.
-//! The blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), with the
-//! panel of `A` in the first-level cache and the block of `B` in the second.
+//! The blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008): one panel stays
+//! in the first-level cache while those of the other operand stream past it from the second.
 
 use rayon::prelude::*;
 use std::cell::RefCell;
 
 use super::isa::kernel;
-use super::pack::{A_SLACK, Rhs, View, pack_a, pack_b};
+use super::pack::{A_SLACK, Rhs, TOGETHER, View, pack_a, pack_b};
 
-/// Depth of a block: a panel of `A` (14 x 512 x 4 bytes) fits a first-level cache.
-const KC: usize = 512;
-/// Columns of a block of `B`: 512 x 512 x 4 bytes fit a second-level cache.
+/// Columns of a block of `B`.
 const NC: usize = 512;
+/// Panels of `A` that stream past a panel of `B`: 16 x 6 x 256 x 4 bytes, a fifth of a second-level cache.
+const STREAM: usize = 16;
 /// Rows of `A` packed at a time.
 const MC: usize = 4096;
+/// Values in a cache line.
+const LINE: usize = 16;
 /// Multiplications below which a fork costs more than it brings.
 const SERIAL: usize = 1 << 18;
 
@@ -35,31 +37,40 @@ pub enum Threads {
 }
 
 kernel! {
-    fn tile_shape<S>() -> (usize, usize) {
-        (S::MR, S::NV * S::LANES)
+    /// Rows and columns of a register tile, depth of a block, and how many panels of `A` stream past one of `B` (one:
+    /// the panel of `A` stays, and those of `B` stream).
+    fn blocking<S>() -> (usize, usize, usize, usize) {
+        (S::MR, S::NV * S::LANES, S::KC, if S::HOLDS_B { STREAM } else { 1 })
     }
 }
 
 kernel! {
-    /// One panel of `A` against the packed panels of `B`: `rows` rows and `cols` columns of the result at `c`.
+    /// Some panels of `A`, `a_stride` apart, against the packed panels of `B`: `rows` rows and `cols` columns of the
+    /// result at `c`.
     ///
     /// The caller vouches that `c` points at `rows` rows of `cols` values, `ldc` apart, that nobody else touches.
-    fn panel_times_block<S>(rows: usize, cols: usize, kc: usize, a: &[f32], b: &[f32], c: SendPtr, ldc: usize, add: bool) {
+    fn panels_times_block<S>(rows: usize, cols: usize, kc: usize, a: &[f32], a_stride: usize, b: &[f32], c: SendPtr, ldc: usize, add: bool) {
         let nr = S::NV * S::LANES;
         let b_stride = kc.next_multiple_of(16) * nr;
-        assert!(a.len() >= kc * S::MR && b.len() >= cols.div_ceil(nr) * b_stride && rows <= S::MR);
+        assert!(a_stride >= kc * S::MR && a.len() >= (rows.div_ceil(S::MR) - 1) * a_stride + kc * S::MR);
+        assert!(b.len() >= cols.div_ceil(nr) * b_stride);
         for (p, j) in (0..cols).step_by(nr).enumerate() {
-            // SAFETY: the panels are long enough by the assertion; `c` by the caller's word.
-            unsafe {
-                let b = b.as_ptr().add(p * b_stride);
-                if j + nr <= cols {
-                    S::tile(rows, kc, a.as_ptr(), b, c.0.add(j), ldc, add);
-                } else {
+            for (q, i) in (0..rows).step_by(S::MR).enumerate() {
+                let rows = S::MR.min(rows - i);
+                // SAFETY: the panels are long enough by the assertions; `c` by the caller's word.
+                unsafe {
+                    let a = a.as_ptr().add(q * a_stride);
+                    let b = b.as_ptr().add(p * b_stride);
+                    let c = c.at(i * ldc + j).0;
+                    if j + nr <= cols {
+                        S::tile(rows, kc, a, b, c, ldc, add);
+                        continue;
+                    }
                     let mut edge = [0f32; 16 * 32];
-                    S::tile(rows, kc, a.as_ptr(), b, edge.as_mut_ptr(), nr, false);
+                    S::tile(rows, kc, a, b, edge.as_mut_ptr(), nr, false);
                     for i in 0..rows {
                         for (jj, x) in edge[i * nr..i * nr + cols - j].iter().enumerate() {
-                            let p = c.0.add(i * ldc + j + jj);
+                            let p = c.add(i * ldc + jj);
                             *p = if add { *p + x } else { *x };
                         }
                     }
@@ -96,10 +107,12 @@ fn with_buffer<R>(
     f: impl FnOnce(&mut [f32]) -> R,
 ) -> R {
     let mut buffer = key.with(|b| std::mem::take(&mut *b.borrow_mut()));
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
+    // Vectors that span two cache lines are loaded twice.
+    if buffer.len() < len + LINE {
+        buffer.resize(len + LINE, 0.0);
     }
-    let out = f(&mut buffer[..len]);
+    let first = buffer.as_ptr().align_offset(4 * LINE).min(LINE);
+    let out = f(&mut buffer[first..first + len]);
     key.with(|b| *b.borrow_mut() = buffer);
     out
 }
@@ -147,9 +160,9 @@ pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>
         Threads::All if m * n * k >= SERIAL => rayon::current_num_threads(),
         _ => 1,
     };
-    let (mr, nr) = tile_shape();
+    let (mr, nr, kc, stream) = blocking();
     let out = SendPtr(c.data.as_mut_ptr());
-    let kc = k.div_ceil(k.div_ceil(KC)).next_multiple_of(16);
+    let kc = k.div_ceil(k.div_ceil(kc)).next_multiple_of(16);
     // Columns in equal blocks, a multiple of the workers; when there are too few, rows are split too.
     let blocks = n.div_ceil(NC).next_multiple_of(workers).min(n.div_ceil(nr));
     let nc = n.div_ceil(blocks).next_multiple_of(nr);
@@ -163,11 +176,13 @@ pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>
             let add = c.add || k0 > 0;
             let a_stride = kc * mr + A_SLACK;
             with_buffer(&A_BUFFER, panels * a_stride, |a_packed| {
-                let pack = |(p, panel): (usize, &mut [f32])| pack_a(a, m, i0 + p * mr, k0, kc, panel);
+                let pack = |(p, panels): (usize, &mut [f32])| {
+                    pack_a(a, m, i0 + p * TOGETHER * mr, k0, kc, panels, a_stride)
+                };
                 if workers > 1 {
-                    a_packed.par_chunks_mut(a_stride).with_min_len(8).enumerate().for_each(pack);
+                    a_packed.par_chunks_mut(TOGETHER * a_stride).enumerate().for_each(pack);
                 } else {
-                    a_packed.chunks_mut(a_stride).enumerate().for_each(pack);
+                    a_packed.chunks_mut(TOGETHER * a_stride).enumerate().for_each(pack);
                 }
                 let a_packed = &*a_packed;
                 let task = |t: usize| {
@@ -179,12 +194,13 @@ pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>
                         for (p, panel) in b_packed.chunks_mut(b_stride).enumerate() {
                             pack_b(b, n, j0 + p * nr, k0, kc, panel);
                         }
-                        for p in panels * split / splits..panels * (split + 1) / splits {
+                        let end = panels * (split + 1) / splits;
+                        for p in (panels * split / splits..end).step_by(stream) {
                             let row = p * mr;
                             let target = out.at((i0 + row) * c.stride + j0);
-                            let rows = mr.min(mc - row);
-                            let panel = &a_packed[p * a_stride..];
-                            panel_times_block(rows, cols, kc, panel, b_packed, target, c.stride, add);
+                            let rows = ((end - p).min(stream) * mr).min(mc - row);
+                            let a = &a_packed[p * a_stride..];
+                            panels_times_block(rows, cols, kc, a, a_stride, b_packed, target, c.stride, add);
                         }
                     });
                 };

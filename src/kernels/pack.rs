@@ -55,38 +55,47 @@ static ZEROS: [f32; 16] = [0.0; 16];
 /// Space between two panels of `A`: the last transposed store reaches past the panel's end.
 pub(super) const A_SLACK: usize = 16;
 
+/// Panels of `A` packed in one call: of a transposed operand, a row holds a few values of each.
+pub(super) const TOGETHER: usize = 16;
+
 kernel! {
-    /// One panel of `A`: rows `i0 .. i0 + rows`, columns `k0 .. k0 + kc`.
-    /// `dst` must hold `kc * MR + A_SLACK` values.
-    pub(super) fn pack_a<S>(a: View<'_>, m: usize, i0: usize, k0: usize, kc: usize, dst: &mut [f32]) {
-        let rows = (m - i0).min(S::MR);
-        assert!(dst.len() >= kc * S::MR + A_SLACK);
+    /// Panels of `A`, `stride` apart in `dst`, as many as it holds: rows from `i0` on, columns `k0 .. k0 + kc`.
+    /// A panel has `kc * MR + A_SLACK` values.
+    pub(super) fn pack_a<S>(a: View<'_>, m: usize, i0: usize, k0: usize, kc: usize, dst: &mut [f32], stride: usize) {
+        let panels = dst.len() / stride;
+        assert!(stride >= kc * S::MR + A_SLACK && i0 + (panels - 1) * S::MR < m);
         let out = dst.as_mut_ptr();
-        // SAFETY: `dst` is long enough by the assertion; every read is of an element of the view, whose extent the
+        // SAFETY: panels are long enough by the assertion; every read is of an element of the view, whose extent the
         // caller has checked, or of ZEROS.
         unsafe {
             if a.cs == 1 {
                 let whole = kc / S::LANES * S::LANES;
-                for k in (0..whole).step_by(S::LANES) {
-                    let mut src = [ZEROS.as_ptr(); 16];
-                    for (i, p) in src.iter_mut().enumerate().take(rows) {
-                        *p = a.at(i0 + i, k0 + k);
+                for p in 0..panels {
+                    let (i0, out) = (i0 + p * S::MR, out.add(p * stride));
+                    let rows = (m - i0).min(S::MR);
+                    for k in (0..whole).step_by(S::LANES) {
+                        let mut src = [ZEROS.as_ptr(); 16];
+                        for (i, p) in src.iter_mut().enumerate().take(rows) {
+                            *p = a.at(i0 + i, k0 + k);
+                        }
+                        S::transpose(&src, out.add(k * S::MR), S::MR);
                     }
-                    S::transpose(&src, out.add(k * S::MR), S::MR);
-                }
-                for k in whole..kc {
-                    for i in 0..S::MR {
-                        *out.add(k * S::MR + i) = if i < rows { *a.at(i0 + i, k0 + k) } else { 0.0 };
-                    }
-                }
-            } else {
-                let wide = a.rs == 1 && i0 + S::LANES <= m;
-                for k in 0..kc {
-                    if wide {
-                        S::store(out.add(k * S::MR), S::load(a.at(i0, k0 + k)));
-                    } else {
+                    for k in whole..kc {
                         for i in 0..S::MR {
                             *out.add(k * S::MR + i) = if i < rows { *a.at(i0 + i, k0 + k) } else { 0.0 };
+                        }
+                    }
+                }
+                return;
+            }
+            for k in 0..kc {
+                for p in 0..panels {
+                    let (i0, out) = (i0 + p * S::MR, out.add(p * stride + k * S::MR));
+                    if a.rs == 1 && i0 + S::LANES <= m {
+                        S::store(out, S::load(a.at(i0, k0 + k)));
+                    } else {
+                        for i in 0..S::MR {
+                            *out.add(i) = if i0 + i < m { *a.at(i0 + i, k0 + k) } else { 0.0 };
                         }
                     }
                 }

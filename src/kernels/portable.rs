@@ -10,6 +10,8 @@ impl Simd for Portable {
     const LANES: usize = 4;
     const MR: usize = 4;
     const NV: usize = 2;
+    const KC: usize = 256;
+    const HOLDS_B: bool = true;
     const FMA: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
     type V = [f32; 4];
 

@@ -15,6 +15,10 @@ pub trait Simd: Copy + 'static {
     const MR: usize;
     /// Vectors in a row of a register tile.
     const NV: usize;
+    /// Depth of a block of a product.
+    const KC: usize;
+    /// Whether a panel of `B` stays in the first-level cache while those of `A` stream past it, or the other way round.
+    const HOLDS_B: bool;
     /// Whether `a * b + c` is one instruction; without it `mul_add` is a slow library call.
     const FMA: bool;
     type V: Copy;
@@ -74,11 +78,16 @@ pub unsafe fn micro<S: Simd, const MR: usize, const NV: usize>(
 ) {
     unsafe {
         let mut acc = [[S::zero(); NV]; MR];
+        if add {
+            (0..MR).for_each(|i| S::prefetch(c.add(i * ldc)));
+        }
         for _ in 0..k {
             let mut row = [S::zero(); NV];
             for (j, v) in row.iter_mut().enumerate() {
                 *v = S::load(b.add(j * S::LANES));
-                S::prefetch(b.wrapping_add(j * S::LANES + AHEAD * NV * S::LANES));
+                if !S::HOLDS_B {
+                    S::prefetch(b.wrapping_add(j * S::LANES + AHEAD * NV * S::LANES));
+                }
             }
             for (i, acc) in acc.iter_mut().enumerate() {
                 let x = S::splat(*a.add(i));

@@ -65,9 +65,11 @@ pub(in crate::kernels) unsafe fn look_up<S: Simd, const V: usize>(
             // Even and odd tables apart: two chains of additions hide each other's latency.
             let mut even = [S::zero(); V];
             let mut odd = [S::zero(); V];
-            for v in 0..V {
-                even[v] = S::load(entry(0).add(v * S::LANES));
-                odd[v] = S::load(entry(1).add(v * S::LANES));
+            for (v, sum) in even.iter_mut().enumerate() {
+                *sum = S::load(entry(0).add(v * S::LANES));
+            }
+            for (v, sum) in odd.iter_mut().enumerate() {
+                *sum = S::load(entry(1).add(v * S::LANES));
             }
             for q in 2..TABLES {
                 let from = entry(q);

@@ -11,6 +11,8 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const MR: usize = 14;
     const NV: usize = 2;
+    const KC: usize = 512;
+    const HOLDS_B: bool = false;
     const FMA: bool = true;
     type V = __m512;
 
