@@ -2,12 +2,17 @@
 
 use clap::{Args, Subcommand};
 use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::{recipe, thousands};
 use crate::config::{ModelConfig, Recipe, Scope, Task};
 use crate::error::{Error, Result};
+use crate::files::{self, DirectoryWriter, IfExists};
+use crate::formats::Form;
 use crate::formats::hf::HfConfig;
+use crate::formats::tensors::{Data, Tensor, write_safetensors};
 use crate::kernels::{self, peak, profile};
 use crate::model::{Decoder, Model};
 use crate::train::{Source, Synthetic, Trainer};
@@ -33,7 +38,8 @@ enum Bench {
 Examples:
   ternlm bench train --recipe wiki-75m
   ternlm bench train --recipe qwen3-0.6b-all --warmup 0 --steps 3
-  ternlm bench train --recipe wiki-75m --set ternary.scope=none --json")]
+  ternlm bench train --recipe wiki-75m --set ternary.scope=none --json
+  ternlm bench train --recipe wiki-75m --steps 3 --export wiki-75m-steps")]
 struct TrainArgs {
     /// A built-in recipe or a TOML file
     #[arg(long)]
@@ -50,6 +56,9 @@ struct TrainArgs {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    /// Store the first weights, the batches and the recipe there, so that another program can take the same steps
+    #[arg(long, value_name = "DIR")]
+    export: Option<PathBuf>,
 }
 
 pub fn run(args: BenchArgs) -> Result<()> {
@@ -70,6 +79,9 @@ fn train(args: TrainArgs) -> Result<()> {
     table.remove("init");
     let recipe = recipe::resolve(&args.recipe, table)?;
     let mut trainer = random_trainer(recipe)?;
+    if let Some(dir) = &args.export {
+        export(dir, &trainer, args.warmup + args.steps)?;
+    }
     let tell = |line: String| {
         if !args.json {
             say!("{line}");
@@ -84,8 +96,9 @@ fn train(args: TrainArgs) -> Result<()> {
         kernels::Isa::current(),
         rayon::current_num_threads()
     ));
+    let mut first_losses = Vec::new();
     for _ in 0..args.warmup {
-        trainer.step(false)?;
+        first_losses.push(trainer.step(false)?.loss);
     }
     let mut seconds = Vec::new();
     let mut losses = Vec::new();
@@ -98,6 +111,7 @@ fn train(args: TrainArgs) -> Result<()> {
         tell(format!("step {i}: {:.3} s, loss {:.4}", seconds[i as usize], report.loss));
     }
     let phases = profile::stop();
+    first_losses.extend(&losses);
     let memory = peak_memory();
     let total: f64 = seconds.iter().sum();
     let mut sorted = seconds.clone();
@@ -110,6 +124,7 @@ fn train(args: TrainArgs) -> Result<()> {
             phases.iter().map(|(p, s)| (name(*p).replace(' ', "_"), json!(s / args.steps as f64))).collect();
         let out = json!({
             "recipe": trainer.recipe.name, "seconds": seconds, "median_seconds": median, "losses": losses,
+            "first_losses": first_losses,
             "tokens_per_step": tokens, "tok_per_s": tokens as f64 / median, "gflop_per_step": flops / 1e9,
             "gflops": gflops, "fma_peak_gflops": limit, "share_of_peak": gflops / limit,
             "read_gb_per_s": bandwidth, "peak_memory_bytes": memory, "seconds_by_phase": phases,
@@ -135,11 +150,34 @@ fn train(args: TrainArgs) -> Result<()> {
     Ok(())
 }
 
+/// Writes what another program needs to take the same steps: `model/` with the latents, `batches.safetensors` with
+/// `inputs` and `targets` (`[steps, accumulate, batch, seq]`, `u32::MAX` where nothing is asked), `recipe.toml`.
+fn export(dir: &Path, trainer: &Trainer, steps: u64) -> Result<()> {
+    let writer = DirectoryWriter::new(dir, IfExists::Refuse)?;
+    let at = writer.path();
+    let model = at.join("model");
+    std::fs::create_dir(&model).map_err(Error::io("create", &model))?;
+    crate::model::save(&model, &trainer.model.decoder, &trainer.model.hf, Form::Latent)?;
+    let t = &trainer.recipe.train;
+    let sequences = steps as usize * t.accumulate * t.batch;
+    let (mut inputs, mut targets) =
+        (vec![0; sequences * trainer.source.seq()], vec![0; sequences * trainer.source.seq()]);
+    trainer.source.fill(0, &mut inputs, &mut targets);
+    let shape = vec![steps as usize, t.accumulate, t.batch, trainer.source.seq()];
+    let tensor = |name: &str, data| Tensor { name: name.into(), shape: shape.clone(), data: Data::U32(data) };
+    let tensors = [tensor("inputs", &inputs), tensor("targets", &targets)];
+    write_safetensors(at.join("batches.safetensors"), &tensors, &BTreeMap::new())?;
+    let text = toml::to_string(&trainer.recipe).expect("a recipe has a TOML form");
+    files::write_bytes(at.join("recipe.toml"), text.as_bytes())?;
+    writer.commit()
+}
+
 fn name(phase: profile::Phase) -> &'static str {
     match phase {
         profile::Phase::Projection => "projection",
-        profile::Phase::Forward => "forward GEMM",
-        profile::Phase::Backward => "backward GEMM",
+        profile::Phase::Forward => "forward products",
+        profile::Phase::InputGradient => "input gradient",
+        profile::Phase::WeightGradient => "weight gradient",
         profile::Phase::Attention => "attention",
         profile::Phase::CrossEntropy => "cross-entropy",
         profile::Phase::Elementwise => "element-wise",

@@ -68,7 +68,7 @@ pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
 
 /// `dx (+)= dy W` with `dy` `[n, out]`, `dx` `[n, in]`.
 pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], add: bool) {
-    let _time = scope(Phase::Backward);
+    let _time = scope(Phase::InputGradient);
     let (out, inputs) = (w.rows(), w.cols());
     let n = dy.len() / out;
     assert_eq!((dx.len(), dy.len()), (n * inputs, n * out), "dx [{n}, {inputs}], dy [{n}, {out}]");
@@ -83,7 +83,7 @@ pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], add: bool) {
 /// `dW += dyᵀ x` with `dy` `[n, out]`, `x` `[n, in]`, `dW` `[out, in]`: the gradient at the weights that the forward
 /// pass used.
 pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], out: usize, inputs: usize) {
-    let _time = scope(Phase::Backward);
+    let _time = scope(Phase::WeightGradient);
     let n = dy.len() / out;
     assert_eq!((x.len(), dw.len()), (n * inputs, out * inputs), "x [{n}, {inputs}], dW [{out}, {inputs}]");
     let target = Target { data: dw, stride: inputs, add: true };

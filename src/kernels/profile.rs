@@ -12,8 +12,10 @@ pub enum Phase {
     Projection,
     /// Products of forward passes, the head's too.
     Forward,
-    /// Products of backward passes, the head's too.
-    Backward,
+    /// Products `dy W` of backward passes, the head's too.
+    InputGradient,
+    /// Products `dyᵀ x` of backward passes, the head's too.
+    WeightGradient,
     Attention,
     /// Soft-max and loss over the logits.
     CrossEntropy,
@@ -26,9 +28,10 @@ pub enum Phase {
 }
 
 impl Phase {
-    pub const ALL: [Phase; 9] = [
+    pub const ALL: [Phase; 10] = [
         Phase::Forward,
-        Phase::Backward,
+        Phase::InputGradient,
+        Phase::WeightGradient,
         Phase::Attention,
         Phase::CrossEntropy,
         Phase::Elementwise,
