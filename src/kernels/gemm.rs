@@ -10,12 +10,12 @@ use std::cell::RefCell;
 use super::isa::kernel;
 use super::pack::{A_SLACK, Rhs, TOGETHER, View, pack_a, pack_b};
 
-/// Columns of a block of `B`.
-const NC: usize = 512;
-/// Panels of `A` that stream past a panel of `B`: 16 x 6 x 256 x 4 bytes, a fifth of a second-level cache.
-const STREAM: usize = 16;
-/// Rows of `A` packed at a time.
-const MC: usize = 4096;
+/// Columns of `B` and rows of `A` packed at a time, for all threads; multiples of every register tile.
+const NC: usize = 4096;
+const MC: usize = 16 * 14 * 12;
+/// Columns of a task: 256 x 384 x 4 bytes lie in a second-level cache beside the task's panels of `A`. More tasks than
+/// workers, so that a worker that something else slows down does less.
+const TASK_COLUMNS: usize = 256;
 /// Values in a cache line.
 const LINE: usize = 16;
 /// Multiplications below which a fork costs more than it brings.
@@ -40,7 +40,7 @@ kernel! {
     /// Rows and columns of a register tile, depth of a block, and how many panels of `A` stream past one of `B` (one:
     /// the panel of `A` stays, and those of `B` stream).
     fn blocking<S>() -> (usize, usize, usize, usize) {
-        (S::MR, S::NV * S::LANES, S::KC, if S::HOLDS_B { STREAM } else { 1 })
+        (S::MR, S::NV * S::LANES, S::KC, if S::HOLDS_B { TOGETHER } else { 1 })
     }
 }
 
@@ -163,53 +163,53 @@ pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>
     let (mr, nr, kc, stream) = blocking();
     let out = SendPtr(c.data.as_mut_ptr());
     let kc = k.div_ceil(k.div_ceil(kc)).next_multiple_of(16);
-    // Columns in equal blocks, a multiple of the workers; when there are too few, rows are split too.
-    let blocks = n.div_ceil(NC).next_multiple_of(workers).min(n.div_ceil(nr));
-    let nc = n.div_ceil(blocks).next_multiple_of(nr);
-    let blocks = n.div_ceil(nc);
-    for i0 in (0..m).step_by(MC) {
-        let mc = MC.min(m - i0);
-        let panels = mc.div_ceil(mr);
-        let splits = workers.div_ceil(blocks).min(panels);
+    // Columns of a task: every worker has one, also where the result is narrow and low.
+    let width = n.div_ceil(workers).clamp(nr, TASK_COLUMNS).next_multiple_of(nr);
+    for j0 in (0..n).step_by(NC) {
+        let nc = NC.min(n - j0);
         for k0 in (0..k).step_by(kc) {
             let kc = kc.min(k - k0);
             let add = c.add || k0 > 0;
-            let a_stride = kc * mr + A_SLACK;
-            with_buffer(&A_BUFFER, panels * a_stride, |a_packed| {
-                let pack = |(p, panels): (usize, &mut [f32])| {
-                    pack_a(a, m, i0 + p * TOGETHER * mr, k0, kc, panels, a_stride)
-                };
-                if workers > 1 {
-                    a_packed.par_chunks_mut(TOGETHER * a_stride).enumerate().for_each(pack);
-                } else {
-                    a_packed.chunks_mut(TOGETHER * a_stride).enumerate().for_each(pack);
-                }
-                let a_packed = &*a_packed;
-                let task = |t: usize| {
-                    let (block, split) = (t / splits, t % splits);
-                    let j0 = block * nc;
-                    let cols = nc.min(n - j0);
-                    let b_stride = kc.next_multiple_of(16) * nr;
-                    with_buffer(&B_BUFFER, cols.div_ceil(nr) * b_stride, |b_packed| {
-                        for (p, panel) in b_packed.chunks_mut(b_stride).enumerate() {
-                            pack_b(b, n, j0 + p * nr, k0, kc, panel);
-                        }
-                        let end = panels * (split + 1) / splits;
-                        for p in (panels * split / splits..end).step_by(stream) {
-                            let row = p * mr;
-                            let target = out.at((i0 + row) * c.stride + j0);
-                            let rows = ((end - p).min(stream) * mr).min(mc - row);
-                            let a = &a_packed[p * a_stride..];
-                            panels_times_block(rows, cols, kc, a, a_stride, b_packed, target, c.stride, add);
+            let b_stride = kc.next_multiple_of(16) * nr;
+            with_buffer(&B_BUFFER, nc.div_ceil(nr) * b_stride, |b_packed| {
+                each(workers, b_packed, b_stride, |p, panel| pack_b(b, n, j0 + p * nr, k0, kc, panel));
+                for i0 in (0..m).step_by(MC) {
+                    let mc = MC.min(m - i0);
+                    let (panels, a_stride) = (mc.div_ceil(mr), kc * mr + A_SLACK);
+                    with_buffer(&A_BUFFER, panels * a_stride, |a_packed| {
+                        each(workers, a_packed, TOGETHER * a_stride, |p, panels| {
+                            pack_a(a, m, i0 + p * TOGETHER * mr, k0, kc, panels, a_stride)
+                        });
+                        let groups = panels.div_ceil(TOGETHER);
+                        let task = |t: usize| {
+                            let (j, first) = (t / groups * width, t % groups * TOGETHER);
+                            let cols = width.min(nc - j);
+                            for p in (first..panels.min(first + TOGETHER)).step_by(stream) {
+                                let row = p * mr;
+                                let rows = (stream * mr).min(mc - row);
+                                let (a, b) = (&a_packed[p * a_stride..], &b_packed[j / nr * b_stride..]);
+                                let target = out.at((i0 + row) * c.stride + j0 + j);
+                                panels_times_block(rows, cols, kc, a, a_stride, b, target, c.stride, add);
+                            }
+                        };
+                        let tasks = nc.div_ceil(width) * groups;
+                        if workers > 1 {
+                            (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+                        } else {
+                            (0..tasks).for_each(task);
                         }
                     });
-                };
-                if workers > 1 {
-                    (0..blocks * splits).into_par_iter().with_max_len(1).for_each(task);
-                } else {
-                    (0..blocks * splits).for_each(task);
                 }
             });
         }
+    }
+}
+
+/// Calls `f(index, chunk)` on chunks of `size` values, in parallel when there is more than one worker.
+fn each(workers: usize, data: &mut [f32], size: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    if workers > 1 {
+        data.par_chunks_mut(size).enumerate().for_each(|(i, chunk)| f(i, chunk));
+    } else {
+        data.chunks_mut(size).enumerate().for_each(|(i, chunk)| f(i, chunk));
     }
 }

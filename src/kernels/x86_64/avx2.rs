@@ -11,7 +11,7 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const MR: usize = 6;
     const NV: usize = 2;
-    const KC: usize = 256;
+    const KC: usize = 384;
     const HOLDS_B: bool = true;
     const FMA: bool = true;
     type V = __m256;
