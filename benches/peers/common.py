@@ -66,7 +66,7 @@ def safetensors(path):
     header, the tensors' bytes."""
     import numpy as np
 
-    types = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "I64": np.int64}
+    types = {"F32": np.float32, "F16": np.float16, "U32": np.int32, "I64": np.int64}
     with open(path, "rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))

@@ -173,8 +173,9 @@ impl Plan {
             let column = columns[step.records / stride];
             for (r, record) in records.iter_mut().enumerate() {
                 let row = &words[(first + r) * width..(first + r + 1) * width];
-                for (j, offset) in record.offsets.iter_mut().enumerate() {
-                    *offset = OFFSETS[six_bits(row, column + TRITS * j)];
+                let codes = codes_from(row, column);
+                for (j, offset) in record.offsets[..TABLES].iter_mut().enumerate() {
+                    *offset = OFFSETS[(codes >> (2 * TRITS * j)) as usize & 63];
                 }
                 record.scale = w.scales()[(first + r) * w.row_groups() + column / w.group()];
             }
@@ -199,12 +200,11 @@ impl Plan {
         let (words, width) = (w.words(), w.row_words());
         self.fill(|step, records| {
             records.iter_mut().for_each(|record| record.scale = 1.0);
-            for table in 0..=TABLES {
+            let blocks = step.outputs.start / CODES_PER_WORD..step.outputs.end.div_ceil(CODES_PER_WORD);
+            for table in 0..TABLES {
                 let row = step.padded + TRITS * table;
-                let rows = [row, row + 1, row + 2];
-                let blocks = step.outputs.start / CODES_PER_WORD..step.outputs.end.div_ceil(CODES_PER_WORD);
-                for block in blocks {
-                    let [a, b, c] = rows.map(|r| {
+                for block in blocks.clone() {
+                    let [a, b, c] = [row, row + 1, row + 2].map(|r| {
                         if r < inner { words[(first + r) * width + block] } else { ZERO_WORD }
                     });
                     // Every fourth column at a time: six bits of each byte choose the entry.
@@ -212,10 +212,10 @@ impl Plan {
                         let every_fourth = |w: u32| w >> (2 * s) & 0x0303_0303;
                         let bits = every_fourth(a) | every_fourth(b) << 2 | every_fourth(c) << 4;
                         for (i, byte) in bits.to_le_bytes().into_iter().enumerate() {
+                            // Of a word that two groups share, only this group's columns have a record.
                             let column = block * CODES_PER_WORD + 4 * i + s;
-                            if step.outputs.contains(&column) {
-                                let record = &mut records[column - step.outputs.start];
-                                record.offsets[table] = OFFSETS[byte as usize];
+                            if let Some(record) = records.get_mut(column.wrapping_sub(step.outputs.start)) {
+                                record.offsets[table] = OFFSETS[byte as usize & 63];
                             }
                         }
                     }
@@ -225,10 +225,13 @@ impl Plan {
     }
 }
 
-/// The three codes of a row from `column` on; zeros past its end.
+/// The codes of a row from `column` on, as many as a chunk has; zeros past its end.
 #[inline(always)]
-fn six_bits(row: &[u32], column: usize) -> usize {
+fn codes_from(row: &[u32], column: usize) -> u128 {
     let (at, shift) = (column / CODES_PER_WORD, 2 * (column % CODES_PER_WORD));
-    let word = |i: usize| row.get(i).copied().unwrap_or(ZERO_WORD) as u64;
-    ((word(at) | word(at + 1) << 32) >> shift) as usize & 63
+    let [a, b, c, d] = match row.get(at..at + 4) {
+        Some(words) => [words[0], words[1], words[2], words[3]],
+        None => std::array::from_fn(|i| row.get(at + i).copied().unwrap_or(ZERO_WORD)),
+    };
+    (a as u128 | (b as u128) << 32 | (c as u128) << 64 | (d as u128) << 96) >> shift
 }
