@@ -61,7 +61,7 @@ def main():
     parser.add_argument("--export", type=Path, required=True, metavar="DIR")
     parser.add_argument("--mode", choices=["eager", "compile"], default="eager")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--warmup", type=int, default=2, help="steps before those that are timed")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before those that are timed")
     parser.add_argument("--steps", type=int, default=5, help="steps that are timed")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
