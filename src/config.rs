@@ -19,6 +19,23 @@ pub enum Scope {
     All,
 }
 
+/// What the inputs of a product with a ternary matrix are in the forward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activations {
+    #[default]
+    F32,
+    /// Rounded to 8 bits, one scale a row (token), as in BitNet b1.58 (arXiv 2402.17764).
+    Int8,
+}
+
+impl Activations {
+    /// For what is written only when it is not the default.
+    pub fn is_f32(&self) -> bool {
+        *self == Activations::F32
+    }
+}
+
 /// The feed-forward network between two residual additions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -217,11 +234,19 @@ pub struct TernaryConfig {
     /// Standard deviation of a random matrix: `fan_in^-1/2` unless a number is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_std: Option<f32>,
+    /// `"f32"` or `"int8"`.
+    #[serde(skip_serializing_if = "Activations::is_f32")]
+    pub activations: Activations,
 }
 
 impl Default for TernaryConfig {
     fn default() -> Self {
-        Self { scope: Scope::All, group: Grouping::default(), init_std: None }
+        Self {
+            scope: Scope::All,
+            group: Grouping::default(),
+            init_std: None,
+            activations: Activations::default(),
+        }
     }
 }
 

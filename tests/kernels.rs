@@ -87,6 +87,86 @@ fn products_with_ternary_weights_equal_the_reference() {
     });
 }
 
+/// Shapes around the edges of a look-up: tiles of 16 and 32 tokens, chunks of 33 inputs, plans of 1,024 rows and of 1,056
+/// rows summed over, groups that end inside a chunk or a word of codes.
+const LOOK_UPS: [(usize, usize, usize, Grouping); 8] = [
+    (32, 64, 64, Grouping::Size(64)),
+    (33, 65, 130, Grouping::Size(128)),
+    (47, 70, 300, Grouping::Size(100)),
+    (40, 1025, 96, Grouping::Size(128)),
+    (34, 1057, 200, Grouping::Size(70)),
+    (48, 2200, 65, Grouping::Size(64)),
+    (65, 100, 1030, Grouping::Tensor),
+    (32, 64, 33, Grouping::Size(33)),
+];
+
+#[test]
+fn look_ups_equal_the_reference() {
+    on_every_isa(|rng| {
+        for (n, out, inputs, group) in LOOK_UPS {
+            let w = TernaryMatrix::project("w", &rng.normal(out * inputs), out, inputs, group).unwrap();
+            let mut dense = vec![0.0; out * inputs];
+            dense.chunks_mut(inputs).enumerate().for_each(|(r, row)| w.unpack_row(r, row));
+            let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
+            let want = reference::linear(&wide(&x), &wide(&dense), None, inputs);
+            let dwant = reference::matmul(&wide(&dy), &wide(&dense), n, out, inputs);
+            for add in [false, true] {
+                let (mut y, mut dx) = (rng.normal(n * out), rng.normal(n * inputs));
+                let before = |y: &[f32], want: &[f64]| -> Vec<f64> {
+                    y.iter().zip(want).map(|(y, want)| if add { *y as f64 } else { 0.0 } + want).collect()
+                };
+                let (want, dwant) = (before(&y, &want), before(&dx, &dwant));
+                k::linear::forward(&x, Matrix::Ternary(&w), &mut y, add);
+                close(&y, &want, inputs, "forward");
+                k::linear::backward_input(&dy, Matrix::Ternary(&w), &mut dx, add);
+                close(&dx, &dwant, out, "input gradient");
+            }
+        }
+    });
+}
+
+#[test]
+fn products_with_8_bit_inputs_equal_their_definition_bit_for_bit() {
+    on_every_isa(|rng| {
+        let few = [(1, 3, 5, Grouping::Size(2)), (7, 129, 128, Grouping::Size(128))];
+        for (n, out, inputs, group) in LOOK_UPS.into_iter().chain(few) {
+            let w = TernaryMatrix::project("w", &rng.normal(out * inputs), out, inputs, group).unwrap();
+            let mut x = rng.normal(n * inputs);
+            // The largest sums that there are; a row of zeros; one too small to have a scale.
+            x[..inputs]
+                .iter_mut()
+                .enumerate()
+                .for_each(|(k, x)| *x = if w.trit(0, k) < 0 { -1.0 } else { 1.0 });
+            x[(n - 1) * inputs..].fill(if n % 2 == 0 { 0.0 } else { 1e-44 });
+            let want = reference::linear_int8(&x, &w);
+            let mut y = vec![f32::NAN; n * out];
+            k::linear::forward(&x, Matrix::TernaryInt8(&w), &mut y, false);
+            assert_eq!(y, want, "{n} x {inputs} x {out}, groups of {group}");
+            k::linear::forward(&x, Matrix::TernaryInt8(&w), &mut y, true);
+            assert_eq!(y, want.iter().map(|y| y + y).collect::<Vec<_>>(), "added to what is there");
+            // The rounded inputs are within half a step, and what the product used.
+            k::linear::as_used(&x, Matrix::TernaryInt8(&w), |used| {
+                for (x, used) in x.chunks(inputs).zip(used.chunks(inputs)) {
+                    let step = x.iter().fold(0f32, |a, x| a.max(x.abs())) / 127.0;
+                    x.iter().zip(used).for_each(|(x, u)| assert!((x - u).abs() <= 0.5001 * step + 1e-44));
+                }
+                let mut dense = vec![0.0; inputs];
+                w.unpack_row(out - 1, &mut dense);
+                let column: Vec<f32> = want.chunks(out).map(|y| y[out - 1]).collect();
+                close(&column, &reference::linear(&wide(used), &wide(&dense), None, inputs), inputs, "int8");
+            });
+            // What is not finite stays visible.
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut x = x.clone();
+                x[0] = bad;
+                k::linear::forward(&x, Matrix::TernaryInt8(&w), &mut y, false);
+                assert!(y[..out].iter().all(|y| !y.is_finite()), "{bad} is lost");
+                assert_eq!(y[out..], want[out..]);
+            }
+        }
+    });
+}
+
 #[test]
 fn the_weight_gradient_accumulates() {
     on_every_isa(|rng| {

@@ -5,12 +5,11 @@ mod common;
 
 use serde_json::Value;
 use std::path::Path;
-use ternlm::config::{OptimizerKind, Scope, TrainConfig};
+use ternlm::config::{OptimizerKind, Scope, TernaryConfig, TrainConfig};
 use ternlm::formats::npy;
 use ternlm::formats::tensors::Checkpoint;
 use ternlm::kernels::IGNORE;
 use ternlm::model::{self, Decoder, Purpose, Sequences, State};
-use ternlm::ternary::Grouping;
 use ternlm::train::Optimizer;
 
 fn json(path: &Path) -> Value {
@@ -22,7 +21,10 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 fn load(dir: &Path, scope: Scope) -> Decoder {
-    let mut decoder = model::load(dir, Purpose::Train, Some((scope, Grouping::default()))).unwrap().decoder;
+    let mut decoder =
+        model::load(dir, Purpose::Train, Some(&TernaryConfig { scope, ..TernaryConfig::default() }))
+            .unwrap()
+            .decoder;
     decoder.zero_grad();
     decoder
 }
@@ -177,7 +179,9 @@ fn what_is_saved_loads_and_computes_the_same() {
     let Some(dir) = common::data("ckpt/qwen3-tiny-tied-f32") else { return };
     let (tokens, targets, seqs) = batch(&json(&dir.join("ref.json")));
     for scope in [Scope::Blocks, Scope::All] {
-        let loaded = model::load(&dir, Purpose::Train, Some((scope, Grouping::Size(128)))).unwrap();
+        let loaded =
+            model::load(&dir, Purpose::Train, Some(&TernaryConfig { scope, ..TernaryConfig::default() }))
+                .unwrap();
         let mut state = State::default();
         let want = loaded.decoder.clone().loss(&tokens, &targets, seqs, &mut state);
         for form in [Form::Latent, Form::Unpacked] {

@@ -191,6 +191,7 @@ fn random_trainer(recipe: Recipe) -> Result<Trainer> {
     let config = recipe.model.clone().ok_or_else(|| Error::usage("the recipe has no [model] table"))?;
     crate::train::check_memory(&config, &recipe)?;
     let mut decoder = Decoder::new(&config, recipe.ternary.scope, recipe.ternary.group);
+    decoder.set_activations(recipe.ternary.activations);
     decoder.init(recipe.seed, recipe.ternary.init_std);
     if recipe.ternary.scope != Scope::None {
         decoder.project()?;

@@ -17,7 +17,7 @@ pub fn gather(w: Matrix<'_>, tokens: &[u32], out: &mut [f32]) {
         assert!((token as usize) < rows, "token {token} of a vocabulary of {rows}");
         match w {
             Matrix::Dense { data, .. } => out.copy_from_slice(&data[token as usize * cols..][..cols]),
-            Matrix::Ternary(t) => unpack_row(t, token as usize, out),
+            Matrix::Ternary(t) | Matrix::TernaryInt8(t) => unpack_row(t, token as usize, out),
         }
     });
 }

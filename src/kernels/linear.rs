@@ -1,6 +1,7 @@
 //! The three products of a linear layer, for dense and ternary weights.
 
 use rayon::prelude::*;
+use std::cell::RefCell;
 
 use super::gemm::{Target, Threads, gemm};
 use super::isa::kernel;
@@ -13,21 +14,27 @@ use crate::ternary::TernaryMatrix;
 /// The weight of a linear layer, `[rows, cols]` = `[out, in]`.
 #[derive(Clone, Copy)]
 pub enum Matrix<'a> {
-    Dense { data: &'a [f32], rows: usize, cols: usize },
+    Dense {
+        data: &'a [f32],
+        rows: usize,
+        cols: usize,
+    },
     Ternary(&'a TernaryMatrix),
+    /// Inputs are rounded to 8 bits, one scale a row: the setting of BitNet b1.58 (arXiv 2402.17764).
+    TernaryInt8(&'a TernaryMatrix),
 }
 
 impl Matrix<'_> {
     pub fn rows(&self) -> usize {
         match self {
             Matrix::Dense { rows, .. } => *rows,
-            Matrix::Ternary(t) => t.rows(),
+            Matrix::Ternary(t) | Matrix::TernaryInt8(t) => t.rows(),
         }
     }
     pub fn cols(&self) -> usize {
         match self {
             Matrix::Dense { cols, .. } => *cols,
-            Matrix::Ternary(t) => t.cols(),
+            Matrix::Ternary(t) | Matrix::TernaryInt8(t) => t.cols(),
         }
     }
 }
@@ -55,13 +62,16 @@ pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
     let (out, inputs) = (w.rows(), w.cols());
     let n = x.len() / inputs;
     assert_eq!((x.len(), y.len()), (n * inputs, n * out), "x [{n}, {inputs}], y [{n}, {out}]");
+    if let Matrix::TernaryInt8(t) = w {
+        return lookup::int8::forward(x, t, y, add);
+    }
     if n < FEW_ROWS {
         return few_rows(x, w, y, add);
     }
     let rhs = match w {
         Matrix::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs).t()),
         Matrix::Ternary(t) if lookup::pays(n, t) => return lookup::forward(x, t, y, add),
-        Matrix::Ternary(t) => Rhs::TernaryT(t),
+        Matrix::Ternary(t) | Matrix::TernaryInt8(t) => Rhs::TernaryT(t),
     };
     gemm(n, out, inputs, View::rows(x, inputs), rhs, Target { data: y, stride: out, add }, Threads::All);
 }
@@ -74,8 +84,10 @@ pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], add: bool) {
     assert_eq!((dx.len(), dy.len()), (n * inputs, n * out), "dx [{n}, {inputs}], dy [{n}, {out}]");
     let rhs = match w {
         Matrix::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs)),
-        Matrix::Ternary(t) if lookup::pays(n, t) => return lookup::backward_input(dy, t, dx, add),
-        Matrix::Ternary(t) => Rhs::Ternary(t),
+        Matrix::Ternary(t) | Matrix::TernaryInt8(t) if lookup::pays(n, t) => {
+            return lookup::backward_input(dy, t, dx, add);
+        }
+        Matrix::Ternary(t) | Matrix::TernaryInt8(t) => Rhs::Ternary(t),
     };
     gemm(n, inputs, out, View::rows(dy, out), rhs, Target { data: dx, stride: inputs, add }, Threads::All);
 }
@@ -88,6 +100,24 @@ pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], out: usize, inputs
     assert_eq!((x.len(), dw.len()), (n * inputs, out * inputs), "x [{n}, {inputs}], dW [{out}, {inputs}]");
     let target = Target { data: dw, stride: inputs, add: true };
     gemm(out, inputs, n, View::rows(dy, out).t(), Rhs::Dense(View::rows(x, inputs)), target, Threads::All);
+}
+
+/// Calls `f` with `x` as [`forward`] by `w` uses it, which is where the gradient by the weights is taken: rounded to 8
+/// bits, or as it is. The straight-through estimator passes gradients by the rounded inputs on to the inputs.
+pub fn as_used<R>(x: &[f32], w: Matrix<'_>, f: impl FnOnce(&[f32]) -> R) -> R {
+    thread_local! {
+        static ROUNDED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    }
+    let Matrix::TernaryInt8(t) = w else { return f(x) };
+    let mut rounded = ROUNDED.take();
+    rounded.resize(rounded.len().max(x.len()), 0.0);
+    {
+        let _time = scope(Phase::Elementwise);
+        lookup::int8::round(x, t.cols(), &mut rounded[..x.len()]);
+    }
+    let out = f(&rounded[..x.len()]);
+    ROUNDED.set(rounded);
+    out
 }
 
 /// Every row of `y` gets `bias` added.
@@ -114,7 +144,7 @@ fn few_rows(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
     for (x, y) in x.chunks(inputs).zip(y.chunks_mut(out)) {
         y.par_chunks_mut(block).enumerate().for_each(|(b, y)| match w {
             Matrix::Dense { data, .. } => dense_dots(x, &data[b * block * inputs..], y, add),
-            Matrix::Ternary(t) => ternary_dots(x, t, b * block, y, add),
+            Matrix::Ternary(t) | Matrix::TernaryInt8(t) => ternary_dots(x, t, b * block, y, add),
         });
     }
 }

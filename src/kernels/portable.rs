@@ -1,5 +1,6 @@
 //! The vector of machines without a hand-written one: four lanes, which every 64-bit target has in hardware.
 
+use super::lookup::int8::look_up16;
 use super::lookup::{Record, look_up};
 use super::simd::{Simd, tile_of};
 
@@ -76,5 +77,35 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32) {
         unsafe { look_up::<Self, 4>(records, tables, sums) }
+    }
+
+    type V16 = [i16; 8];
+    #[inline(always)]
+    unsafe fn zero16() -> [i16; 8] {
+        [0; 8]
+    }
+    #[inline(always)]
+    unsafe fn load16(p: *const i16) -> [i16; 8] {
+        unsafe { p.cast::<[i16; 8]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store16(p: *mut i16, v: [i16; 8]) {
+        unsafe { p.cast::<[i16; 8]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn add16(a: [i16; 8], b: [i16; 8]) -> [i16; 8] {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    unsafe fn sub16(a: [i16; 8], b: [i16; 8]) -> [i16; 8] {
+        std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
+    }
+    #[inline(always)]
+    unsafe fn widen16(p: *const i16) -> Self::V {
+        std::array::from_fn(|i| unsafe { p.add(i).read_unaligned() } as f32)
+    }
+    #[inline(always)]
+    unsafe fn look_up16(records: &[Record], tables: *const i16, sums: *mut i16) {
+        unsafe { look_up16::<Self, 4>(records, tables, sums) }
     }
 }

@@ -1,5 +1,7 @@
 //! What each kernel means: plain loops in f64. Slow on purpose; nothing but tests calls it.
 
+use crate::ternary::TernaryMatrix;
+
 /// `C = A B`, `[m, k] [k, n]`, row-major.
 pub fn matmul(a: &[f64], b: &[f64], m: usize, k: usize, n: usize) -> Vec<f64> {
     let mut c = vec![0.0; m * n];
@@ -97,4 +99,28 @@ pub fn relu2(x: f64) -> f64 {
 pub fn cross_entropy(logits: &[f64], target: usize) -> f64 {
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     max + logits.iter().map(|x| (x - max).exp()).sum::<f64>().ln() - logits[target]
+}
+
+/// `y = x̂ Ŵᵀ` with inputs rounded to 8 bits, `[n, out]`: exact integers in pieces of at most 128 inputs of a group, then
+/// f32, each operation rounded on its own. Every instruction set gives these bits.
+pub fn linear_int8(x: &[f32], w: &TernaryMatrix) -> Vec<f32> {
+    let mut y = Vec::new();
+    for row in x.chunks(w.cols()) {
+        let scale = row.iter().fold(0f32, |a, x| a.max(x.abs())) / 127.0;
+        let inverse = if (1.0 / scale).is_finite() { 1.0 / scale } else { 0.0 };
+        let rounded: Vec<i32> = row.iter().map(|x| (x * inverse).round_ties_even() as i32).collect();
+        for out in 0..w.rows() {
+            let mut total = 0f32;
+            for group in (0..w.cols()).step_by(w.group()) {
+                let end = (group + w.group()).min(w.cols());
+                for piece in (group..end).step_by(super::lookup::PIECE) {
+                    let inputs = piece..end.min(piece + super::lookup::PIECE);
+                    let sum: i32 = inputs.map(|k| w.trit(out, k) as i32 * rounded[k]).sum();
+                    total += w.scale(out, piece) * sum as f32;
+                }
+            }
+            y.push(total * scale);
+        }
+    }
+    y
 }

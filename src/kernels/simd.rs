@@ -51,6 +51,19 @@ pub trait Simd: Copy + 'static {
     unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, add: bool);
     /// [`lookup::look_up`](super::lookup::look_up) with as many vectors as an entry of 16 values has.
     unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32);
+
+    /// `2 * LANES` 16-bit integers.
+    type V16: Copy;
+    unsafe fn zero16() -> Self::V16;
+    unsafe fn load16(p: *const i16) -> Self::V16;
+    unsafe fn store16(p: *mut i16, v: Self::V16);
+    /// Sums and differences wrap around.
+    unsafe fn add16(a: Self::V16, b: Self::V16) -> Self::V16;
+    unsafe fn sub16(a: Self::V16, b: Self::V16) -> Self::V16;
+    /// `LANES` 16-bit integers as `f32`.
+    unsafe fn widen16(p: *const i16) -> Self::V;
+    /// [`look_up16`](super::lookup::int8::look_up16) with as many vectors as an entry of 32 integers has.
+    unsafe fn look_up16(records: &[Record], tables: *const i16, sums: *mut i16);
 }
 
 /// `a * b + c`, fused where that is one instruction.

@@ -58,7 +58,9 @@ pub fn forward_backward(
     each_chunk(h, head, targets, ws, |logits, targets, losses, row| {
         kernels::cross_entropy(logits, vocab, targets, Some(scale), losses);
         let rows = row * width..(row + targets.len()) * width;
-        linear::backward_weight(logits, &h[rows.clone()], &mut grad, vocab, width);
+        linear::as_used(&h[rows.clone()], head.matrix(), |h| {
+            linear::backward_weight(logits, h, &mut grad, vocab, width)
+        });
         linear::backward_input(logits, head.matrix(), &mut dh[rows], false);
         loss += summed(losses, targets);
     });

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::attention::{Attention, AttentionSaved, LayerCache};
 use super::feed_forward::{FeedForward, FeedForwardSaved};
 use super::{Embedding, Linear, Loss, Param, RmsNorm, Workspace, cross_entropy};
-use crate::config::{ModelConfig, Scope};
+use crate::config::{Activations, ModelConfig, Scope};
 use crate::error::Result;
 use crate::kernels::RopeTable;
 use crate::ternary::Grouping;
@@ -226,6 +226,7 @@ pub struct Decoder {
     pub config: ModelConfig,
     pub scope: Scope,
     pub grouping: Grouping,
+    activations: Activations,
     pub embed_tokens: Embedding,
     pub layers: Vec<Block>,
     pub norm: RmsNorm,
@@ -244,6 +245,7 @@ impl Decoder {
             config: c.clone(),
             scope,
             grouping,
+            activations: Activations::F32,
             embed_tokens: Embedding::new("model.embed_tokens", c.vocab_size, c.hidden_size, ends),
             layers: (0..c.layers).map(|i| Block::new(&format!("model.layers.{i}"), c, blocks)).collect(),
             norm: RmsNorm::new("model.norm", c.hidden_size, c.rms_norm_eps),
@@ -251,6 +253,16 @@ impl Decoder {
                 .then(|| Linear::new("lm_head", c.hidden_size, c.vocab_size, ends, false)),
             rope: RopeTable::new(0, c.head_dim, c.rope_theta),
         }
+    }
+
+    /// What the inputs of every product with a ternary matrix are; f32 in a new decoder.
+    pub fn set_activations(&mut self, activations: Activations) {
+        self.activations = activations;
+        self.params_mut().for_each(|p| p.activations = activations);
+    }
+
+    pub fn activations(&self) -> Activations {
+        self.activations
     }
 
     /// Random matrices: normal with standard deviation `std`, or `fan_in^-1/2` of each matrix.

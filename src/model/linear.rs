@@ -39,7 +39,9 @@ impl Linear {
         if let Some(bias) = &mut self.bias {
             kernel::backward_bias(dy, &mut bias.grad);
         }
-        kernel::backward_weight(dy, x, &mut self.weight.grad, out, inputs);
+        let mut grad = std::mem::take(&mut self.weight.grad);
+        kernel::as_used(x, self.weight.matrix(), |x| kernel::backward_weight(dy, x, &mut grad, out, inputs));
+        self.weight.grad = grad;
         kernel::backward_input(dy, self.weight.matrix(), dx, add);
     }
 

@@ -3,6 +3,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use crate::config::Activations;
 use crate::error::Result;
 use crate::kernels::{self, Matrix};
 use crate::ternary::{Flips, Grouping, TernaryMatrix};
@@ -20,6 +21,8 @@ pub struct Param {
     /// Same shape as `value`; empty until training begins.
     pub grad: Vec<f32>,
     ternary: Option<(Grouping, TernaryMatrix)>,
+    /// Of products with the tensor, if it is ternary.
+    pub activations: Activations,
     /// Trits that changed since [`Param::take_flips`].
     flips: Flips,
 }
@@ -64,6 +67,7 @@ impl Param {
     /// What the layers multiply with.
     pub fn matrix(&self) -> Matrix<'_> {
         match &self.ternary {
+            Some((_, matrix)) if self.activations == Activations::Int8 => Matrix::TernaryInt8(matrix),
             Some((_, matrix)) => Matrix::Ternary(matrix),
             None => Matrix::Dense { data: &self.value, rows: self.shape[0], cols: self.shape[1] },
         }

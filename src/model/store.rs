@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::Dtype;
 
 use super::{Decoder, Param};
-use crate::config::Scope;
+use crate::config::{Activations, Scope, TernaryConfig};
 use crate::error::{Error, Result};
 use crate::files::sha256_hex;
 use crate::formats::Form;
@@ -37,7 +37,7 @@ pub struct Model {
 /// # Errors
 /// Missing or misshapen tensors, values that are not finite, a tensor that claims to be ternary and is not, a model
 /// that is ternary by other groups than asked for.
-pub fn load(dir: &Path, purpose: Purpose, ternary: Option<(Scope, Grouping)>) -> Result<Model> {
+pub fn load(dir: &Path, purpose: Purpose, ternary: Option<&TernaryConfig>) -> Result<Model> {
     let hf = hf::read_config(dir)?;
     let stored = Checkpoint::open(dir)?;
     let config_file = dir.join(hf::FILE_NAME);
@@ -48,9 +48,12 @@ pub fn load(dir: &Path, purpose: Purpose, ternary: Option<(Scope, Grouping)>) ->
         return Err(Error::input(dir, "weights", format!("{held} values"), wanted));
     }
     let note = hf.ternary.as_ref();
-    let (scope, grouping) =
-        ternary.or(note.map(|n| (n.scope, n.group))).unwrap_or((Scope::None, Grouping::default()));
+    let (scope, grouping, activations) = ternary
+        .map(|t| (t.scope, t.group, t.activations))
+        .or(note.map(|n| (n.scope, n.group, n.activations)))
+        .unwrap_or((Scope::None, Grouping::default(), Activations::F32));
     let mut decoder = Decoder::new(&hf.model, scope, grouping);
+    decoder.set_activations(activations);
     for param in decoder.params_mut() {
         let unpacked = note.filter(|n| n.form == Form::Unpacked && n.tensors.contains(&param.name));
         let shape = param.shape.clone();
@@ -94,6 +97,7 @@ pub fn save(dir: &Path, decoder: &Decoder, hf: &HfConfig, form: Form) -> Result<
         form,
         scope: decoder.scope,
         group: decoder.grouping,
+        activations: decoder.activations(),
         tensors: ternary.map(|p| p.name.clone()).collect(),
     };
     let hf = HfConfig { ternary: Some(note), ..hf.clone() };

@@ -105,12 +105,13 @@ fn total_memory() -> Option<u128> {
 
 /// The model before its first step, or as it was at the checkpoint.
 fn starting_model(recipe: &Recipe, resume: Option<&Path>) -> Result<Model> {
-    let ternary = (recipe.ternary.scope, recipe.ternary.group);
+    let ternary = &recipe.ternary;
     if let Some(dir) = resume.or(recipe.init.as_deref()) {
         return model::load(dir, Purpose::Train, Some(ternary));
     }
     let config = recipe.model.as_ref().expect("a validated recipe has a model or a start");
-    let mut decoder = Decoder::new(config, ternary.0, ternary.1);
+    let mut decoder = Decoder::new(config, ternary.scope, ternary.group);
+    decoder.set_activations(ternary.activations);
     decoder.init(recipe.seed, recipe.ternary.init_std);
     decoder.project()?;
     for param in decoder.params_mut() {

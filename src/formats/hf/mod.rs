@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Form;
-use crate::config::{Activation, ModelConfig, Scope};
+use crate::config::{Activation, Activations, ModelConfig, Scope};
 use crate::ternary::Grouping;
 
 /// The configuration's name in a model directory.
@@ -59,6 +59,9 @@ pub struct TernaryNote {
     pub scope: Scope,
     /// Inputs that share a scale.
     pub group: Grouping,
+    /// What the inputs of their products are; absent: f32.
+    #[serde(skip_serializing_if = "Activations::is_f32")]
+    pub activations: Activations,
     /// Names of the ternary tensors.
     pub tensors: Vec<String>,
 }
@@ -254,6 +257,7 @@ mod tests {
             form: Form::Unpacked,
             scope: Scope::Blocks,
             group: Grouping::Tensor,
+            activations: Activations::Int8,
             tensors: vec!["model.a".into(), "b\"".into()],
         };
         let cases = [

@@ -174,6 +174,7 @@ fn note(f: &Fields<'_>) -> Result<Option<TernaryNote>> {
         form: note.need("form", "\"latent\" or \"unpacked\"", as_type)?,
         scope: note.need("scope", "\"none\", \"blocks\" or \"all\"", as_type)?,
         group: note.need("group", "a number, 1 or more, or \"tensor\"", as_type)?,
+        activations: note.maybe("activations", "\"f32\" or \"int8\"", as_type)?.unwrap_or_default(),
         tensors: note.need("tensors", "a list of names", names)?,
     }))
 }

@@ -16,6 +16,7 @@
 //! The idea of tables over low-bit weights is that of T-MAC (Wei et al., arXiv 2407.00088), there with weights in the
 //! lanes for one token; here tokens are in the lanes, for training.
 
+pub(super) mod int8;
 mod plan;
 mod tables;
 
@@ -25,8 +26,8 @@ use std::cell::RefCell;
 use super::isa::kernel;
 use super::simd::Simd;
 use crate::ternary::TernaryMatrix;
-use plan::{CHUNK, Plan};
-pub(super) use plan::{Record, TABLES};
+use plan::{CHUNK, Plan, TABLES};
+pub(super) use plan::{PIECE, Record};
 pub(super) use tables::look_up;
 
 /// Tokens of a tile: the lanes of one entry of a table.

@@ -14,6 +14,9 @@ pub(in crate::kernels) const TABLES: usize = 11;
 /// Inputs of a chunk.
 pub(super) const CHUNK: usize = TRITS * TABLES;
 
+/// Inputs of a segment at most: the sum of that many 8-bit integers fits 16 bits.
+pub(in crate::kernels) const PIECE: usize = 128;
+
 /// Rows of a forward plan: their sums (64 KiB) stay in the second-level cache.
 pub(super) const ROWS: usize = 1024;
 /// Rows, summed over, of a plan for the input gradient: as many chunks as fit beside the records.
@@ -156,15 +159,17 @@ impl Plan {
         parts.into_par_iter().for_each(|(step, part)| f(step, part));
     }
 
-    /// The forward product by rows `first .. first + rows` of `w`: a segment for each group.
+    /// The forward product by rows `first .. first + rows` of `w`: a segment for each group, or piece of one.
     pub fn pack_rows(&mut self, w: &TernaryMatrix, first: usize, rows: usize) {
         self.clear(rows);
         let mut columns = Vec::new();
-        for start in (0..w.cols()).step_by(w.group()) {
-            let end = (start + w.group()).min(w.cols());
-            for (i, chunk) in self.segment(start..end).enumerate() {
-                self.step(chunk, 0..rows, None);
-                columns.push(start + i * CHUNK);
+        for group in (0..w.cols()).step_by(w.group()) {
+            let end = (group + w.group()).min(w.cols());
+            for start in (group..end).step_by(PIECE) {
+                for (i, chunk) in self.segment(start..end.min(start + PIECE)).enumerate() {
+                    self.step(chunk, 0..rows, None);
+                    columns.push(start + i * CHUNK);
+                }
             }
         }
         let (words, width) = (w.words(), w.row_words());
@@ -191,9 +196,10 @@ impl Plan {
             let outputs = start..(start + w.group()).min(w.cols());
             for &chunk in &chunks {
                 let at = self.factors.len();
-                self.factors.extend((chunk..chunk + CHUNK).map(|r| {
-                    if r < inner { w.scales()[(first + r) * w.row_groups() + g] } else { 0.0 }
-                }));
+                self.factors.extend(
+                    (chunk..chunk + CHUNK)
+                        .map(|r| if r < inner { w.scales()[(first + r) * w.row_groups() + g] } else { 0.0 }),
+                );
                 self.step(chunk, outputs.clone(), Some(at));
             }
         }
@@ -204,9 +210,8 @@ impl Plan {
             for table in 0..TABLES {
                 let row = step.padded + TRITS * table;
                 for block in blocks.clone() {
-                    let [a, b, c] = [row, row + 1, row + 2].map(|r| {
-                        if r < inner { words[(first + r) * width + block] } else { ZERO_WORD }
-                    });
+                    let [a, b, c] = [row, row + 1, row + 2]
+                        .map(|r| if r < inner { words[(first + r) * width + block] } else { ZERO_WORD });
                     // Every fourth column at a time: six bits of each byte choose the entry.
                     for s in 0..4 {
                         let every_fourth = |w: u32| w >> (2 * s) & 0x0303_0303;

@@ -8,7 +8,9 @@ use crate::kernels::simd::Simd;
 /// table is `(i-1) a + (j-1) b + (k-1) c`.
 #[inline(always)]
 pub(super) fn build<S: Simd>(inputs: &[Lanes], factors: Option<&[f32]>, tables: &mut [Lanes]) {
-    assert!(inputs.len() == CHUNK && tables.len() == CHUNK_ENTRIES && factors.is_none_or(|f| f.len() == CHUNK));
+    assert!(
+        inputs.len() == CHUNK && tables.len() == CHUNK_ENTRIES && factors.is_none_or(|f| f.len() == CHUNK)
+    );
     for (q, table) in tables.chunks_exact_mut(ENTRIES).enumerate() {
         for v in (0..TILE).step_by(S::LANES) {
             // SAFETY: entries hold 16 values, `v + LANES <= 16`, and the table has 27 of them.

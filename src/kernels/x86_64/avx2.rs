@@ -1,5 +1,6 @@
 //! AVX2 with FMA: 8 lanes, 16 registers, a 6 x 16 tile.
 
+use crate::kernels::lookup::int8::look_up16;
 use crate::kernels::lookup::{Record, look_up};
 use crate::kernels::simd::{Simd, tile_of};
 use std::arch::x86_64::*;
@@ -112,5 +113,35 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32) {
         unsafe { look_up::<Self, 2>(records, tables, sums) }
+    }
+
+    type V16 = __m256i;
+    #[inline(always)]
+    unsafe fn zero16() -> __m256i {
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    unsafe fn load16(p: *const i16) -> __m256i {
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store16(p: *mut i16, v: __m256i) {
+        unsafe { _mm256_storeu_si256(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn add16(a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi16(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub16(a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_sub_epi16(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn widen16(p: *const i16) -> Self::V {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn look_up16(records: &[Record], tables: *const i16, sums: *mut i16) {
+        unsafe { look_up16::<Self, 2>(records, tables, sums) }
     }
 }

@@ -1,5 +1,6 @@
 //! AVX-512: 16 lanes, 32 registers, a 14 x 32 tile.
 
+use crate::kernels::lookup::int8::look_up16;
 use crate::kernels::lookup::{Record, look_up};
 use crate::kernels::simd::{Simd, tile_of};
 use std::arch::x86_64::*;
@@ -130,5 +131,35 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32) {
         unsafe { look_up::<Self, 1>(records, tables, sums) }
+    }
+
+    type V16 = __m512i;
+    #[inline(always)]
+    unsafe fn zero16() -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn load16(p: *const i16) -> __m512i {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store16(p: *mut i16, v: __m512i) {
+        unsafe { _mm512_storeu_si512(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn add16(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi16(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub16(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_sub_epi16(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn widen16(p: *const i16) -> Self::V {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn look_up16(records: &[Record], tables: *const i16, sums: *mut i16) {
+        unsafe { look_up16::<Self, 1>(records, tables, sums) }
     }
 }

@@ -1,0 +1,287 @@
+//! The forward product with inputs rounded to 8 bits: sums of integers, twice the tokens to a vector.
+//!
+//! Each row of `x` has one scale, its largest magnitude over 127 (per-token absmax, as in BitNet b1.58, arXiv
+//! 2402.17764). A *piece* is at most 128 inputs of a group: its sum of 8-bit integers fits 16 bits, so that tables and
+//! sums hold 16-bit integers, 32 tokens to a cache line. What is computed is exactly
+//! [`reference::linear_int8`](crate::kernels::reference::linear_int8): integer sums, then for each piece
+//! `acc += scale * sum`, a rounded product and a rounded sum, in the order of the pieces; no instruction set differs.
+
+use rayon::prelude::*;
+use std::cell::RefCell;
+
+use super::plan::{self, CHUNK, ENTRIES, Plan, Record, TABLES};
+use super::{CHUNK_ENTRIES, Lanes, TILE, from_lanes, into_lanes};
+use crate::kernels::isa::kernel;
+use crate::kernels::simd::Simd;
+use crate::ternary::TernaryMatrix;
+
+/// Tokens of a tile.
+const TOKENS: usize = 2 * TILE;
+
+/// Thirty-two 16-bit integers, one for each token of a tile, in a cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(in crate::kernels) struct Lanes16([i16; TOKENS]);
+
+impl Lanes16 {
+    const ZERO: Lanes16 = Lanes16([0; TOKENS]);
+}
+
+/// Inputs of a product, rounded: tile after tile, token in the lanes.
+#[derive(Default)]
+struct Rounded {
+    /// `[tiles, padded]`
+    inputs: Vec<Lanes16>,
+    /// One for each token, as many as the tiles hold.
+    scales: Vec<f32>,
+}
+
+/// What a thread works on.
+#[derive(Default)]
+struct Scratch {
+    tables: Vec<Lanes16>,
+    /// Of the piece at hand, one for each output.
+    sums: Vec<Lanes16>,
+    /// Over all pieces so far: the lower and the upper half of the tokens.
+    totals: [Vec<Lanes>; 2],
+}
+
+thread_local! {
+    static ROUNDED: RefCell<Rounded> = RefCell::default();
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// `y (+)= x̂ Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`.
+pub(in crate::kernels) fn forward(x: &[f32], w: &TernaryMatrix, y: &mut [f32], add: bool) {
+    let (out, inputs) = (w.rows(), w.cols());
+    let mut plan = super::PLAN.take();
+    let mut rounded = ROUNDED.take();
+    for first in (0..out).step_by(plan::ROWS) {
+        plan.pack_rows(w, first, plan::ROWS.min(out - first));
+        if first == 0 {
+            rounded.fill(&plan, x, inputs);
+        }
+        let tiles = rounded.inputs.par_chunks(plan.padded()).zip(rounded.scales.par_chunks(TOKENS));
+        tiles.zip(y.par_chunks_mut(TOKENS * out)).for_each(|((inputs, scales), y)| {
+            let mut scratch = SCRATCH.take();
+            tile(&plan, inputs, scales, &mut y[first..], out, add, &mut scratch);
+            SCRATCH.set(scratch);
+        });
+    }
+    ROUNDED.set(rounded);
+    super::PLAN.set(plan);
+}
+
+impl Rounded {
+    fn fill(&mut self, plan: &Plan, x: &[f32], stride: usize) {
+        let tiles = (x.len() / stride).div_ceil(TOKENS);
+        self.inputs.resize(tiles * plan.padded(), Lanes16::ZERO);
+        self.scales.resize(tiles * TOKENS, 0.0);
+        let parts = self.inputs.par_chunks_mut(plan.padded()).zip(self.scales.par_chunks_mut(TOKENS));
+        x.par_chunks(TOKENS * stride).zip(parts).for_each(|(x, (inputs, scales))| {
+            scales.fill(0.0);
+            inputs.fill(Lanes16::ZERO);
+            for (row, scale) in x.chunks(stride).zip(scales.iter_mut()) {
+                *scale = scale_of(row);
+            }
+            round_tile(plan, x, stride, scales, inputs);
+        });
+    }
+}
+
+kernel! {
+    /// Largest magnitude over 127; not finite where a value is not.
+    fn scale_of<S>(row: &[f32]) -> f32 {
+        // As bits, NaN is the largest: it is not lost.
+        let largest = row.iter().fold(0u32, |top, x| top.max(x.to_bits() & 0x7FFF_FFFF));
+        f32::from_bits(largest) / 127.0
+    }
+}
+
+/// To the nearest integer, ties to even, as the low bits of the result: for magnitudes up to 127, which is what a row
+/// divided by its scale has.
+#[inline(always)]
+fn nearest(x: f32) -> i16 {
+    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23
+    (x + MAGIC).to_bits() as i16
+}
+
+#[inline(always)]
+fn inverse(scale: f32) -> f32 {
+    if (1.0 / scale).is_finite() { 1.0 / scale } else { 0.0 }
+}
+
+kernel! {
+    fn round_tile<S>(plan: &Plan, x: &[f32], stride: usize, scales: &[f32], to: &mut [Lanes16]) {
+        let mut block = [Lanes::default(); 16];
+        for half in 0..2 {
+            let rows = (x.len() / stride).saturating_sub(half * TILE).min(TILE);
+            if rows == 0 {
+                return;
+            }
+            let x = &x[half * TILE * stride..];
+            let inverses: [f32; TILE] = std::array::from_fn(|i| inverse(scales[half * TILE + i]));
+            for segment in plan.segments() {
+                for start in segment.inputs.clone().step_by(16) {
+                    let columns = start..segment.inputs.end.min(start + 16);
+                    into_lanes::<S>(x, stride, columns.clone(), &mut block);
+                    let at = segment.padded.start + start - segment.inputs.start;
+                    for (lanes, to) in block.iter().zip(&mut to[at..at + columns.len()]) {
+                        let to = &mut to.0[half * TILE..][..TILE];
+                        for i in 0..TILE {
+                            to[i] = nearest(lanes.0[i] * inverses[i]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `out = x̂`: each row of `x`, of `cols` values, rounded as [`forward`] rounds it; what the gradient by the weights is
+/// taken at.
+pub(in crate::kernels) fn round(x: &[f32], cols: usize, out: &mut [f32]) {
+    kernel! {
+        fn run<S>(x: &[f32], out: &mut [f32]) {
+            let scale = scale_of(x);
+            let inverse = inverse(scale);
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = nearest(x * inverse) as f32 * scale;
+            }
+        }
+    }
+    x.par_chunks(cols).zip(out.par_chunks_mut(cols)).with_min_len(16).for_each(|(x, out)| run(x, out));
+}
+
+kernel! {
+    fn tile<S>(plan: &Plan, inputs: &[Lanes16], scales: &[f32], y: &mut [f32], stride: usize, add: bool,
+        scratch: &mut Scratch) {
+        let outputs = plan.outputs();
+        scratch.tables.resize(CHUNK_ENTRIES, Lanes16::ZERO);
+        scratch.sums.resize(outputs, Lanes16::ZERO);
+        for totals in &mut scratch.totals {
+            totals.clear();
+            totals.resize(outputs, Lanes::default());
+        }
+        let Scratch { tables, sums, totals } = scratch;
+        let mut segments = plan.segments().iter();
+        let mut end = 0;
+        for step in plan.steps() {
+            if step.padded == end {
+                end = segments.next().map_or(0, |s| s.padded.end);
+                sums.fill(Lanes16::ZERO);
+            }
+            build::<S>(&inputs[step.padded..][..CHUNK], tables);
+            let records = plan.records(step);
+            look_up_all::<S>(records, tables, sums);
+            if step.padded + CHUNK == end {
+                add_piece::<S>(records, sums, totals);
+            }
+        }
+        let stop = [TILE, TOKENS].map(|rows| (rows * stride).min(y.len()));
+        let halves = [0..stop[0], stop[0]..stop[1]];
+        for (half, (range, totals)) in halves.into_iter().zip(totals).enumerate() {
+            let y = &mut y[range];
+            if y.is_empty() {
+                return;
+            }
+            for lanes in totals.iter_mut() {
+                for (x, scale) in lanes.0.iter_mut().zip(&scales[half * TILE..]) {
+                    *x *= scale;
+                }
+            }
+            if add {
+                let mut before = vec![Lanes::default(); outputs];
+                into_lanes::<S>(y, stride, 0..outputs, &mut before);
+                for (lanes, before) in totals.iter_mut().zip(&before) {
+                    for (x, before) in lanes.0.iter_mut().zip(before.0) {
+                        *x += before;
+                    }
+                }
+            }
+            from_lanes::<S>(totals, y, stride);
+        }
+    }
+}
+
+/// As [`tables::build`](super::tables::build), in integers.
+#[inline(always)]
+fn build<S: Simd>(inputs: &[Lanes16], tables: &mut [Lanes16]) {
+    assert!(inputs.len() == CHUNK && tables.len() == CHUNK_ENTRIES);
+    for (q, table) in tables.chunks_exact_mut(ENTRIES).enumerate() {
+        for v in (0..TOKENS).step_by(2 * S::LANES) {
+            // SAFETY: entries hold 32 values, `v + 2 LANES <= 32`, and the table has 27 of them.
+            unsafe {
+                let input = |i: usize| S::load16(inputs[3 * q + i].0.as_ptr().add(v));
+                let (zero, a, b, c) = (S::zero16(), input(0), input(1), input(2));
+                let out = table.as_mut_ptr().cast::<i16>().add(v);
+                for (i, x) in [S::sub16(zero, a), zero, a].into_iter().enumerate() {
+                    for (j, y) in [S::sub16(x, b), x, S::add16(x, b)].into_iter().enumerate() {
+                        let entry = out.add((9 * i + 3 * j) * TOKENS);
+                        S::store16(entry, S::sub16(y, c));
+                        S::store16(entry.add(TOKENS), y);
+                        S::store16(entry.add(2 * TOKENS), S::add16(y, c));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `sums[r] += sum over the tables of the entry that r chooses`
+#[inline(always)]
+fn look_up_all<S: Simd>(records: &[Record], tables: &[Lanes16], sums: &mut [Lanes16]) {
+    assert!(tables.len() == CHUNK_ENTRIES && records.len() == sums.len());
+    // SAFETY: a record's offsets lie inside a table, and there are as many sums as records.
+    unsafe { S::look_up16(records, tables.as_ptr().cast(), sums.as_mut_ptr().cast()) }
+}
+
+/// [`look_up_all`] with `V` vectors to an entry.
+///
+/// # Safety
+/// As [`tables::look_up`](super::tables::look_up), with 32 integers to an entry; `2 * V * LANES` is 32.
+#[inline(always)]
+pub(in crate::kernels) unsafe fn look_up16<S: Simd, const V: usize>(
+    records: &[Record],
+    tables: *const i16,
+    sums: *mut i16,
+) {
+    assert!(2 * V * S::LANES == TOKENS);
+    unsafe {
+        for (r, record) in records.iter().enumerate() {
+            let words = record.words();
+            let to = sums.add(r * TOKENS);
+            let mut sum = [S::zero16(); V];
+            for (v, sum) in sum.iter_mut().enumerate() {
+                *sum = S::load16(to.add(2 * v * S::LANES));
+            }
+            for q in 0..TABLES {
+                let offset = (words[q / 4] >> (16 * (q % 4))) as u16;
+                let from = tables.add(q * ENTRIES * TOKENS).byte_add(offset as usize);
+                for (v, sum) in sum.iter_mut().enumerate() {
+                    *sum = S::add16(*sum, S::load16(from.add(2 * v * S::LANES)));
+                }
+            }
+            for (v, sum) in sum.into_iter().enumerate() {
+                S::store16(to.add(2 * v * S::LANES), sum);
+            }
+        }
+    }
+}
+
+/// `totals[r] += scale of r * sums[r]`, product and sum rounded each.
+#[inline(always)]
+fn add_piece<S: Simd>(records: &[Record], sums: &[Lanes16], totals: &mut [Vec<Lanes>; 2]) {
+    for (half, totals) in totals.iter_mut().enumerate() {
+        for ((record, sums), total) in records.iter().zip(sums).zip(totals) {
+            for v in (0..TILE).step_by(S::LANES) {
+                // SAFETY: LANES of the 16 totals, and of the 16 sums of this half.
+                unsafe {
+                    let sum = S::widen16(sums.0.as_ptr().add(half * TILE + v));
+                    let to = total.0.as_mut_ptr().add(v);
+                    S::store(to, S::add(S::load(to), S::mul(S::splat(record.scale()), sum)));
+                }
+            }
+        }
+    }
+}
