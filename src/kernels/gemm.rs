@@ -9,6 +9,8 @@ use std::cell::RefCell;
 
 use super::isa::kernel;
 use super::pack::{A_SLACK, Rhs, TOGETHER, View, pack_a, pack_b};
+#[cfg(target_arch = "x86_64")]
+use super::{isa::Isa, x86_64::amx};
 
 /// Columns of `B` and rows of `A` packed at a time, for all threads; multiples of every register tile.
 const NC: usize = 4096;
@@ -155,6 +157,17 @@ pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>
             c.data.chunks_mut(c.stride).take(m).for_each(|row| row[..n].fill(0.0));
         }
         return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Rhs::Dense(b) = b
+        && Isa::current() == Isa::Amx
+        && amx::pays(m, n, k)
+    {
+        let c = Target { data: &mut *c.data, ..c };
+        let parallel = threads == Threads::All && m * n * k >= SERIAL;
+        if amx::gemm(m, n, k, a, b, c, parallel) {
+            return;
+        }
     }
     let workers = match threads {
         Threads::All if m * n * k >= SERIAL => rayon::current_num_threads(),

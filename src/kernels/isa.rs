@@ -13,19 +13,22 @@ pub enum Isa {
     Avx2 = 2,
     /// AVX-512 F/BW/DQ/VL, 16 lanes.
     Avx512 = 3,
+    /// AVX-512, and AMX tiles of bf16 and 8-bit integers for the products of matrices.
+    Amx = 4,
 }
 
 /// 0: not yet looked.
 static CURRENT: AtomicU8 = AtomicU8::new(0);
 
 impl Isa {
-    /// The one in use. `TERNLM_ISA` (`portable`, `avx2`, `avx512`) lowers the choice, for comparison.
+    /// The one in use. `TERNLM_ISA` (`portable`, `avx2`, `avx512`, `amx`) lowers the choice, for comparison.
     #[inline]
     pub fn current() -> Isa {
         match CURRENT.load(Ordering::Relaxed) {
             1 => Isa::Portable,
             2 => Isa::Avx2,
             3 => Isa::Avx512,
+            4 => Isa::Amx,
             _ => Isa::detect(),
         }
     }
@@ -69,6 +72,9 @@ impl Isa {
             if avx2 && avx512 {
                 found.push(Isa::Avx512);
             }
+            if avx2 && avx512 && super::x86_64::amx::available() {
+                found.push(Isa::Amx);
+            }
         }
         found
     }
@@ -86,6 +92,7 @@ impl fmt::Display for Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         })
     }
 }
@@ -113,7 +120,7 @@ macro_rules! kernel {
             match $crate::kernels::isa::Isa::current() {
                 // SAFETY: `Isa::current` names an instruction set only after it was detected on this machine.
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::kernels::isa::Isa::Avx512 | $crate::kernels::isa::Isa::Amx => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 $crate::kernels::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 _ => body::<$crate::kernels::portable::Portable>($($arg),*),

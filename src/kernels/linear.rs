@@ -9,6 +9,8 @@ use super::lookup;
 use super::pack::{Rhs, View, decode};
 use super::profile::{Phase, scope};
 use super::simd::{Simd, fma};
+#[cfg(target_arch = "x86_64")]
+use super::{isa::Isa, x86_64::amx};
 use crate::ternary::TernaryMatrix;
 
 /// The weight of a linear layer, `[rows, cols]` = `[out, in]`.
@@ -62,6 +64,12 @@ pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
     let (out, inputs) = (w.rows(), w.cols());
     let n = x.len() / inputs;
     assert_eq!((x.len(), y.len()), (n * inputs, n * out), "x [{n}, {inputs}], y [{n}, {out}]");
+    #[cfg(target_arch = "x86_64")]
+    match w {
+        Matrix::Ternary(t) if on_tiles(n, t) => return amx::forward(x, t, y, add),
+        Matrix::TernaryInt8(t) if on_tiles(n, t) => return amx::forward_int8(x, t, y, add),
+        _ => {}
+    }
     if let Matrix::TernaryInt8(t) = w {
         return lookup::int8::forward(x, t, y, add);
     }
@@ -76,12 +84,24 @@ pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
     gemm(n, out, inputs, View::rows(x, inputs), rhs, Target { data: y, stride: out, add }, Threads::All);
 }
 
+/// Whether the tile units multiply `n` rows with the matrix.
+#[cfg(target_arch = "x86_64")]
+fn on_tiles(n: usize, w: &TernaryMatrix) -> bool {
+    Isa::current() == Isa::Amx && amx::fits(w) && amx::pays(n, w.rows(), w.cols())
+}
+
 /// `dx (+)= dy W` with `dy` `[n, out]`, `dx` `[n, in]`.
 pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], add: bool) {
     let _time = scope(Phase::InputGradient);
     let (out, inputs) = (w.rows(), w.cols());
     let n = dy.len() / out;
     assert_eq!((dx.len(), dy.len()), (n * inputs, n * out), "dx [{n}, {inputs}], dy [{n}, {out}]");
+    #[cfg(target_arch = "x86_64")]
+    if let Matrix::Ternary(t) | Matrix::TernaryInt8(t) = w
+        && on_tiles(n, t)
+    {
+        return amx::backward_input(dy, t, dx, add);
+    }
     let rhs = match w {
         Matrix::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs)),
         Matrix::Ternary(t) | Matrix::TernaryInt8(t) if lookup::pays(n, t) => {

@@ -51,10 +51,10 @@ impl FeedForward {
     ) {
         let width = self.up_proj.weight.shape[0];
         if let Some(gate) = &self.gate_proj {
-            saved.gate.resize(n * width, 0.0);
+            kernels::reserve(&mut saved.gate, n * width);
             gate.forward(h, &mut saved.gate, false);
         }
-        saved.up.resize(n * width, 0.0);
+        kernels::reserve(&mut saved.up, n * width);
         self.up_proj.forward(h, &mut saved.up, false);
         let mut act = ws.take(n * width);
         self.activate(saved, &mut act);

@@ -91,7 +91,7 @@ impl Rounded {
 
 kernel! {
     /// Largest magnitude over 127; not finite where a value is not.
-    fn scale_of<S>(row: &[f32]) -> f32 {
+    pub(in crate::kernels) fn scale_of<S>(row: &[f32]) -> f32 {
         // As bits, NaN is the largest: it is not lost.
         let largest = row.iter().fold(0u32, |top, x| top.max(x.to_bits() & 0x7FFF_FFFF));
         f32::from_bits(largest) / 127.0
@@ -107,7 +107,7 @@ fn nearest(x: f32) -> i16 {
 }
 
 #[inline(always)]
-fn inverse(scale: f32) -> f32 {
+pub(in crate::kernels) fn inverse(scale: f32) -> f32 {
     if (1.0 / scale).is_finite() { 1.0 / scale } else { 0.0 }
 }
 

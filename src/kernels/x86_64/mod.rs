@@ -1,4 +1,5 @@
-//! The vectors of x86-64.
+//! The vectors and tiles of x86-64.
 
+pub mod amx;
 pub mod avx2;
 pub mod avx512;

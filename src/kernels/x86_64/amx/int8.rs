@@ -1,0 +1,195 @@
+//! The forward product with inputs rounded to 8 bits, on the tile units: what
+//! [`reference::linear_int8`](crate::kernels::reference::linear_int8) computes, bit for bit.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::tiles::{Accumulators, Line, PANEL, STEP, TILE, Tiles, times_trits_int8};
+use super::trits::word;
+use super::{ROWS, Result, SOME_COLUMNS, Scratch, each, first};
+use crate::kernels::lookup::PIECE;
+use crate::kernels::lookup::int8::{inverse, scale_of};
+use crate::ternary::{CODES_PER_WORD, TernaryMatrix, ZERO_WORD};
+
+/// Values of `k` in a step.
+const DEPTH: usize = 64;
+
+/// `y (+)= x̂ Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`; `w` [`fits`](super::fits).
+pub fn forward(x: &[f32], w: &TernaryMatrix, y: &mut [f32], add: bool) {
+    let (out, inputs) = (w.rows(), w.cols());
+    let pieces: Vec<Range<usize>> = (0..inputs)
+        .step_by(w.group())
+        .flat_map(|group| {
+            let end = (group + w.group()).min(inputs);
+            (group..end).step_by(PIECE).map(move |start| start..(start + PIECE).min(end))
+        })
+        .collect();
+    let y = Result::new(y, out, x.len() / inputs, out);
+    // SAFETY: this instruction set was found on this machine.
+    each(y, ROWS, out, |rows, columns, scratch| unsafe {
+        let x = &x[rows.start * inputs..rows.end * inputs];
+        task(x, w, &pieces, rows, columns, y, add, scratch)
+    });
+}
+
+/// The rows that `x` holds, and those columns of the result.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[allow(clippy::too_many_arguments)]
+fn task(
+    x: &[f32],
+    w: &TernaryMatrix,
+    pieces: &[Range<usize>],
+    rows: Range<usize>,
+    columns: Range<usize>,
+    y: Result,
+    add: bool,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: this instruction set was found on this machine.
+    let tiles = unsafe { Tiles::configure() };
+    let panels = rows.len().div_ceil(PANEL);
+    let steps = |piece: &Range<usize>| piece.len().div_ceil(DEPTH);
+    let panel = STEP * pieces.iter().map(steps).sum::<usize>();
+    let Scratch { a, b, factors, square, totals, row_scales } = scratch;
+    let a = first(a, panels * panel, Line::ZERO);
+    let row_scales = first(row_scales, rows.len(), 0.0);
+    for (x, scale) in x.chunks(w.cols()).zip(row_scales.iter_mut()) {
+        *scale = scale_of(x);
+    }
+    pack(x, w.cols(), pieces, row_scales, a);
+    let square = first(square, 2 * PANEL, Line::ZERO).as_mut_ptr();
+    let to = Accumulators { at: square.cast(), stride: 4 * PANEL, add: false };
+    for j0 in columns.clone().step_by(SOME_COLUMNS) {
+        let some = (columns.end - j0).min(SOME_COLUMNS);
+        let across = some.div_ceil(PANEL);
+        let width = across * PANEL;
+        let totals = first(totals, panels * PANEL * width, 0.0);
+        let mut at = 0;
+        for (number, piece) in pieces.iter().enumerate() {
+            let steps = steps(piece);
+            let b = first(b, across * STEP * steps, Line::ZERO);
+            pack_trits(w, j0, piece, b);
+            let scales = first(factors, width, 0.0);
+            let group = piece.start / w.group();
+            for (j, scale) in scales.iter_mut().enumerate().take(some) {
+                *scale = w.scales()[(j0 + j) * w.row_groups() + group];
+            }
+            for (a, totals) in a.chunks_exact(panel).zip(totals.chunks_exact_mut(PANEL * width)) {
+                for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
+                    // SAFETY: the panels hold `steps` steps, `square` 32 rows of 32 values; `totals` 32 rows of `width`.
+                    unsafe {
+                        times_trits_int8(&tiles, steps, a[at..].as_ptr(), b.as_ptr(), to);
+                        let total = totals[q * PANEL..].as_mut_ptr();
+                        let scales = scales[q * PANEL..].as_ptr();
+                        add_piece(square.cast(), scales, total, width, number == 0);
+                    }
+                }
+            }
+            at += STEP * steps;
+        }
+        for (r, totals) in totals.chunks_exact(width).enumerate().take(rows.len()) {
+            // SAFETY: `some` values of a row that is this task's alone.
+            let y = unsafe { std::slice::from_raw_parts_mut(y.at(rows.start + r, j0), some) };
+            for (y, total) in y.iter_mut().zip(totals) {
+                let value = total * row_scales[r];
+                *y = if add { *y + value } else { value };
+            }
+        }
+    }
+}
+
+/// `total[i, j] += scale[j] * square[i, j]` of integers, product and sum rounded each; 32 by 32 values.
+///
+/// # Safety
+/// `square` holds 32 rows of 32 integers, `scales` 32 values, `total` 32 rows of 32 values, `stride` apart.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn add_piece(square: *const i32, scales: *const f32, total: *mut f32, stride: usize, is_first: bool) {
+    // SAFETY: by the caller's word.
+    unsafe {
+        for half in [0, TILE] {
+            let scale = _mm512_loadu_ps(scales.add(half));
+            for i in 0..PANEL {
+                let sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(square.add(i * PANEL + half).cast()));
+                let to = total.add(i * stride + half);
+                let product = _mm512_mul_ps(scale, sum);
+                let value = if is_first { product } else { _mm512_add_ps(_mm512_loadu_ps(to), product) };
+                _mm512_storeu_ps(to, value);
+            }
+        }
+    }
+}
+
+/// Panels of rows, rounded to 8 bits, pieces one after the other within a panel.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn pack(x: &[f32], stride: usize, pieces: &[Range<usize>], scales: &[f32], to: &mut [Line]) {
+    let panel = to.len() / scales.len().div_ceil(PANEL);
+    for (p, panel) in to.chunks_exact_mut(panel).enumerate() {
+        let mut at = 0;
+        for piece in pieces {
+            for k in piece.clone().step_by(DEPTH) {
+                for (r, line) in panel[at..at + STEP].iter_mut().enumerate() {
+                    let row = p * PANEL + r;
+                    if row >= scales.len() {
+                        *line = Line::ZERO;
+                        continue;
+                    }
+                    let values = &x[row * stride + k..row * stride + (k + DEPTH).min(piece.end)];
+                    let inverse = _mm512_set1_ps(inverse(scales[row]));
+                    for quarter in 0..4 {
+                        let rest = values.len().saturating_sub(16 * quarter).min(16);
+                        let mask = ((1u32 << rest) - 1) as u16;
+                        // SAFETY: masked loads touch nothing past the values; a line has four times 16 bytes.
+                        unsafe {
+                            let x = _mm512_maskz_loadu_ps(mask, values.as_ptr().wrapping_add(16 * quarter));
+                            let rounded = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+                            let to = line.0.as_mut_ptr().add(4 * quarter).cast();
+                            _mm_store_si128(to, _mm512_cvtepi32_epi8(rounded));
+                        }
+                    }
+                }
+                at += STEP;
+            }
+        }
+    }
+}
+
+/// Panels of `Wᵀ` from row `first` of `W` on, as many as `to` holds, of the columns in `piece`: four neighbours along `k`
+/// in a lane.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn pack_trits(w: &TernaryMatrix, first: usize, piece: &Range<usize>, to: &mut [Line]) {
+    let steps = piece.len().div_ceil(DEPTH);
+    let (begin, end) = (piece.start / CODES_PER_WORD, piece.end.div_ceil(CODES_PER_WORD));
+    let (ones, minus_ones) = (_mm512_set1_epi8(1), _mm512_set1_epi8(-1));
+    // Of a byte of four codes, in each of four bytes: both bits of one code, and the upper one.
+    let both = _mm512_set1_epi32(0xC030_0C03u32 as i32);
+    let upper = _mm512_set1_epi32(0x8020_0802u32 as i32);
+    // Byte `i` of each lane, four times.
+    let lanes = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0C0C_0C0C));
+    let mut bytes = [lanes; 4];
+    for (i, bytes) in bytes.iter_mut().enumerate() {
+        *bytes = _mm512_add_epi8(lanes, _mm512_set1_epi8(i as i8));
+    }
+    for (p, panel) in to.chunks_exact_mut(steps * STEP).enumerate() {
+        for (s, step) in panel.chunks_exact_mut(STEP).enumerate() {
+            for (half, tile) in step.chunks_exact_mut(TILE).enumerate() {
+                let row = first + p * PANEL + half * TILE;
+                for (i, lines) in tile.chunks_exact_mut(4).enumerate() {
+                    let index = begin + 4 * s + i;
+                    let mut words = [ZERO_WORD; 16];
+                    words.iter_mut().enumerate().for_each(|(r, to)| *to = word(w, row + r, index, end));
+                    // SAFETY: sixteen words.
+                    let words = unsafe { _mm512_loadu_si512(words.as_ptr().cast()) };
+                    for (line, byte) in lines.iter_mut().zip(bytes) {
+                        let codes = _mm512_shuffle_epi8(words, byte);
+                        let plus = _mm512_test_epi8_mask(codes, upper);
+                        let minus = _mm512_testn_epi8_mask(codes, both);
+                        let v = _mm512_mask_mov_epi8(_mm512_maskz_mov_epi8(plus, ones), minus, minus_ones);
+                        // SAFETY: a line has 64 bytes, aligned.
+                        unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), v) };
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! Products on the tile units of processors with AMX, to the precision of `f32`.
+//!
+//! The units multiply bf16 and add in `f32`. An `f32` is the sum of three bf16 ([`mod@split`]) and a trit is one, so that a
+//! product with a ternary matrix takes three passes and loses nothing; one of two dense matrices takes six of nine, and
+//! what the other three would add is below the rounding of an `f32`. Sums are those of `f32` in another order, as with
+//! every instruction set. A tile instruction does the work of 16 vector ones (32 of 8 bits), so that three passes, or six,
+//! are still several times as fast.
+//!
+//! - Forward, `y = x Ŵᵀ`: trits of one group at a time; the scale multiplies the group's sum.
+//! - Input gradient, `dx = dy Ŵ`: the sum runs over rows, whose scales differ, so `dy` is scaled while it is split, once
+//!   for each group of columns.
+//! - Weight gradient and whatever else is dense: [`gemm`].
+//!
+//! Tasks are rectangles of the result, packed and multiplied by one thread; each element is summed over `k` in one order.
+
+mod int8;
+mod split;
+mod tiles;
+mod trits;
+
+use rayon::prelude::*;
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::ops::Range;
+
+use self::split::{DEPTH, LINES, Operand, Side};
+use self::tiles::{Accumulators, Line, PANEL, STEP, TILE, Tiles};
+use super::super::gemm::Target;
+use super::super::pack::View;
+use crate::ternary::TernaryMatrix;
+
+pub use int8::forward as forward_int8;
+pub use trits::fits;
+
+/// Depth of a block, and the most inputs of a group at a time: a panel of `A` of that depth (24 KiB) stays in the
+/// first-level cache while panels of `B` stream past it.
+const BLOCK: usize = 128;
+/// Rows and columns of a task at most: its operands and its part of the result stay in the second-level cache.
+const ROWS: usize = 256;
+const COLUMNS: usize = 512;
+/// Blocks of `A` that are packed together.
+const TOGETHER: usize = 4;
+/// Columns of `B` packed at a time, of trits.
+const SOME_COLUMNS: usize = 256;
+/// Tasks for each thread, so that one that something else slows down does less.
+const TASKS: usize = 4;
+/// Multiplications below which packing into tiles costs more than it brings.
+const SMALL: usize = 1 << 15;
+
+/// Whether the machine has tiles of bf16 and 8-bit integers and the system lets this process use them.
+pub fn available() -> bool {
+    let (leaf1, leaf7) = (__cpuid(1), __cpuid_count(7, 0));
+    let bit = |register: u32, bit: u32| register >> bit & 1 == 1;
+    // XSAVE in use; AMX-BF16, AMX-TILE, AMX-INT8.
+    if !(bit(leaf1.ecx, 27) && [22, 24, 25].iter().all(|&b| bit(leaf7.edx, b))) {
+        return false;
+    }
+    #[cfg(target_os = "linux")]
+    {
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const XFEATURE_XTILEDATA: libc::c_long = 18;
+        // SAFETY: asks for a permission, for all threads of the process; touches no memory.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
+/// Whether a product of these sizes is worth packing into tiles.
+pub fn pays(m: usize, n: usize, k: usize) -> bool {
+    m >= TILE && n >= TILE && k >= TILE && m * n * k >= SMALL
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// What a thread works on.
+#[derive(Default)]
+struct Scratch {
+    a: Vec<Line>,
+    b: Vec<Line>,
+    factors: Vec<f32>,
+    /// One panel times another, where the result does not take whole tiles.
+    square: Vec<Line>,
+    /// Sums of 8-bit products, and the scales of their rows.
+    totals: Vec<f32>,
+    row_scales: Vec<f32>,
+}
+
+/// The first `len` of the values, grown when there are fewer.
+fn first<T: Clone>(buffer: &mut Vec<T>, len: usize, fill: T) -> &mut [T] {
+    if buffer.len() < len {
+        buffer.resize(len, fill);
+    }
+    &mut buffer[..len]
+}
+
+/// A result that tasks write disjoint rectangles of.
+#[derive(Clone, Copy)]
+struct Result {
+    at: *mut f32,
+    /// In values.
+    stride: usize,
+    rows: usize,
+    columns: usize,
+}
+// SAFETY: every task writes a rectangle of its own.
+unsafe impl Send for Result {}
+// SAFETY: as above.
+unsafe impl Sync for Result {}
+
+impl Result {
+    fn new(data: &mut [f32], stride: usize, rows: usize, columns: usize) -> Self {
+        assert!(
+            rows == 0 || data.len() >= (rows - 1) * stride + columns,
+            "[{rows}, {columns}] of {}",
+            data.len()
+        );
+        Self { at: data.as_mut_ptr(), stride, rows, columns }
+    }
+
+    fn at(&self, row: usize, column: usize) -> *mut f32 {
+        debug_assert!(row < self.rows && column < self.columns);
+        self.at.wrapping_add(row * self.stride + column)
+    }
+}
+
+/// Calls `f` on rectangles that cover the result, at most `rows` by `columns`, in parallel.
+fn each(
+    result: Result,
+    rows: usize,
+    columns: usize,
+    f: impl Fn(Range<usize>, Range<usize>, &mut Scratch) + Sync,
+) {
+    let wanted = if rayon::current_num_threads() > 1 { TASKS * rayon::current_num_threads() } else { 1 };
+    // Blocks of about the same size, whole panels each.
+    let parts = |len: usize, most: usize| len.div_ceil(len.div_ceil(most)).next_multiple_of(PANEL);
+    let (mut height, mut width) =
+        (parts(result.rows, rows), parts(result.columns, columns.min(result.columns)));
+    while result.rows.div_ceil(height) * result.columns.div_ceil(width) < wanted
+        && height.max(width) > 2 * PANEL
+    {
+        let side = if width >= height { &mut width } else { &mut height };
+        *side = (*side / 2).next_multiple_of(PANEL);
+    }
+    let across = result.columns.div_ceil(width);
+    let task = |t: usize| {
+        let (i, j) = (t / across * height, t % across * width);
+        let mut scratch = SCRATCH.take();
+        f(i..(i + height).min(result.rows), j..(j + width).min(result.columns), &mut scratch);
+        SCRATCH.set(scratch);
+    };
+    let tasks = result.rows.div_ceil(height) * across;
+    if wanted > 1 && tasks > 1 {
+        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+    } else {
+        (0..tasks).for_each(task);
+    }
+}
+
+/// `y (+)= x Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`; `w` [`fits`].
+pub fn forward(x: &[f32], w: &TernaryMatrix, y: &mut [f32], add: bool) {
+    let (out, inputs) = (w.rows(), w.cols());
+    let n = x.len() / inputs;
+    let x = Operand::a(View::rows(x, inputs), n, inputs).expect("rows are contiguous");
+    let y = Result::new(y, out, n, out);
+    let pieces: Vec<Range<usize>> = (0..inputs)
+        .step_by(w.group())
+        .flat_map(|group| {
+            let end = (group + w.group()).min(inputs);
+            (group..end).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(end))
+        })
+        .collect();
+    // SAFETY: this instruction set was found on this machine.
+    each(y, ROWS, out, |rows, columns, scratch| unsafe {
+        forward_task(x, w, &pieces, rows, columns, y, add, scratch)
+    });
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[allow(clippy::too_many_arguments)]
+fn forward_task(
+    x: Operand<'_>,
+    w: &TernaryMatrix,
+    pieces: &[Range<usize>],
+    rows: Range<usize>,
+    columns: Range<usize>,
+    y: Result,
+    add: bool,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: this instruction set was found on this machine.
+    let tiles = unsafe { Tiles::configure() };
+    let panels = rows.len().div_ceil(PANEL);
+    // Two in turn: while the tile units fill one, the other is scaled and added.
+    let squares = first(&mut scratch.square, 4 * PANEL, Line::ZERO).as_mut_ptr();
+    let mut number = 0;
+    let mut pending: Option<Scaled> = None;
+    for (block, pieces) in pieces.chunks(TOGETHER).enumerate() {
+        let steps: Vec<usize> = pieces.iter().map(|p| p.len().div_ceil(DEPTH)).collect();
+        let a = first(&mut scratch.a, panels * LINES * steps.iter().sum::<usize>(), Line::ZERO);
+        let mut rest = &mut *a;
+        for (piece, steps) in pieces.iter().zip(&steps) {
+            let part;
+            (part, rest) = rest.split_at_mut(panels * LINES * steps);
+            split::pack(x, Side::A, rows.start, piece.start, piece.len(), None, part);
+        }
+        for j0 in columns.clone().step_by(SOME_COLUMNS) {
+            let some = (columns.end - j0).min(SOME_COLUMNS);
+            let across = some.div_ceil(PANEL);
+            let mut rest = &*a;
+            for (at, (piece, &steps)) in pieces.iter().zip(&steps).enumerate() {
+                let part;
+                (part, rest) = rest.split_at(panels * LINES * steps);
+                let b = first(&mut scratch.b, across * STEP * steps, Line::ZERO);
+                trits::pack_rows(w, j0, piece.start, piece.len(), b);
+                let scales = first(&mut scratch.factors, across * PANEL, 0.0);
+                let group = piece.start / w.group();
+                for (j, scale) in scales.iter_mut().enumerate().take(some) {
+                    *scale = w.scales()[(j0 + j) * w.row_groups() + group];
+                }
+                let add = add || block + at > 0;
+                for (p, a) in part.chunks_exact(LINES * steps).enumerate() {
+                    let i = rows.start + p * PANEL;
+                    for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
+                        let j = j0 + q * PANEL;
+                        let (height, width) = ((rows.end - i).min(PANEL), (j0 + some - j).min(PANEL));
+                        // SAFETY: the panels hold `steps` steps, and a square 32 rows of 32 values; the rectangle of the
+                        // result is this task's alone.
+                        unsafe {
+                            let square = squares.add(2 * PANEL * (number % 2));
+                            number += 1;
+                            let next = Scaled {
+                                square: square.cast(),
+                                scales: [0, TILE]
+                                    .map(|half| _mm512_loadu_ps(scales[q * PANEL + half..].as_ptr())),
+                                size: (height, width),
+                                y: y.at(i, j),
+                                stride: y.stride,
+                                add,
+                            };
+                            next.fetch();
+                            let to = Accumulators { at: square.cast(), stride: 4 * PANEL, add: false };
+                            tiles::times_trits(&tiles, steps, a.as_ptr(), b.as_ptr(), to);
+                            if let Some(before) = pending.replace(next) {
+                                before.finish();
+                            }
+                        }
+                    }
+                }
+                // The scales and panels of the next piece take the place of these.
+                // SAFETY: as above.
+                pending.take().into_iter().for_each(|last| unsafe { last.finish() });
+            }
+        }
+    }
+}
+
+/// A square of sums that is to be scaled into the result: `y[i, j] (+)= scale[j] * square[i, j]`.
+struct Scaled {
+    /// 32 rows of 32 values.
+    square: *const f32,
+    /// Of 32 columns.
+    scales: [__m512; 2],
+    /// Rows and columns that the result has.
+    size: (usize, usize),
+    y: *mut f32,
+    /// In values.
+    stride: usize,
+    add: bool,
+}
+
+impl Scaled {
+    /// Asks for the part of the result.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn fetch(&self) {
+        for i in 0..self.size.0 {
+            fetch::<_MM_HINT_T0>(self.y.wrapping_add(i * self.stride));
+            fetch::<_MM_HINT_T0>(self.y.wrapping_add(i * self.stride + TILE));
+        }
+    }
+
+    /// # Safety
+    /// The pointers point at what they should.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn finish(&self) {
+        let (height, width) = self.size;
+        for (half, scale) in self.scales.into_iter().enumerate() {
+            let left = width.saturating_sub(half * TILE).min(TILE);
+            let mask = (1u32 << left).wrapping_sub(1) as u16;
+            for i in 0..height {
+                // SAFETY: by the caller's word; lanes behind the mask are not touched.
+                unsafe {
+                    let sum = _mm512_load_ps(self.square.add(i * PANEL + half * TILE));
+                    let to = self.y.add(i * self.stride + half * TILE);
+                    let value = match self.add {
+                        true => _mm512_fmadd_ps(sum, scale, _mm512_maskz_loadu_ps(mask, to)),
+                        false => _mm512_mul_ps(sum, scale),
+                    };
+                    _mm512_mask_storeu_ps(to, mask, value);
+                }
+            }
+        }
+    }
+}
+
+/// Asks for a line of memory; any address will do.
+#[inline(always)]
+fn fetch<const HINT: i32>(at: *const f32) {
+    // SAFETY: a hint; no address can make it fault.
+    unsafe { _mm_prefetch::<HINT>(at.cast()) };
+}
+
+/// `dx (+)= dy Ŵ`, `dy` `[n, out]`, `dx` `[n, in]`; `w` [`fits`].
+pub fn backward_input(dy: &[f32], w: &TernaryMatrix, dx: &mut [f32], add: bool) {
+    let (out, inputs) = (w.rows(), w.cols());
+    let n = dy.len() / out;
+    let dy = Operand::a(View::rows(dy, out), n, out).expect("rows are contiguous");
+    let dx = Result::new(dx, inputs, n, inputs);
+    // SAFETY: this instruction set was found on this machine.
+    each(dx, ROWS, inputs, |rows, columns, scratch| unsafe {
+        backward_input_task(dy, w, rows, columns, dx, add, scratch)
+    });
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn backward_input_task(
+    dy: Operand<'_>,
+    w: &TernaryMatrix,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    dx: Result,
+    add: bool,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: this instruction set was found on this machine.
+    let tiles = unsafe { Tiles::configure() };
+    let panels = rows.len().div_ceil(PANEL);
+    for k0 in (0..w.rows()).step_by(BLOCK) {
+        let kc = (w.rows() - k0).min(BLOCK);
+        let steps = kc.div_ceil(DEPTH);
+        let add = add || k0 > 0;
+        for group in columns.start / w.group()..columns.end.div_ceil(w.group()) {
+            let scales = first(&mut scratch.factors, kc, 0.0);
+            for (k, scale) in scales.iter_mut().enumerate() {
+                *scale = w.scales()[(k0 + k) * w.row_groups() + group];
+            }
+            let a = first(&mut scratch.a, panels * LINES * steps, Line::ZERO);
+            split::pack(dy, Side::A, rows.start, k0, kc, Some(scales), a);
+            let start = (group * w.group()).max(columns.start);
+            let end = ((group + 1) * w.group()).min(columns.end);
+            for j0 in (start..end).step_by(SOME_COLUMNS) {
+                let end = (j0 + SOME_COLUMNS).min(end);
+                let b = first(&mut scratch.b, (end - j0).div_ceil(PANEL) * STEP * steps, Line::ZERO);
+                trits::pack_columns(w, j0, end, k0, kc, b);
+                for (p, a) in a.chunks_exact(LINES * steps).enumerate() {
+                    let i = rows.start + p * PANEL;
+                    for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
+                        let j = j0 + q * PANEL;
+                        let size = ((rows.end - i).min(PANEL), (end - j).min(PANEL));
+                        // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
+                        unsafe {
+                            into(dx, i, j, size, add, &mut scratch.square, |to| {
+                                tiles::times_trits(&tiles, steps, a.as_ptr(), b.as_ptr(), to)
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Runs a kernel into `size`, rows and columns, of the result at `(i, j)`: there, when that takes whole tiles, or by way
+/// of `square`.
+///
+/// # Safety
+/// The rectangle lies inside the result, and nobody else touches it.
+#[inline(always)]
+unsafe fn into(
+    result: Result,
+    i: usize,
+    j: usize,
+    size: (usize, usize),
+    add: bool,
+    square: &mut Vec<Line>,
+    kernel: impl Fn(Accumulators),
+) {
+    let at = result.at(i, j);
+    // What the next call will most likely want: its neighbour to the right.
+    for r in 0..size.0 {
+        let next = at.wrapping_add(r * result.stride + PANEL);
+        fetch::<_MM_HINT_T0>(next);
+        fetch::<_MM_HINT_T0>(next.wrapping_add(TILE));
+    }
+    if size == (PANEL, PANEL) {
+        return kernel(Accumulators { at, stride: 4 * result.stride, add });
+    }
+    let square = first(square, 2 * PANEL, Line::ZERO).as_mut_ptr().cast::<f32>();
+    kernel(Accumulators { at: square, stride: 4 * PANEL, add: false });
+    for r in 0..size.0 {
+        for c in 0..size.1 {
+            // SAFETY: inside the rectangle, and inside 32 rows of 32 values.
+            unsafe {
+                let (to, x) = (at.add(r * result.stride + c), *square.add(r * PANEL + c));
+                *to = if add { *to + x } else { x };
+            }
+        }
+    }
+}
+
+/// `C (+)= A B` as [`gemm`](super::super::gemm::gemm), whose checks have been made; false, and nothing done, when an
+/// operand is not contiguous in either direction. On this thread alone, unless `parallel`.
+pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: View<'_>, c: Target<'_>, parallel: bool) -> bool {
+    let (Some(a), Some(b)) = (Operand::a(a, m, k), Operand::b(b, k, n)) else { return false };
+    let add = c.add;
+    let c = Result::new(c.data, c.stride, m, n);
+    // SAFETY: this instruction set was found on this machine.
+    let task = |rows: Range<usize>, columns: Range<usize>, scratch: &mut Scratch| unsafe {
+        gemm_task(a, b, k, rows, columns, c, add, scratch)
+    };
+    if parallel {
+        each(c, ROWS, COLUMNS, task);
+    } else {
+        let mut scratch = SCRATCH.take();
+        for i in (0..m).step_by(ROWS) {
+            for j in (0..n).step_by(COLUMNS) {
+                task(i..(i + ROWS).min(m), j..(j + COLUMNS).min(n), &mut scratch);
+            }
+        }
+        SCRATCH.set(scratch);
+    }
+    true
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[allow(clippy::too_many_arguments)]
+fn gemm_task(
+    a: Operand<'_>,
+    b: Operand<'_>,
+    k: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    c: Result,
+    add: bool,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: this instruction set was found on this machine.
+    let tiles = unsafe { Tiles::configure() };
+    for k0 in (0..k).step_by(BLOCK) {
+        let kc = (k - k0).min(BLOCK);
+        let steps = kc.div_ceil(DEPTH);
+        let add = add || k0 > 0;
+        let a_packed = first(&mut scratch.a, rows.len().div_ceil(PANEL) * LINES * steps, Line::ZERO);
+        split::pack(a, Side::A, rows.start, k0, kc, None, a_packed);
+        let b_packed = first(&mut scratch.b, columns.len().div_ceil(PANEL) * LINES * steps, Line::ZERO);
+        split::pack(b, Side::B, columns.start, k0, kc, None, b_packed);
+        for (p, a) in a_packed.chunks_exact(LINES * steps).enumerate() {
+            let i = rows.start + p * PANEL;
+            for (q, b) in b_packed.chunks_exact(LINES * steps).enumerate() {
+                let j = columns.start + q * PANEL;
+                let size = ((rows.end - i).min(PANEL), (columns.end - j).min(PANEL));
+                // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
+                unsafe {
+                    into(c, i, j, size, add, &mut scratch.square, |to| {
+                        tiles::times_dense(&tiles, steps, a.as_ptr(), b.as_ptr(), to)
+                    });
+                }
+            }
+        }
+    }
+}

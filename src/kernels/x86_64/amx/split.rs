@@ -1,0 +1,205 @@
+//! Values of `f32` split into three of bf16, and laid out as tiles.
+//!
+//! `x = x0 + x1 + x2` exactly: each piece is what is left, rounded to eight significant bits, and an `f32` has 24. (Below
+//! about `2^-110` the last piece is too small for the tile unit, which takes subnormal numbers for zero.) A value that is
+//! not finite stays that, in one piece at least.
+
+use std::arch::x86_64::*;
+
+use super::tiles::{Line, PANEL, PIECES, TILE};
+use crate::kernels::pack::View;
+use crate::kernels::simd::Simd;
+use crate::kernels::x86_64::avx512::Avx512;
+
+/// Values of `k` in a step.
+pub const DEPTH: usize = 32;
+/// Lines of a step of a panel.
+pub const LINES: usize = PIECES * PANEL;
+
+/// Rows of `A`, or columns of `B`, as they lie in memory.
+#[derive(Clone, Copy)]
+pub struct Operand<'a> {
+    data: &'a [f32],
+    /// Between neighbours across `k`, or along it: the other distance is 1.
+    stride: usize,
+    /// Whether neighbours in memory are neighbours along `k`.
+    along_k: bool,
+    /// Rows of `A`, or columns of `B`.
+    len: usize,
+    depth: usize,
+}
+
+/// Which operand of the tile product a panel is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// A tile's row is a row of `A`, 32 values along `k`.
+    A,
+    /// A tile's row is two rows of `B`, 16 columns, value by value in turn.
+    B,
+}
+
+impl<'a> Operand<'a> {
+    /// `A` as `[m, k]`; none when neither of its distances is 1.
+    pub fn a(view: View<'a>, m: usize, k: usize) -> Option<Self> {
+        let (stride, along_k) = match (view.rs, view.cs) {
+            (stride, 1) => (stride, true),
+            (1, stride) => (stride, false),
+            _ => return None,
+        };
+        view.check(m, k);
+        Some(Self { data: view.data, stride, along_k, len: m, depth: k })
+    }
+
+    /// `B` as `[k, n]`.
+    pub fn b(view: View<'a>, k: usize, n: usize) -> Option<Self> {
+        view.check(k, n);
+        Self::a(view.t(), n, k)
+    }
+}
+
+/// Panels from row (or column) `first` on, as many as `to` holds, of `k0 .. k0 + kc`; rows and `k` past the end are zeros.
+/// With `factors`, one for each `k`, the values are multiplied by these first.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub fn pack(
+    operand: Operand<'_>,
+    side: Side,
+    first: usize,
+    k0: usize,
+    kc: usize,
+    factors: Option<&[f32]>,
+    to: &mut [Line],
+) {
+    let steps = kc.div_ceil(DEPTH);
+    assert!(k0 + kc <= operand.depth && to.len().is_multiple_of(steps * LINES));
+    assert!(factors.is_none_or(|f| f.len() >= kc && operand.along_k));
+    let panels = to.len() / (steps * LINES);
+    // Of a panel, the lines of a step; of these, row (or pair of rows) `r` of one tile of each piece.
+    let line = |p: usize, s: usize, r: usize| (p * steps + s) * LINES + r;
+    let lines = to.as_mut_ptr();
+    // In the order of memory: every row of the operand is read from its start to its end.
+    // SAFETY: lines lie inside `to`, whose length has been looked at; what is read belongs to the operand.
+    unsafe {
+        if operand.along_k {
+            for p in 0..panels {
+                for r in 0..PANEL {
+                    let i = first + p * PANEL + r;
+                    for s in 0..steps {
+                        let depth = if i < operand.len { (kc - s * DEPTH).min(DEPTH) } else { 0 };
+                        let x = operand.data.as_ptr().wrapping_add(i * operand.stride + k0 + s * DEPTH);
+                        along(x, depth, factors.map(|f| &f[s * DEPTH..][..depth]), lines.add(line(p, s, r)));
+                    }
+                }
+            }
+        } else {
+            for s in 0..steps {
+                for r in 0..TILE {
+                    let k = s * DEPTH + 2 * r;
+                    let row =
+                        |k: usize| operand.data.as_ptr().wrapping_add((k0 + k) * operand.stride + first);
+                    let (upper, lower) = (row(k), row(k + 1));
+                    for p in 0..panels {
+                        for half in [0, TILE] {
+                            let i = p * PANEL + half;
+                            let len = operand.len.saturating_sub(first + i).min(TILE);
+                            let (upper_len, lower_len) =
+                                (if k < kc { len } else { 0 }, if k + 1 < kc { len } else { 0 });
+                            let (upper, lower) = (upper.wrapping_add(i), lower.wrapping_add(i));
+                            across(upper, upper_len, lower, lower_len, lines.add(line(p, s, half + r)));
+                        }
+                    }
+                }
+            }
+        }
+        if operand.along_k != (side == Side::A) {
+            for tile in to.chunks_exact_mut(TILE) {
+                let mut src = [std::ptr::null(); TILE];
+                for (src, line) in src.iter_mut().zip(&*tile) {
+                    *src = line.0.as_ptr().cast();
+                }
+                // Reads all before it writes.
+                Avx512::transpose(&src, tile.as_mut_ptr().cast(), TILE);
+            }
+        }
+    }
+}
+
+const UPPER: i32 = 0xFFFF_0000u32 as i32;
+
+/// To eight significant bits, ties away from zero: half of the last place that stays is added, the rest cut off.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn round(x: __m512) -> __m512i {
+    let half = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+    _mm512_and_si512(half, _mm512_set1_epi32(UPPER))
+}
+
+/// Three pieces, in the upper halves of the lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn split(x: __m512) -> [__m512i; PIECES] {
+    let first = round(x);
+    let rest = _mm512_sub_ps(x, _mm512_castsi512_ps(first));
+    let second = round(rest);
+    let third = _mm512_sub_ps(rest, _mm512_castsi512_ps(second));
+    [first, second, _mm512_castps_si512(third)]
+}
+
+/// `depth` values in a row, at most 32, as one line for each piece, [`PANEL`] apart.
+///
+/// # Safety
+/// `x` points at `depth` values; the lines at `to` may be written.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn along(x: *const f32, depth: usize, factors: Option<&[f32]>, to: *mut Line) {
+    let mask = ((1u64 << depth) - 1) as u32;
+    let masks = [mask as u16, (mask >> 16) as u16];
+    // SAFETY: masked loads touch nothing past `depth`, of values and factors; the rest by the caller's word.
+    unsafe {
+        let mut lo = _mm512_maskz_loadu_ps(masks[0], x);
+        let mut hi = _mm512_maskz_loadu_ps(masks[1], x.wrapping_add(16));
+        if let Some(f) = factors {
+            lo = _mm512_mul_ps(lo, _mm512_maskz_loadu_ps(masks[0], f.as_ptr()));
+            hi = _mm512_mul_ps(hi, _mm512_maskz_loadu_ps(masks[1], f.as_ptr().wrapping_add(16)));
+        }
+        let (lo, hi) = (split(lo), split(hi));
+        let odd = _mm512_load_si512(ODD.0.as_ptr().cast());
+        for q in 0..PIECES {
+            _mm512_store_si512(to.add(q * PANEL).cast(), _mm512_permutex2var_epi16(lo[q], odd, hi[q]));
+        }
+    }
+}
+
+/// Two neighbours along `k`, of up to 16 rows or columns, value by value in turn: one line for each piece, [`PANEL`]
+/// apart.
+///
+/// # Safety
+/// The pointers point at as many values; the lines at `to` may be written.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn across(upper: *const f32, uppers: usize, lower: *const f32, lowers: usize, to: *mut Line) {
+    // SAFETY: masked loads touch nothing past the lengths; the rest by the caller's word.
+    unsafe {
+        let upper = split(_mm512_maskz_loadu_ps(((1u32 << uppers) - 1) as u16, upper));
+        let lower = split(_mm512_maskz_loadu_ps(((1u32 << lowers) - 1) as u16, lower));
+        for q in 0..PIECES {
+            let pair = _mm512_or_si512(
+                _mm512_srli_epi32::<16>(upper[q]),
+                _mm512_and_si512(lower[q], _mm512_set1_epi32(UPPER)),
+            );
+            _mm512_store_si512(to.add(q * PANEL).cast(), pair);
+        }
+    }
+}
+
+#[repr(align(64))]
+struct Odd([u16; 32]);
+/// The upper halves of sixteen lanes, then those of sixteen more.
+static ODD: Odd = {
+    let mut odd = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        odd[i] = 2 * i as u16 + 1;
+        i += 1;
+    }
+    Odd(odd)
+};

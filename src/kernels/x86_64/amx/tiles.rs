@@ -1,0 +1,204 @@
+//! The tile registers: their configuration, and three register kernels of two by two tiles.
+//!
+//! Each kernel is one block of assembly: a panel of `A` (32 rows) against a panel of `B` (32 columns), step by step along
+//! `k`, into four accumulators. Tiles 0 to 3 accumulate, 4 and 5 hold `A`, 6 and 7 hold `B`. A step is 32 values of 16
+//! bits or 64 of 8 bits, a tile's row of 64 bytes.
+//!
+//! Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
+
+use std::arch::asm;
+use std::marker::PhantomData;
+
+/// Rows of a panel of `A`, columns of a panel of `B`: two tiles.
+pub const PANEL: usize = 32;
+/// Rows of a tile.
+pub const TILE: usize = 16;
+/// Pieces that an `f32` is split into.
+pub const PIECES: usize = 3;
+
+/// A row of a tile.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Line(pub [u32; 16]);
+
+impl Line {
+    pub const ZERO: Line = Line([0; 16]);
+}
+
+/// A panel's rows of one step and piece.
+pub const STEP: usize = PANEL;
+
+/// Eight tiles of 16 rows of 64 bytes, on this thread until it is dropped.
+pub struct Tiles(PhantomData<*const ()>);
+
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Configuration>() == 64);
+
+static CONFIGURATION: Configuration = Configuration {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+impl Tiles {
+    /// # Safety
+    /// [`super::available`] has said yes.
+    pub unsafe fn configure() -> Self {
+        // SAFETY: the machine has tiles, and the process may use them; the configuration is a valid one of palette 1.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &CONFIGURATION, options(nostack, preserves_flags, readonly))
+        };
+        Tiles(PhantomData)
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: a value exists only where the machine has tiles. Released, the system need not save them.
+        unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+    }
+}
+
+/// Where four tiles go: 32 rows of 32 values, `stride` bytes apart.
+#[derive(Clone, Copy)]
+pub struct Accumulators {
+    pub at: *mut f32,
+    /// In bytes.
+    pub stride: usize,
+    /// Start from what is there, instead of from zero.
+    pub add: bool,
+}
+
+/// Assembles a kernel: accumulators from zero or memory, the given body once a step, accumulators to memory. `a` and `b`
+/// advance by the bytes of a step.
+macro_rules! kernel {
+    ($(#[$meta:meta])* $name:ident, $a_step:expr, $b_step:expr, [$($line:expr),* $(,)?]) => {
+        $(#[$meta])*
+        #[inline(always)]
+        pub unsafe fn $name(_: &Tiles, steps: usize, a: *const Line, b: *const Line, to: Accumulators) {
+            debug_assert!(steps > 0);
+            unsafe {
+                asm!(
+                    "test {add:e}, {add:e}",
+                    "jnz 2f",
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "jmp 3f",
+                    "2:",
+                    "tileloadd tmm0, [{upper} + {stride}*1]",
+                    "tileloadd tmm1, [{upper} + {stride}*1 + 64]",
+                    "tileloadd tmm2, [{lower} + {stride}*1]",
+                    "tileloadd tmm3, [{lower} + {stride}*1 + 64]",
+                    "3:",
+                    $($line,)*
+                    "add {a}, {a_step}",
+                    "add {b}, {b_step}",
+                    "sub {steps}, 1",
+                    "jnz 3b",
+                    "tilestored [{upper} + {stride}*1], tmm0",
+                    "tilestored [{upper} + {stride}*1 + 64], tmm1",
+                    "tilestored [{lower} + {stride}*1], tmm2",
+                    "tilestored [{lower} + {stride}*1 + 64], tmm3",
+                    add = in(reg) to.add as u32,
+                    upper = in(reg) to.at,
+                    lower = in(reg) to.at.byte_add(TILE * to.stride),
+                    stride = in(reg) to.stride,
+                    row = in(reg) 64usize,
+                    a = inout(reg) a => _,
+                    b = inout(reg) b => _,
+                    steps = inout(reg) steps => _,
+                    a_step = const $a_step,
+                    b_step = const $b_step,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+/// Loads the upper or the lower tile of a panel's piece.
+macro_rules! load {
+    (A $piece:literal upper) => {
+        concat!("tileloadd tmm4, [{a} + {row}*1 + 2048*", $piece, "]")
+    };
+    (A $piece:literal lower) => {
+        concat!("tileloadd tmm5, [{a} + {row}*1 + 2048*", $piece, " + 1024]")
+    };
+    (B $piece:literal) => {
+        concat!(
+            "tileloadd tmm6, [{b} + {row}*1 + 2048*",
+            $piece,
+            "]\n",
+            "tileloadd tmm7, [{b} + {row}*1 + 2048*",
+            $piece,
+            " + 1024]"
+        )
+    };
+}
+
+/// The upper tile of `A`, or the lower one, times both of `B`.
+macro_rules! multiply {
+    ($op:literal upper) => {
+        concat!($op, " tmm0, tmm4, tmm6\n", $op, " tmm1, tmm4, tmm7")
+    };
+    ($op:literal lower) => {
+        concat!($op, " tmm2, tmm5, tmm6\n", $op, " tmm3, tmm5, tmm7")
+    };
+}
+
+kernel! {
+    /// `A` in three pieces times trits.
+    ///
+    /// # Safety
+    /// `a` holds `steps * PIECES * STEP` lines, `b` `steps * STEP`; `to` 32 rows of 32 values.
+    times_trits, 3 * 2048, 2048, [
+        load!(B "0"),
+        load!(A "2" upper), multiply!("tdpbf16ps" upper), load!(A "2" lower), multiply!("tdpbf16ps" lower),
+        load!(A "1" upper), multiply!("tdpbf16ps" upper), load!(A "1" lower), multiply!("tdpbf16ps" lower),
+        load!(A "0" upper), multiply!("tdpbf16ps" upper), load!(A "0" lower), multiply!("tdpbf16ps" lower),
+    ]
+}
+
+kernel! {
+    /// `A` times `B`, both in three pieces: the six products of pieces `i` and `j` with `i + j <= 2`. What is left out is
+    /// below `2^-24` of the product, the rounding of an `f32`. The order needs the fewest loads.
+    ///
+    /// # Safety
+    /// `a` and `b` hold `steps * PIECES * STEP` lines; `to` 32 rows of 32 values.
+    times_dense, 3 * 2048, 3 * 2048, [
+        load!(B "2"),
+        load!(A "0" upper), multiply!("tdpbf16ps" upper), load!(A "0" lower), multiply!("tdpbf16ps" lower),
+        load!(B "1"),
+        multiply!("tdpbf16ps" upper), multiply!("tdpbf16ps" lower),
+        load!(A "1" upper), multiply!("tdpbf16ps" upper), load!(A "1" lower), multiply!("tdpbf16ps" lower),
+        load!(B "0"),
+        multiply!("tdpbf16ps" upper), multiply!("tdpbf16ps" lower),
+        load!(A "2" upper), multiply!("tdpbf16ps" upper), load!(A "2" lower), multiply!("tdpbf16ps" lower),
+        load!(A "0" upper), multiply!("tdpbf16ps" upper), load!(A "0" lower), multiply!("tdpbf16ps" lower),
+    ]
+}
+
+kernel! {
+    /// 8-bit integers times trits, into 32-bit integers (`to` points at those); always from zero.
+    ///
+    /// # Safety
+    /// `a` and `b` hold `steps * STEP` lines; `to` 32 rows of 32 values.
+    times_trits_int8, 2048, 2048, [
+        load!(B "0"),
+        load!(A "0" upper), multiply!("tdpbssd" upper), load!(A "0" lower), multiply!("tdpbssd" lower),
+    ]
+}
