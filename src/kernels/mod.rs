@@ -36,7 +36,7 @@ pub use embedding::{gather, scatter_add, unpack_row};
 pub use gemm::{Target, Threads, gemm};
 pub use isa::Isa;
 pub use linear::Matrix;
-pub use memory::{reserve, zeros};
+pub use memory::LargePages;
 pub use norm::{rms_norm, rms_norm_backward};
 pub use optimizer::{AdamW, adamw, blend, scale_add, sgd};
 pub use pack::{Rhs, View};

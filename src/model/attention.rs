@@ -98,11 +98,11 @@ impl Attention {
     ) {
         let n = seqs.rows();
         let (width, kv_width) = (self.heads * self.dim, self.kv_heads * self.dim);
-        kernels::reserve(&mut saved.q, n * width);
-        kernels::reserve(&mut saved.k, n * kv_width);
-        kernels::reserve(&mut saved.v, n * kv_width);
-        kernels::reserve(&mut saved.out, n * width);
-        kernels::reserve(&mut saved.lse, n * self.heads);
+        saved.q.resize(n * width, 0.0);
+        saved.k.resize(n * kv_width, 0.0);
+        saved.v.resize(n * kv_width, 0.0);
+        saved.out.resize(n * width, 0.0);
+        saved.lse.resize(n * self.heads, 0.0);
         self.q_proj.forward(h, &mut saved.q, false);
         self.k_proj.forward(h, &mut saved.k, false);
         self.v_proj.forward(h, &mut saved.v, false);

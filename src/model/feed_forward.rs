@@ -51,10 +51,10 @@ impl FeedForward {
     ) {
         let width = self.up_proj.weight.shape[0];
         if let Some(gate) = &self.gate_proj {
-            kernels::reserve(&mut saved.gate, n * width);
+            saved.gate.resize(n * width, 0.0);
             gate.forward(h, &mut saved.gate, false);
         }
-        kernels::reserve(&mut saved.up, n * width);
+        saved.up.resize(n * width, 0.0);
         self.up_proj.forward(h, &mut saved.up, false);
         let mut act = ws.take(n * width);
         self.activate(saved, &mut act);

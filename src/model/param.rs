@@ -31,7 +31,7 @@ impl Param {
     /// Zeros. With a `grouping` the tensor, a matrix, is ternary.
     pub fn new(name: impl Into<String>, shape: &[usize], grouping: Option<Grouping>) -> Self {
         let ternary = grouping.map(|g| (g, TernaryMatrix::zeros(shape[0], shape[1], g)));
-        let value = kernels::zeros(shape.iter().product());
+        let value = vec![0.0; shape.iter().product()];
         Self { name: name.into(), shape: shape.to_vec(), value, ternary, ..Self::default() }
     }
 
@@ -143,7 +143,7 @@ impl Param {
         if self.grad.len() == self.value.len() {
             kernels::fill_zero(&mut self.grad);
         } else {
-            self.grad = kernels::zeros(self.value.len());
+            self.grad = vec![0.0; self.value.len()];
         }
     }
 }

@@ -2,8 +2,6 @@
 
 use std::ops::{Deref, DerefMut};
 
-use crate::kernels;
-
 /// Keeps buffers between uses: fresh memory from the system costs a page fault every 4 KiB.
 #[derive(Debug, Default)]
 pub struct Workspace {
@@ -23,7 +21,7 @@ impl Workspace {
         let fits = |(i, b): (usize, &Vec<f32>)| (b.len() >= len).then_some((b.len(), i));
         let data = match self.free.iter().enumerate().filter_map(fits).min() {
             Some((_, i)) => self.free.swap_remove(i),
-            None => kernels::zeros(len),
+            None => vec![0.0; len],
         };
         Buffer { data, len }
     }

@@ -37,7 +37,7 @@ impl Optimizer {
     pub fn new(kind: OptimizerKind, decoder: &Decoder) -> Self {
         let slot = |p: &Param| {
             let second = if rule(kind, p) == Rule::AdamW { p.len() } else { 0 };
-            Slot { first: kernels::zeros(p.len()), second: kernels::zeros(second) }
+            Slot { first: vec![0.0; p.len()], second: vec![0.0; second] }
         };
         Self { kind, slots: decoder.params().map(slot).collect() }
     }

@@ -43,7 +43,7 @@ const TOGETHER: usize = 4;
 /// Columns of `B` packed at a time, of trits.
 const SOME_COLUMNS: usize = 256;
 /// Tasks for each thread, so that one that something else slows down does less.
-const TASKS: usize = 4;
+const TASKS: usize = 2;
 /// Multiplications below which packing into tiles costs more than it brings.
 const SMALL: usize = 1 << 15;
 
@@ -193,10 +193,8 @@ fn forward_task(
     // SAFETY: this instruction set was found on this machine.
     let tiles = unsafe { Tiles::configure() };
     let panels = rows.len().div_ceil(PANEL);
-    // Two in turn: while the tile units fill one, the other is scaled and added.
-    let squares = first(&mut scratch.square, 4 * PANEL, Line::ZERO).as_mut_ptr();
-    let mut number = 0;
-    let mut pending: Option<Scaled> = None;
+    let square = first(&mut scratch.square, 2 * PANEL, Line::ZERO).as_mut_ptr();
+    let to = Accumulators { at: square.cast(), stride: 4 * PANEL, add: false };
     for (block, pieces) in pieces.chunks(TOGETHER).enumerate() {
         let steps: Vec<usize> = pieces.iter().map(|p| p.len().div_ceil(DEPTH)).collect();
         let a = first(&mut scratch.a, panels * LINES * steps.iter().sum::<usize>(), Line::ZERO);
@@ -226,92 +224,60 @@ fn forward_task(
                     for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
                         let j = j0 + q * PANEL;
                         let (height, width) = ((rows.end - i).min(PANEL), (j0 + some - j).min(PANEL));
-                        // SAFETY: the panels hold `steps` steps, and a square 32 rows of 32 values; the rectangle of the
-                        // result is this task's alone.
+                        // SAFETY: the panels hold `steps` steps, and the square 32 rows of 32 values; the rectangle of
+                        // the result is this task's alone.
                         unsafe {
-                            let square = squares.add(2 * PANEL * (number % 2));
-                            number += 1;
-                            let next = Scaled {
-                                square: square.cast(),
-                                scales: [0, TILE]
-                                    .map(|half| _mm512_loadu_ps(scales[q * PANEL + half..].as_ptr())),
-                                size: (height, width),
-                                y: y.at(i, j),
-                                stride: y.stride,
-                                add,
-                            };
-                            next.fetch();
-                            let to = Accumulators { at: square.cast(), stride: 4 * PANEL, add: false };
                             tiles::times_trits(&tiles, steps, a.as_ptr(), b.as_ptr(), to);
-                            if let Some(before) = pending.replace(next) {
-                                before.finish();
-                            }
+                            let scales = scales[q * PANEL..].as_ptr();
+                            scale_into(to.at, scales, (height, width), y.at(i, j), y.stride, add);
                         }
                     }
                 }
-                // The scales and panels of the next piece take the place of these.
-                // SAFETY: as above.
-                pending.take().into_iter().for_each(|last| unsafe { last.finish() });
             }
         }
     }
 }
 
-/// A square of sums that is to be scaled into the result: `y[i, j] (+)= scale[j] * square[i, j]`.
-struct Scaled {
-    /// 32 rows of 32 values.
+/// `y[i, j] (+)= scale[j] * square[i, j]` for `size`, rows and columns, of 32 by 32.
+///
+/// # Safety
+/// `square` holds 32 rows of 32 values, `scales` 32 values, and `y` that many rows and columns, `stride` apart.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn scale_into(
     square: *const f32,
-    /// Of 32 columns.
-    scales: [__m512; 2],
-    /// Rows and columns that the result has.
+    scales: *const f32,
     size: (usize, usize),
     y: *mut f32,
-    /// In values.
     stride: usize,
     add: bool,
-}
-
-impl Scaled {
-    /// Asks for the part of the result.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn fetch(&self) {
-        for i in 0..self.size.0 {
-            fetch::<_MM_HINT_T0>(self.y.wrapping_add(i * self.stride));
-            fetch::<_MM_HINT_T0>(self.y.wrapping_add(i * self.stride + TILE));
-        }
-    }
-
-    /// # Safety
-    /// The pointers point at what they should.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn finish(&self) {
-        let (height, width) = self.size;
-        for (half, scale) in self.scales.into_iter().enumerate() {
-            let left = width.saturating_sub(half * TILE).min(TILE);
-            let mask = (1u32 << left).wrapping_sub(1) as u16;
-            for i in 0..height {
-                // SAFETY: by the caller's word; lanes behind the mask are not touched.
-                unsafe {
-                    let sum = _mm512_load_ps(self.square.add(i * PANEL + half * TILE));
-                    let to = self.y.add(i * self.stride + half * TILE);
-                    let value = match self.add {
+) {
+    for half in [0, TILE] {
+        let left = size.1.saturating_sub(half).min(TILE);
+        let mask = (1u32 << left).wrapping_sub(1) as u16;
+        // SAFETY: by the caller's word; lanes behind the mask are not touched.
+        unsafe {
+            let scale = _mm512_loadu_ps(scales.add(half));
+            let (mut from, mut to) = (square.add(half), y.wrapping_add(half));
+            for _ in 0..size.0 {
+                let sum = _mm512_load_ps(from);
+                if left == TILE {
+                    let value = match add {
+                        true => _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(to)),
+                        false => _mm512_mul_ps(sum, scale),
+                    };
+                    _mm512_storeu_ps(to, value);
+                } else {
+                    let value = match add {
                         true => _mm512_fmadd_ps(sum, scale, _mm512_maskz_loadu_ps(mask, to)),
                         false => _mm512_mul_ps(sum, scale),
                     };
                     _mm512_mask_storeu_ps(to, mask, value);
                 }
+                (from, to) = (from.wrapping_add(PANEL), to.wrapping_add(stride));
             }
         }
     }
-}
-
-/// Asks for a line of memory; any address will do.
-#[inline(always)]
-fn fetch<const HINT: i32>(at: *const f32) {
-    // SAFETY: a hint; no address can make it fault.
-    unsafe { _mm_prefetch::<HINT>(at.cast()) };
 }
 
 /// `dx (+)= dy Ŵ`, `dy` `[n, out]`, `dx` `[n, in]`; `w` [`fits`].
@@ -338,35 +304,31 @@ fn backward_input_task(
 ) {
     // SAFETY: this instruction set was found on this machine.
     let tiles = unsafe { Tiles::configure() };
-    let panels = rows.len().div_ceil(PANEL);
+    let a = first(&mut scratch.a, LINES * BLOCK / DEPTH, Line::ZERO);
     for k0 in (0..w.rows()).step_by(BLOCK) {
         let kc = (w.rows() - k0).min(BLOCK);
         let steps = kc.div_ceil(DEPTH);
+        let a = &mut a[..LINES * steps];
         let add = add || k0 > 0;
         for group in columns.start / w.group()..columns.end.div_ceil(w.group()) {
             let scales = first(&mut scratch.factors, kc, 0.0);
             for (k, scale) in scales.iter_mut().enumerate() {
                 *scale = w.scales()[(k0 + k) * w.row_groups() + group];
             }
-            let a = first(&mut scratch.a, panels * LINES * steps, Line::ZERO);
-            split::pack(dy, Side::A, rows.start, k0, kc, Some(scales), a);
             let start = (group * w.group()).max(columns.start);
             let end = ((group + 1) * w.group()).min(columns.end);
-            for j0 in (start..end).step_by(SOME_COLUMNS) {
-                let end = (j0 + SOME_COLUMNS).min(end);
-                let b = first(&mut scratch.b, (end - j0).div_ceil(PANEL) * STEP * steps, Line::ZERO);
-                trits::pack_columns(w, j0, end, k0, kc, b);
-                for (p, a) in a.chunks_exact(LINES * steps).enumerate() {
-                    let i = rows.start + p * PANEL;
-                    for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
-                        let j = j0 + q * PANEL;
-                        let size = ((rows.end - i).min(PANEL), (end - j).min(PANEL));
-                        // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
-                        unsafe {
-                            into(dx, i, j, size, add, &mut scratch.square, |to| {
-                                tiles::times_trits(&tiles, steps, a.as_ptr(), b.as_ptr(), to)
-                            });
-                        }
+            let b = first(&mut scratch.b, (end - start).div_ceil(PANEL) * STEP * steps, Line::ZERO);
+            trits::pack_columns(w, start, end, k0, kc, b);
+            for i in rows.clone().step_by(PANEL) {
+                split::pack(dy, Side::A, i, k0, kc, Some(scales), a);
+                for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
+                    let j = start + q * PANEL;
+                    let size = ((rows.end - i).min(PANEL), (end - j).min(PANEL));
+                    // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
+                    unsafe {
+                        into(dx, i, j, size, add, &mut scratch.square, |to| {
+                            tiles::times_trits(&tiles, steps, a.as_ptr(), b.as_ptr(), to)
+                        });
                     }
                 }
             }
@@ -390,12 +352,6 @@ unsafe fn into(
     kernel: impl Fn(Accumulators),
 ) {
     let at = result.at(i, j);
-    // What the next call will most likely want: its neighbour to the right.
-    for r in 0..size.0 {
-        let next = at.wrapping_add(r * result.stride + PANEL);
-        fetch::<_MM_HINT_T0>(next);
-        fetch::<_MM_HINT_T0>(next.wrapping_add(TILE));
-    }
     if size == (PANEL, PANEL) {
         return kernel(Accumulators { at, stride: 4 * result.stride, add });
     }
@@ -454,19 +410,18 @@ fn gemm_task(
         let kc = (k - k0).min(BLOCK);
         let steps = kc.div_ceil(DEPTH);
         let add = add || k0 > 0;
-        let a_packed = first(&mut scratch.a, rows.len().div_ceil(PANEL) * LINES * steps, Line::ZERO);
-        split::pack(a, Side::A, rows.start, k0, kc, None, a_packed);
         let b_packed = first(&mut scratch.b, columns.len().div_ceil(PANEL) * LINES * steps, Line::ZERO);
         split::pack(b, Side::B, columns.start, k0, kc, None, b_packed);
-        for (p, a) in a_packed.chunks_exact(LINES * steps).enumerate() {
-            let i = rows.start + p * PANEL;
+        let a_packed = first(&mut scratch.a, LINES * steps, Line::ZERO);
+        for i in rows.clone().step_by(PANEL) {
+            split::pack(a, Side::A, i, k0, kc, None, a_packed);
             for (q, b) in b_packed.chunks_exact(LINES * steps).enumerate() {
                 let j = columns.start + q * PANEL;
                 let size = ((rows.end - i).min(PANEL), (columns.end - j).min(PANEL));
                 // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
                 unsafe {
                     into(c, i, j, size, add, &mut scratch.square, |to| {
-                        tiles::times_dense(&tiles, steps, a.as_ptr(), b.as_ptr(), to)
+                        tiles::times_dense(&tiles, steps, a_packed.as_ptr(), b.as_ptr(), to)
                     });
                 }
             }

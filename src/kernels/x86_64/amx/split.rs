@@ -80,13 +80,17 @@ pub fn pack(
     // SAFETY: lines lie inside `to`, whose length has been looked at; what is read belongs to the operand.
     unsafe {
         if operand.along_k {
+            let factors = factors.map_or(std::ptr::null(), |f| f.as_ptr());
             for p in 0..panels {
                 for r in 0..PANEL {
                     let i = first + p * PANEL + r;
+                    let kc = if i < operand.len { kc } else { 0 };
+                    let x = operand.data.as_ptr().wrapping_add(i * operand.stride + k0);
                     for s in 0..steps {
-                        let depth = if i < operand.len { (kc - s * DEPTH).min(DEPTH) } else { 0 };
-                        let x = operand.data.as_ptr().wrapping_add(i * operand.stride + k0 + s * DEPTH);
-                        along(x, depth, factors.map(|f| &f[s * DEPTH..][..depth]), lines.add(line(p, s, r)));
+                        let depth = kc.saturating_sub(s * DEPTH).min(DEPTH);
+                        let factors =
+                            if factors.is_null() { factors } else { factors.wrapping_add(s * DEPTH) };
+                        along(x.wrapping_add(s * DEPTH), depth, factors, lines.add(line(p, s, r)));
                     }
                 }
             }
@@ -147,25 +151,40 @@ fn split(x: __m512) -> [__m512i; PIECES] {
 /// `depth` values in a row, at most 32, as one line for each piece, [`PANEL`] apart.
 ///
 /// # Safety
-/// `x` points at `depth` values; the lines at `to` may be written.
+/// `x` points at `depth` values, `factors` too, unless it is null; the lines at `to` may be written.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn along(x: *const f32, depth: usize, factors: Option<&[f32]>, to: *mut Line) {
-    let mask = ((1u64 << depth) - 1) as u32;
-    let masks = [mask as u16, (mask >> 16) as u16];
+unsafe fn along(x: *const f32, depth: usize, factors: *const f32, to: *mut Line) {
     // SAFETY: masked loads touch nothing past `depth`, of values and factors; the rest by the caller's word.
     unsafe {
-        let mut lo = _mm512_maskz_loadu_ps(masks[0], x);
-        let mut hi = _mm512_maskz_loadu_ps(masks[1], x.wrapping_add(16));
-        if let Some(f) = factors {
-            lo = _mm512_mul_ps(lo, _mm512_maskz_loadu_ps(masks[0], f.as_ptr()));
-            hi = _mm512_mul_ps(hi, _mm512_maskz_loadu_ps(masks[1], f.as_ptr().wrapping_add(16)));
+        let (mut lo, mut hi) = load_row(x, depth);
+        if !factors.is_null() {
+            let (f_lo, f_hi) = load_row(factors, depth);
+            (lo, hi) = (_mm512_mul_ps(lo, f_lo), _mm512_mul_ps(hi, f_hi));
         }
         let (lo, hi) = (split(lo), split(hi));
         let odd = _mm512_load_si512(ODD.0.as_ptr().cast());
         for q in 0..PIECES {
             _mm512_store_si512(to.add(q * PANEL).cast(), _mm512_permutex2var_epi16(lo[q], odd, hi[q]));
         }
+    }
+}
+
+/// Two vectors of a row, zeros past `depth`.
+///
+/// # Safety
+/// `x` points at `depth` values.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load_row(x: *const f32, depth: usize) -> (__m512, __m512) {
+    // SAFETY: masked loads touch nothing past `depth`.
+    unsafe {
+        if depth == DEPTH {
+            return (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16)));
+        }
+        let mask = ((1u64 << depth) - 1) as u32;
+        let hi = _mm512_maskz_loadu_ps((mask >> 16) as u16, x.wrapping_add(16));
+        (_mm512_maskz_loadu_ps(mask as u16, x), hi)
     }
 }
 
@@ -179,13 +198,18 @@ unsafe fn along(x: *const f32, depth: usize, factors: Option<&[f32]>, to: *mut L
 unsafe fn across(upper: *const f32, uppers: usize, lower: *const f32, lowers: usize, to: *mut Line) {
     // SAFETY: masked loads touch nothing past the lengths; the rest by the caller's word.
     unsafe {
-        let upper = split(_mm512_maskz_loadu_ps(((1u32 << uppers) - 1) as u16, upper));
-        let lower = split(_mm512_maskz_loadu_ps(((1u32 << lowers) - 1) as u16, lower));
+        let (upper, lower) = if uppers + lowers == 2 * TILE {
+            (_mm512_loadu_ps(upper), _mm512_loadu_ps(lower))
+        } else {
+            (
+                _mm512_maskz_loadu_ps(((1u32 << uppers) - 1) as u16, upper),
+                _mm512_maskz_loadu_ps(((1u32 << lowers) - 1) as u16, lower),
+            )
+        };
+        let (upper, lower) = (split(upper), split(lower));
         for q in 0..PIECES {
-            let pair = _mm512_or_si512(
-                _mm512_srli_epi32::<16>(upper[q]),
-                _mm512_and_si512(lower[q], _mm512_set1_epi32(UPPER)),
-            );
+            // The upper half of every lane of `lower`, and that of `upper` below it.
+            let pair = _mm512_mask_blend_epi16(0xAAAA_AAAA, _mm512_srli_epi32::<16>(upper[q]), lower[q]);
             _mm512_store_si512(to.add(q * PANEL).cast(), pair);
         }
     }
