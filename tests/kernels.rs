@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Rng, close, on_every_isa, wide};
+use common::{At, Rng, attention_gradient_rows, attention_row, close, on_every_isa, wide};
 use ternlm::kernels::{self as k, AttentionShape, Matrix, Rhs, RopeTable, Target, Threads, View, reference};
 use ternlm::ternary::{Grouping, TernaryMatrix};
 
@@ -237,6 +237,52 @@ fn attention_equals_the_reference() {
                     4 * dim,
                     "attention",
                 );
+            }
+        }
+    });
+}
+
+/// Many tiles, the last of them short: what is carried from tile to tile is right to the end of a long sequence.
+#[test]
+fn long_attention_and_its_gradients_equal_the_reference_at_a_few_rows() {
+    on_every_isa(|rng| {
+        for causal in [true, false] {
+            let t = 1100;
+            let s = AttentionShape { batch: 2, queries: t, keys: t, heads: 4, kv_heads: 2, dim: 16, causal };
+            let (width, kv_width) = (s.heads * s.dim, s.kv_heads * s.dim);
+            let (q, kk, v, dout) = (
+                // Larger scores than usual: soft-maxes with a few large terms, and new maxima late in a row.
+                rng.normal(2 * t * width).iter().map(|x| 3.0 * x).collect::<Vec<_>>(),
+                rng.normal(2 * t * kv_width),
+                rng.normal(2 * t * kv_width),
+                rng.normal(2 * t * width),
+            );
+            let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; 2 * s.heads * t]);
+            k::attention(&s, &q, &kk, &v, &mut out, &mut lse);
+            let (mut dq, mut dk, mut dv) =
+                (vec![f32::NAN; q.len()], vec![f32::NAN; kk.len()], vec![f32::NAN; v.len()]);
+            k::attention_backward(&s, &q, &kk, &v, &out, &lse, &dout, &mut dq, &mut dk, &mut dv);
+
+            let (q, kk, v, dout) = (wide(&q), wide(&kk), wide(&v), wide(&dout));
+            for (b, i) in [(0, 0), (0, 63), (1, 64), (1, 777), (0, 1087), (1, t - 1)] {
+                let row = (b * t + i) * width;
+                let want = attention_row(&s, &q, &kk, &v, b, i);
+                close(&out[row..row + width], &want, s.dim + t, &format!("query {i}, causal {causal}"));
+            }
+            for at in [
+                At { b: 0, kv: 0, i: 63, j: 0 },
+                At { b: 1, kv: 1, i: 640, j: 639 },
+                At { b: 1, kv: 0, i: t - 1, j: 1087 },
+                At { b: 0, kv: 1, i: 1088, j: t - 1 },
+            ] {
+                let [want_q, want_k, want_v] = attention_gradient_rows(&s, &q, &kk, &v, &dout, at);
+                let share = s.heads / s.kv_heads;
+                let query = ((at.b * t + at.i) * s.heads + at.kv * share) * s.dim;
+                let key = ((at.b * t + at.j) * s.kv_heads + at.kv) * s.dim;
+                let terms = s.dim + share * t;
+                close(&dq[query..][..share * s.dim], &want_q, terms, &format!("dq, {at:?}, causal {causal}"));
+                close(&dk[key..][..s.dim], &want_k, terms, &format!("dk, {at:?}, causal {causal}"));
+                close(&dv[key..][..s.dim], &want_v, terms, &format!("dv, {at:?}, causal {causal}"));
             }
         }
     });

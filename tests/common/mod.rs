@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use ternlm::kernels::Isa;
+use ternlm::kernels::{AttentionShape, Isa, reference};
 
 /// A small deterministic generator (SplitMix64).
 pub struct Rng(u64);
@@ -50,6 +50,71 @@ pub fn close(got: &[f32], want: &[f64], terms: usize, what: &str) {
         let error = (*g as f64 - w).abs();
         assert!(error <= bound, "{what}[{i}] = {g}, wanted {w}: off by {error:.2e}, allowed {bound:.2e}");
     }
+}
+
+/// Row `i` of sequence `b` of [`reference::attention`], `[heads * dim]`: the whole of a long case takes too long.
+pub fn attention_row(s: &AttentionShape, q: &[f64], k: &[f64], v: &[f64], b: usize, i: usize) -> Vec<f64> {
+    let (width, kv_width) = (s.heads * s.dim, s.kv_heads * s.dim);
+    // A query sees what a last query sees when the keys end where its sight does.
+    let keys = if s.causal { s.keys - s.queries + i + 1 } else { s.keys };
+    let seen = b * s.keys * kv_width..(b * s.keys + keys) * kv_width;
+    let q = &q[(b * s.queries + i) * width..][..width];
+    let one = AttentionShape { batch: 1, queries: 1, keys, ..*s };
+    reference::attention(&one, q, &k[seen.clone()], &v[seen])
+}
+
+/// Which rows of attention's gradients are wanted: of sequence `b` and key/value head `kv`, query `i` and key `j`.
+#[derive(Clone, Copy, Debug)]
+pub struct At {
+    pub b: usize,
+    pub kv: usize,
+    pub i: usize,
+    pub j: usize,
+}
+
+/// The gradients of `sum dout * attention(q, k, v)` at a few rows, from the formulas, over whole rows of scores: those
+/// by query `i`, `[heads of the group, dim]`, by key `j` and by value `j`, `[dim]` each. `tests/gradients.rs` holds the
+/// kernel against differences of the reference at short sequences, and so these formulas.
+pub fn attention_gradient_rows(
+    s: &AttentionShape,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    dout: &[f64],
+    at: At,
+) -> [Vec<f64>; 3] {
+    let (share, scale) = (s.heads / s.kv_heads, 1.0 / (s.dim as f64).sqrt());
+    let key = |j: usize| ((at.b * s.keys + j) * s.kv_heads + at.kv) * s.dim;
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let add = |out: &mut [f64], factor: f64, x: &[f64]| {
+        out.iter_mut().zip(x).for_each(|(out, x)| *out += factor * x);
+    };
+    let (mut dq, mut dk, mut dv) = (vec![0.0; share * s.dim], vec![0.0; s.dim], vec![0.0; s.dim]);
+    for i in 0..s.queries {
+        let seen = if s.causal { s.keys - s.queries + i + 1 } else { s.keys };
+        if i != at.i && at.j >= seen {
+            continue;
+        }
+        for h in 0..share {
+            let row = ((at.b * s.queries + i) * s.heads + at.kv * share + h) * s.dim;
+            let (q, dout) = (&q[row..][..s.dim], &dout[row..][..s.dim]);
+            let scores: Vec<f64> = (0..seen).map(|j| scale * dot(q, &k[key(j)..][..s.dim])).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = scores.iter().map(|x| (x - max).exp()).sum();
+            let p: Vec<f64> = scores.iter().map(|x| (x - max).exp() / sum).collect();
+            let dp: Vec<f64> = (0..seen).map(|j| dot(dout, &v[key(j)..][..s.dim])).collect();
+            let delta = dot(&p, &dp);
+            let ds = |j: usize| p[j] * (dp[j] - delta) * scale;
+            if i == at.i {
+                (0..seen).for_each(|j| add(&mut dq[h * s.dim..][..s.dim], ds(j), &k[key(j)..][..s.dim]));
+            }
+            if at.j < seen {
+                add(&mut dk, ds(at.j), q);
+                add(&mut dv, p[at.j], dout);
+            }
+        }
+    }
+    [dq, dk, dv]
 }
 
 static ISA: Mutex<()> = Mutex::new(());
