@@ -29,7 +29,7 @@ impl std::ops::AddAssign for Loss {
 }
 
 /// Rows of logits made at a time.
-fn rows_at_once(vocab: usize) -> usize {
+pub fn rows_at_once(vocab: usize) -> usize {
     (LOGITS / 4 / vocab).clamp(16, 4096)
 }
 

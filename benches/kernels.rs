@@ -1,0 +1,553 @@
+//! Every kernel beside the linear products, at the shapes of `wiki-75m`, against what the machine can do at most: the
+//! FMA peak for attention, the speed of reading memory for the rest. Each result is checked before it is timed. Run it
+//! with `cargo bench --bench kernels`, or with a part of a name for some: `cargo bench --bench kernels -- attention`.
+//!
+//! Before a round, all that a kernel overwrites is filled with new numbers and a buffer larger than the caches is read:
+//! every operand then comes from memory, each call of a round has operands of its own, and none is touched twice. That
+//! is what the optimizer meets, whose tensors take gigabytes, and the backward pass, which reads what blocks kept long
+//! before. A kernel that follows the product which made its input finds part of that in a cache, and is faster there.
+//!
+//! Shares of the speed of reading are no shares of one limit: a line that is only written is usually read first, which is
+//! not counted, and one that is read and written again is written back while the next is read, which is. So a kernel that
+//! keeps up with memory is at two thirds to all of it when it writes to other places, and above it when in place.
+
+mod common;
+/// The bound of `close`, and attention's gradients in f64.
+#[path = "../tests/common/mod.rs"]
+mod tests;
+
+use common::{fill, line, median, noise, seconds};
+use std::cell::{Cell, RefCell};
+use ternlm::kernels::{self, AdamW, AttentionShape, Isa, Matrix, RopeTable, peak, reference};
+use ternlm::model::cross_entropy::rows_at_once;
+use ternlm::ternary::{Grouping, TernaryMatrix};
+use tests::{At, attention_gradient_rows, attention_row, close, wide};
+
+/// Rows of a step, and how many of them make a sequence.
+const N: usize = 2048;
+const SEQ: usize = 128;
+const WIDTH: usize = 512;
+const HEADS: usize = 8;
+const KV_HEADS: usize = 4;
+const DIM: usize = 64;
+const FFN: usize = 1376;
+const VOCAB: usize = 50257;
+/// Weights of the embedding, and of the head.
+const WEIGHTS: usize = VOCAB * WIDTH;
+const EPS: f32 = 1e-6;
+
+/// Bytes read before each round, so that the caches hold nothing of the operands. The largest cache we have met, shared
+/// by many machines, has 480 MiB.
+const CACHES: usize = 640 << 20;
+/// Bytes of operands in a round, at least: enough for the clock.
+const ROUND: usize = 128 << 20;
+
+const COLUMNS: [usize; 4] = [34, 10, 15, 8];
+
+/// One slice that a kernel gets.
+#[derive(Clone, Copy)]
+struct Operand {
+    len: usize,
+    /// Values that a call must read or write.
+    moved: usize,
+    /// Whether a call leaves other numbers there than it needs: filled anew before each round.
+    changed: bool,
+}
+
+fn read(len: usize) -> Operand {
+    Operand { len, moved: len, changed: false }
+}
+
+/// A write counts once, though most processors read the line first.
+fn written(len: usize) -> Operand {
+    Operand { len, moved: len, changed: false }
+}
+
+fn both(len: usize) -> Operand {
+    Operand { len, moved: 2 * len, changed: true }
+}
+
+/// What limits a kernel, if all goes well.
+enum Limit {
+    /// Multiplications and additions.
+    Flop(f64),
+    Memory,
+}
+
+struct Bench {
+    filter: String,
+    gflops: f64,
+    gbps: f64,
+    caches: Vec<f32>,
+    seed: u64,
+    matched: usize,
+}
+
+impl Bench {
+    /// Checks and times `call`, which is given the number of the operands' set. `check` gets the first set before and
+    /// after a call.
+    fn run<const K: usize>(
+        &mut self,
+        name: &str,
+        limit: Limit,
+        operands: [Operand; K],
+        call: impl FnMut(usize, &mut [Vec<f32>; K]),
+        check: impl FnOnce(&[Vec<f32>; K], &[Vec<f32>; K]),
+    ) {
+        self.run_prepared(name, limit, operands, |_| {}, call, check);
+    }
+
+    /// [`Bench::run`] for operands that are not any numbers: `prepare` makes them from random ones, untimed.
+    fn run_prepared<const K: usize>(
+        &mut self,
+        name: &str,
+        limit: Limit,
+        operands: [Operand; K],
+        mut prepare: impl FnMut(&mut [Vec<f32>; K]),
+        mut call: impl FnMut(usize, &mut [Vec<f32>; K]),
+        check: impl FnOnce(&[Vec<f32>; K], &[Vec<f32>; K]),
+    ) {
+        if !name.contains(&self.filter) {
+            return;
+        }
+        self.matched += 1;
+        let size: usize = operands.iter().map(|o| 4 * o.len).sum();
+        let mut sets: Vec<[Vec<f32>; K]> = Vec::new();
+        for _ in 0..ROUND.div_ceil(size) {
+            sets.push(operands.map(|o| {
+                self.seed += 1;
+                noise(o.len, self.seed)
+            }));
+        }
+        sets.iter_mut().for_each(&mut prepare);
+        let before = sets[0].clone();
+        call(0, &mut sets[0]);
+        check(&before, &sets[0]);
+        drop(before);
+        let changed = operands.iter().any(|o| o.changed);
+        let each = median(|| {
+            for set in sets.iter_mut().filter(|_| changed) {
+                for (x, _) in set.iter_mut().zip(operands).filter(|(_, o)| o.changed) {
+                    self.seed += 1;
+                    fill(x, self.seed);
+                }
+                prepare(set);
+            }
+            std::hint::black_box(kernels::sum_squares(&self.caches));
+            let round = seconds(|| sets.iter_mut().enumerate().for_each(|(i, set)| call(i, set)));
+            round / sets.len() as f64
+        });
+        let (speed, unit, peak) = match limit {
+            Limit::Flop(flop) => (flop / each / 1e9, "GFLOP/s", self.gflops),
+            Limit::Memory => {
+                let moved: usize = operands.iter().map(|o| 4 * o.moved).sum();
+                (moved as f64 / each / 1e9, "GB/s", self.gbps)
+            }
+        };
+        let (ms, share) = (format!("{:.3}", 1e3 * each), format!("{:.0} %", 100.0 * speed / peak));
+        line(COLUMNS, [name, &ms, &format!("{speed:.1} {unit:<7}"), &share]);
+    }
+}
+
+fn main() {
+    // Cargo passes flags of its own, as `--bench`.
+    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
+    let (gflops, gbps) = (peak::fma_gflops(), peak::read_gbps());
+    let threads = rayon::current_num_threads();
+    println!("{}, {threads} threads, FMA peak {gflops:.0} GFLOP/s, reads at {gbps:.1} GB/s", Isa::current());
+    line(COLUMNS, ["kernel", "ms", "speed        ", "of peak"]);
+    // Ones: pages of zeros that nobody wrote are all the same page.
+    let caches = vec![1.0; CACHES / 4];
+    let mut bench = Bench { filter, gflops, gbps, caches, seed: 0, matched: 0 };
+    for seq in [SEQ, 512, 1024, 2048] {
+        attention(&mut bench, seq);
+    }
+    cross_entropy(&mut bench);
+    norm(&mut bench, "width 512", WIDTH, N, true);
+    norm(&mut bench, "8 heads of 64", DIM, N * HEADS, false);
+    rope(&mut bench);
+    activations(&mut bench);
+    embedding(&mut bench);
+    optimizers(&mut bench);
+    projection(&mut bench);
+    sums(&mut bench);
+    if bench.matched == 0 {
+        eprintln!("no kernel's name contains {:?}", bench.filter);
+        std::process::exit(2);
+    }
+}
+
+/// Causal, in groups of two heads. Products alone are counted, two forward and five backward (the scores are made
+/// again), of the scores that are seen: soft-max and the unseen half of a tile on the diagonal count nothing.
+fn attention(bench: &mut Bench, seq: usize) {
+    let (batch, causal) = (N / seq, true);
+    let s =
+        AttentionShape { batch, queries: seq, keys: seq, heads: HEADS, kv_heads: KV_HEADS, dim: DIM, causal };
+    let (q_len, k_len, lse_len) = (N * HEADS * DIM, N * KV_HEADS * DIM, N * HEADS);
+    let product = 2.0 * (batch * HEADS * DIM) as f64 * (seq * (seq + 1) / 2) as f64;
+    bench.run(
+        &format!("attention, {batch} x {seq}"),
+        Limit::Flop(2.0 * product),
+        [read(q_len), read(k_len), read(k_len), written(q_len), written(lse_len)],
+        |_, [q, k, v, out, lse]| kernels::attention(&s, q, k, v, out, lse),
+        |_, [q, k, v, out, _]| {
+            let (q, k, v) = (wide(q), wide(k), wide(v));
+            for (b, i) in [(0, 0), (batch - 1, seq / 2), (0, seq - 1)] {
+                let row = (b * seq + i) * HEADS * DIM;
+                let want = attention_row(&s, &q, &k, &v, b, i);
+                close(&out[row..][..HEADS * DIM], &want, DIM + seq, "attention");
+            }
+        },
+    );
+    let inputs = [read(q_len), read(k_len), read(k_len), read(q_len), read(lse_len), read(q_len)];
+    let [q, k, v, out, lse, dout] = inputs;
+    bench.run_prepared(
+        &format!("attention_backward, {batch} x {seq}"),
+        Limit::Flop(5.0 * product),
+        [q, k, v, out, lse, dout, written(q_len), written(k_len), written(k_len)],
+        // Output and log-sum-exp are those of the forward pass.
+        |[q, k, v, out, lse, ..]| kernels::attention(&s, q, k, v, out, lse),
+        |_, [q, k, v, out, lse, dout, dq, dk, dv]| {
+            kernels::attention_backward(&s, q, k, v, out, lse, dout, dq, dk, dv)
+        },
+        |_, [q, k, v, _, _, dout, dq, dk, dv]| {
+            let (q, k, v, dout) = (wide(q), wide(k), wide(v), wide(dout));
+            let share = HEADS / KV_HEADS;
+            for at in
+                [At { b: 0, kv: 1, i: seq / 3, j: 3 * seq / 4 }, At { b: batch - 1, kv: 3, i: seq - 1, j: 0 }]
+            {
+                let [want_q, want_k, want_v] = attention_gradient_rows(&s, &q, &k, &v, &dout, at);
+                let query = ((at.b * seq + at.i) * HEADS + at.kv * share) * DIM;
+                let key = ((at.b * seq + at.j) * KV_HEADS + at.kv) * DIM;
+                close(&dq[query..][..share * DIM], &want_q, DIM + share * seq, "attention_backward, queries");
+                close(&dk[key..][..DIM], &want_k, DIM + share * seq, "attention_backward, keys");
+                close(&dv[key..][..DIM], &want_v, DIM + share * seq, "attention_backward, values");
+            }
+        },
+    );
+}
+
+/// As many rows of logits as the loss makes at a time. An exponential for every value comes on top of the memory.
+fn cross_entropy(bench: &mut Bench) {
+    let rows = rows_at_once(VOCAB);
+    let targets = tokens(rows);
+    let scale = 1.0 / N as f32;
+    bench.run(
+        "cross_entropy with gradient",
+        Limit::Memory,
+        [both(rows * VOCAB), written(rows)],
+        |_, [logits, loss]| kernels::cross_entropy(logits, VOCAB, &targets, Some(scale), loss),
+        |[logits, _], [gradient, loss]| {
+            for r in some_of(rows) {
+                let (row, target) = (wide(&logits[r * VOCAB..][..VOCAB]), targets[r] as usize);
+                close(&loss[r..=r], &[reference::cross_entropy(&row, target)], 16, "cross_entropy");
+                let sum: f64 = row.iter().map(|x| x.exp()).sum();
+                let mut want: Vec<f64> = row.iter().map(|x| scale as f64 * x.exp() / sum).collect();
+                want[target] -= scale as f64;
+                close(&gradient[r * VOCAB..][..VOCAB], &want, 16, "the gradient of cross_entropy");
+            }
+        },
+    );
+}
+
+/// Norms of the residual stream, whose gradient is added to, or of queries.
+fn norm(bench: &mut Bench, what: &str, width: usize, rows: usize, add: bool) {
+    let gain = noise(width, 1);
+    let len = rows * width;
+    let gain64 = wide(&gain);
+    bench.run(
+        &format!("rms_norm, {what}"),
+        Limit::Memory,
+        [read(len), written(len)],
+        |_, [x, y]| kernels::rms_norm(x, &gain, EPS, y),
+        |_, [x, y]| {
+            let want = reference::rms_norm(&wide(x), &gain64, EPS as f64);
+            some_of(rows).for_each(|r| {
+                close(&y[r * width..][..width], &want[r * width..][..width], width, "rms_norm")
+            });
+        },
+    );
+    bench.run(
+        &format!("rms_norm_backward, {what}"),
+        Limit::Memory,
+        [read(len), read(len), if add { both(len) } else { written(len) }, both(width)],
+        |_, [x, dy, dx, dgain]| kernels::rms_norm_backward(x, &gain, EPS, dy, dx, dgain, add),
+        |[_, _, dx_before, dgain_before], [x, dy, dx, dgain]| {
+            let (x, dy) = (wide(x), wide(dy));
+            let inverse =
+                |x: &[f64]| 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / width as f64 + EPS as f64).sqrt();
+            for r in some_of(rows) {
+                let row = r * width..(r + 1) * width;
+                let (x, dy, r) = (&x[row.clone()], &dy[row.clone()], inverse(&x[row.clone()]));
+                let mean = (0..width).map(|i| gain64[i] * dy[i] * x[i]).sum::<f64>() / width as f64;
+                let before = |i: usize| if add { dx_before[row.start + i] as f64 } else { 0.0 };
+                let want: Vec<f64> =
+                    (0..width).map(|i| before(i) + r * gain64[i] * dy[i] - x[i] * r * r * r * mean).collect();
+                close(&dx[row.clone()], &want, width, "rms_norm_backward");
+            }
+            let mut want = wide(dgain_before);
+            for (x, dy) in x.chunks(width).zip(dy.chunks(width)) {
+                let r = inverse(x);
+                (0..width).for_each(|i| want[i] += dy[i] * x[i] * r);
+            }
+            close(dgain, &want, rows, "rms_norm_backward, the gain");
+        },
+    );
+}
+
+fn rope(bench: &mut Bench) {
+    let table = RopeTable::new(SEQ, DIM, 1e4);
+    let width = HEADS * DIM;
+    bench.run(
+        "rope, 8 heads of 64",
+        Limit::Memory,
+        [both(N * width)],
+        |_, [x]| kernels::rope(x, HEADS, &table, SEQ, 0, false),
+        |[before], [x]| {
+            let want = reference::rope(&wide(before), HEADS, DIM, 1e4, SEQ);
+            some_of(N)
+                .for_each(|r| close(&x[r * width..][..width], &want[r * width..][..width], SEQ, "rope"));
+        },
+    );
+}
+
+/// SwiGLU's gate, which `wiki-75m` has, and the two activations that other models have, on as many values.
+fn activations(bench: &mut Bench) {
+    type Forward = fn(&[f32], &mut [f32]);
+    type Backward = fn(&[f32], &[f32], &mut [f32]);
+    type Meaning = fn(f64) -> f64;
+    let len = N * FFN;
+    let slope = |f: Meaning, x: f32| (f(x as f64 + 1e-5) - f(x as f64 - 1e-5)) / 2e-5;
+    bench.run(
+        "silu_mul",
+        Limit::Memory,
+        [read(len), read(len), written(len)],
+        |_, [gate, up, out]| kernels::silu_mul(gate, up, out),
+        |_, [gate, up, out]| {
+            at_some(len, out, "silu_mul", |i| reference::silu(gate[i] as f64) * up[i] as f64);
+        },
+    );
+    bench.run(
+        "silu_mul_backward",
+        Limit::Memory,
+        [read(len), read(len), read(len), written(len), written(len)],
+        |_, [gate, up, dout, dgate, dup]| kernels::silu_mul_backward(gate, up, dout, dgate, dup),
+        |_, [gate, up, dout, dgate, dup]| {
+            let d = |i: usize| dout[i] as f64;
+            at_some(len, dup, "silu_mul_backward, up", |i| reference::silu(gate[i] as f64) * d(i));
+            at_some(len, dgate, "silu_mul_backward, gate", |i| {
+                slope(reference::silu, gate[i]) * up[i] as f64 * d(i)
+            });
+        },
+    );
+    let others: [(&str, Forward, Backward, Meaning); 2] = [
+        ("gelu", kernels::gelu, kernels::gelu_backward, reference::gelu),
+        ("relu2", kernels::relu2, kernels::relu2_backward, reference::relu2),
+    ];
+    for (name, forward, backward, meaning) in others {
+        bench.run(
+            name,
+            Limit::Memory,
+            [read(len), written(len)],
+            |_, [x, out]| forward(x, out),
+            |_, [x, out]| at_some(len, out, name, |i| meaning(x[i] as f64)),
+        );
+        let name = &format!("{name}_backward");
+        bench.run(
+            name,
+            Limit::Memory,
+            [read(len), read(len), written(len)],
+            |_, [x, dout, dx]| backward(x, dout, dx),
+            |_, [x, dout, dx]| at_some(len, dx, name, |i| slope(meaning, x[i]) * dout[i] as f64),
+        );
+    }
+}
+
+/// Tokens are all equally likely, other ones for each call. Those of a text repeat, and find their rows in a cache.
+fn embedding(bench: &mut Bench) {
+    // As many as there are calls in a round.
+    let calls = ROUND.div_ceil(4 * N * WIDTH);
+    let tokens = tokens(calls * N);
+    let of = |i: usize| &tokens[i * N..(i + 1) * N];
+    let mut w = TernaryMatrix::zeros(VOCAB, WIDTH, Grouping::default());
+    kernels::project("w", &noise(WEIGHTS, 1), Grouping::default(), &mut w).expect("finite numbers");
+    let codes = N * (w.row_words() + w.row_groups());
+    bench.run(
+        "gather, ternary",
+        Limit::Memory,
+        [Operand { moved: N * WIDTH + codes, ..written(N * WIDTH) }],
+        |i, [x]| kernels::gather(Matrix::Ternary(&w), of(i), x),
+        |_, [x]| {
+            let mut want = vec![0.0; WIDTH];
+            for r in some_of(N) {
+                w.unpack_row(tokens[r] as usize, &mut want);
+                assert_eq!(x[r * WIDTH..][..WIDTH], want, "gather is wrong at row {r}");
+            }
+        },
+    );
+    bench.run(
+        "scatter_add",
+        Limit::Memory,
+        [Operand { moved: 2 * N * WIDTH, ..both(WEIGHTS) }, read(N * WIDTH)],
+        |i, [dw, dx]| kernels::scatter_add(dw, WIDTH, of(i), dx),
+        |[before, _], [dw, dx]| {
+            for r in some_of(N) {
+                let row = tokens[r] as usize * WIDTH..(tokens[r] as usize + 1) * WIDTH;
+                let mut want = wide(&before[row.clone()]);
+                let same = of(0).iter().zip(dx.chunks(WIDTH)).filter(|(t, _)| **t == tokens[r]);
+                same.for_each(|(_, dx)| want.iter_mut().zip(dx).for_each(|(w, d)| *w += *d as f64));
+                close(&dw[row], &want, N, "scatter_add");
+            }
+        },
+    );
+}
+
+/// Over the weights of the embedding, a third of the model's. Muon's two over one matrix of the feed-forward network.
+fn optimizers(bench: &mut Bench) {
+    let a = AdamW {
+        lr: 3e-4,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.01,
+        grad_scale: 0.5,
+        step: 100,
+    };
+    bench.run_prepared(
+        "adamw, 25.7 M weights",
+        Limit::Memory,
+        [both(WEIGHTS), read(WEIGHTS), both(WEIGHTS), both(WEIGHTS)],
+        // The second moment is a mean of squares.
+        |[_, _, _, v]| v.iter_mut().for_each(|v| *v *= *v),
+        |_, [p, g, m, v]| kernels::adamw(&a, p, g, m, v),
+        |[p0, g, m0, v0], [p, _, m, v]| {
+            let g = |i: usize| (a.grad_scale * g[i]) as f64;
+            let [b1, b2] = [a.beta1, a.beta2].map(f64::from);
+            let m1 = |i: usize| b1 * m0[i] as f64 + (1.0 - b1) * g(i);
+            let v1 = |i: usize| b2 * v0[i] as f64 + (1.0 - b2) * g(i) * g(i);
+            at_some(WEIGHTS, m, "adamw, first moment", m1);
+            at_some(WEIGHTS, v, "adamw, second moment", v1);
+            at_some(WEIGHTS, p, "adamw", |i| {
+                let (m, v) = (m1(i) / (1.0 - b1.powi(100)), v1(i) / (1.0 - b2.powi(100)));
+                let decayed = p0[i] as f64 * (1.0 - a.lr as f64 * a.weight_decay as f64);
+                decayed - a.lr as f64 * m / (v.sqrt() + a.eps as f64)
+            });
+        },
+    );
+    let (lr, momentum, decay, scale) = (0.02, 0.9, 0.1, 0.5);
+    bench.run(
+        "sgd, 25.7 M weights",
+        Limit::Memory,
+        [both(WEIGHTS), read(WEIGHTS), both(WEIGHTS)],
+        |_, [p, g, b]| kernels::sgd(lr, momentum, decay, scale, p, g, b),
+        |[p0, g, b0], [p, _, b]| {
+            let [lr, momentum, decay, scale] = [lr, momentum, decay, scale].map(f64::from);
+            let b1 = |i: usize| momentum * b0[i] as f64 + scale * g[i] as f64 + decay * p0[i] as f64;
+            at_some(WEIGHTS, b, "sgd, momentum", b1);
+            at_some(WEIGHTS, p, "sgd", |i| p0[i] as f64 - lr * b1(i));
+        },
+    );
+    let len = FFN * WIDTH;
+    bench.run(
+        "blend",
+        Limit::Memory,
+        [read(len), read(len), written(len)],
+        |_, [x, y, out]| kernels::blend(0.3, x, -0.7, y, out),
+        |_, [x, y, out]| at_some(len, out, "blend", |i| 0.3 * x[i] as f64 - 0.7 * y[i] as f64),
+    );
+    bench.run(
+        "scale_add",
+        Limit::Memory,
+        [both(len), read(len)],
+        |_, [out, x]| kernels::scale_add(0.3, out, -0.7, x),
+        |[before, x], [out, _]| {
+            at_some(len, out, "scale_add", |i| 0.3 * before[i] as f64 - 0.7 * x[i] as f64)
+        },
+    );
+}
+
+/// A step changes few trits: the codes are there already, and are read to be compared.
+fn projection(bench: &mut Bench) {
+    let zeros = TernaryMatrix::zeros(VOCAB, WIDTH, Grouping::default());
+    let codes = zeros.words().len() + zeros.scales().len();
+    // One for each call of a round.
+    let out = RefCell::new(vec![zeros; ROUND.div_ceil(4 * WEIGHTS)]);
+    bench.run(
+        "project, 25.7 M weights",
+        Limit::Memory,
+        [Operand { moved: WEIGHTS + codes, ..read(WEIGHTS) }],
+        |i, [latent]| {
+            let out = &mut out.borrow_mut()[i];
+            kernels::project("w", latent, Grouping::default(), out).expect("finite numbers");
+        },
+        |_, [latent]| {
+            let got = &out.borrow()[0];
+            for row in some_of(VOCAB) {
+                let latent = &latent[row * WIDTH..][..WIDTH];
+                let want = TernaryMatrix::project("w", latent, 1, WIDTH, Grouping::default()).unwrap();
+                for col in 0..WIDTH {
+                    let (got, want) =
+                        ((got.trit(row, col), got.scale(row, col)), (want.trit(0, col), want.scale(0, col)));
+                    assert_eq!(got, want, "project is wrong at {row}, {col}");
+                }
+            }
+        },
+    );
+}
+
+fn sums(bench: &mut Bench) {
+    let sum = Cell::new(0.0);
+    bench.run(
+        "sum_squares, 25.7 M weights",
+        Limit::Memory,
+        [read(WEIGHTS)],
+        |_, [x]| sum.set(kernels::sum_squares(x)),
+        |_, [x]| {
+            // In parts: one sum over so many would round worse than the kernel's.
+            let part = |x: &[f32]| x.iter().map(|x| (*x as f64).powi(2)).sum::<f64>();
+            let want: f64 = x.chunks(4096).map(part).sum();
+            assert!((sum.get() - want).abs() <= 1e-12 * want, "sum_squares is {}, not {want}", sum.get());
+        },
+    );
+    let finite = Cell::new(false);
+    bench.run(
+        "all_finite, 25.7 M weights",
+        Limit::Memory,
+        [read(WEIGHTS)],
+        |_, [x]| finite.set(kernels::all_finite(x)),
+        |_, _| assert!(finite.get(), "all_finite does not believe that noise is finite"),
+    );
+    bench.run(
+        "fill_zero, 25.7 M weights",
+        Limit::Memory,
+        // Filled anew, so that there is something to overwrite.
+        [Operand { moved: WEIGHTS, ..both(WEIGHTS) }],
+        |_, [x]| kernels::fill_zero(x),
+        |_, [x]| assert!(x.iter().all(|x| *x == 0.0), "fill_zero left something"),
+    );
+    bench.run(
+        "add_assign",
+        Limit::Memory,
+        [both(N * WIDTH), read(N * WIDTH)],
+        |_, [out, x]| kernels::add_assign(out, x),
+        |[before, x], [out, _]| at_some(N * WIDTH, out, "add_assign", |i| before[i] as f64 + x[i] as f64),
+    );
+}
+
+/// The first, the last and one between of `n`.
+fn some_of(n: usize) -> impl Iterator<Item = usize> {
+    [0, n / 2 + 1, n - 1].into_iter()
+}
+
+/// Compares about a thousand of `len` values, the last ones among them, with what they mean.
+#[track_caller]
+fn at_some(len: usize, got: &[f32], what: &str, want: impl Fn(usize) -> f64) {
+    let places: Vec<usize> = (0..len).step_by(len / 1000).chain(len - 33..len).collect();
+    let got: Vec<f32> = places.iter().map(|i| got[*i]).collect();
+    close(&got, &places.iter().map(|i| want(*i)).collect::<Vec<_>>(), 64, what);
+}
+
+/// Random ones of the vocabulary.
+fn tokens(n: usize) -> Vec<u32> {
+    noise(n, 9).iter().map(|x| ((x + 1.0) / 2.0 * VOCAB as f32) as u32 % VOCAB as u32).collect()
+}
