@@ -14,7 +14,7 @@ use crate::formats::Form;
 use crate::formats::hf::HfConfig;
 use crate::formats::tensors::{Data, Tensor, write_safetensors};
 use crate::kernels::{self, peak, profile};
-use crate::model::{Decoder, Model};
+use crate::model::{Decoder, Model, cross_entropy};
 use crate::train::{Source, Synthetic, Trainer};
 
 #[derive(Args)]
@@ -119,6 +119,8 @@ fn train(args: TrainArgs) -> Result<()> {
     let median = sorted[sorted.len() / 2];
     let flops = flops_per_token(&trainer.model.decoder.config, trainer.source.seq()) * tokens as f64;
     let (gflops, limit, bandwidth) = (flops / median / 1e9, peak::fma_gflops(), peak::read_gbps());
+    let moved = min_bytes_per_step(&trainer) / 1e9;
+    let share_of_bandwidth = moved / median / bandwidth;
     if args.json {
         let phases: serde_json::Map<_, _> =
             phases.iter().map(|(p, s)| (name(*p).replace(' ', "_"), json!(s / args.steps as f64))).collect();
@@ -127,7 +129,8 @@ fn train(args: TrainArgs) -> Result<()> {
             "first_losses": first_losses,
             "tokens_per_step": tokens, "tok_per_s": tokens as f64 / median, "gflop_per_step": flops / 1e9,
             "gflops": gflops, "fma_peak_gflops": limit, "share_of_peak": gflops / limit,
-            "read_gb_per_s": bandwidth, "peak_memory_bytes": memory, "seconds_by_phase": phases,
+            "min_gb_per_step": moved, "read_gb_per_s": bandwidth, "share_of_bandwidth": share_of_bandwidth,
+            "peak_memory_bytes": memory, "seconds_by_phase": phases,
             "isa": kernels::Isa::current().to_string(), "threads": rayon::current_num_threads(),
         });
         super::say_json(&out);
@@ -138,7 +141,12 @@ fn train(args: TrainArgs) -> Result<()> {
         "{gflops:.1} GFLOP/s, {:.1} % of the {limit:.1} GFLOP/s that this machine's FMA units reach",
         100.0 * gflops / limit
     );
-    say!("memory reads at {bandwidth:.1} GB/s");
+    say!(
+        "memory traffic at least {moved:.2} GB a step, {:.2} GB/s, {:.1} % of the {bandwidth:.1} GB/s that this machine \
+         reads",
+        moved / median,
+        100.0 * share_of_bandwidth
+    );
     match memory {
         Some(bytes) => say!("peak memory {:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
         None => say!("peak memory: this system does not say"),
@@ -224,9 +232,95 @@ fn weights(c: &ModelConfig) -> usize {
     c.layers * (attention + ffn * c.hidden_size * c.intermediate_size)
 }
 
+/// Bytes that a step has to move where no cache keeps a tensor from one pass over it to the next: the passes over
+/// weights, gradients, moments and logits that the step is made of, and what the blocks save, written once and read
+/// once. What one kernel hands to the next and nobody saves counts nothing, so a large model moves more; one that fits
+/// a cache, less.
+fn min_bytes_per_step(trainer: &Trainer) -> f64 {
+    let (decoder, t) = (&trainer.model.decoder, &trainer.recipe.train);
+    let c = &decoder.config;
+    let rows = t.batch * trainer.source.seq();
+    let moments: usize =
+        trainer.optimizer.tensors(decoder).iter().map(|m| m.shape.iter().product::<usize>()).sum();
+    let chunks = rows.div_ceil(cross_entropy::rows_at_once(c.vocab_size));
+    let head = if c.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+
+    // Of the update: gradients are zeroed, read for the norm and read again; weights are read and written, moments too.
+    let (mut once, mut each_batch) = (8 * moments, 0);
+    for p in decoder.params() {
+        once += 4 * 5 * p.len();
+        // What the products read: trits and scales, which the projection makes from the latents, or the weights.
+        let used = match p.ternary() {
+            Some(t) => 4 * (t.words().len() + t.scales().len()),
+            None => 4 * p.len(),
+        };
+        if p.ternary().is_some() {
+            once += 4 * p.len() + used;
+        }
+        // Forward and input gradient read the weights; the weight gradient reads and writes the sum. The head's
+        // products are made chunk by chunk. Of an embedding that is no head a batch touches some rows, which count
+        // nothing.
+        let passes = match p.name.as_str() {
+            name if name == head => chunks,
+            "model.embed_tokens.weight" => 0,
+            _ => 1,
+        };
+        each_batch += passes * (2 * used + 8 * p.len());
+    }
+    // Logits are made, replaced by their gradient, and read by two products.
+    each_batch += 4 * rows * (5 * c.vocab_size + 2 * c.layers * saved_by_block(c));
+    (once + t.accumulate * each_batch) as f64
+}
+
+/// Values that a block keeps of a row for the backward pass: two residual streams, queries, keys, values, attention's
+/// output and its log-sum-exps, and the projections of the feed-forward network.
+fn saved_by_block(c: &ModelConfig) -> usize {
+    let ffn = if c.activation == crate::config::Activation::SwiGlu { 2 } else { 1 };
+    2 * c.hidden_size + (2 * c.heads + 2 * c.kv_heads) * c.head_dim + c.heads + ffn * c.intermediate_size
+}
+
 /// Most memory that this process has held, in bytes.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(changes: &[&str]) -> f64 {
+        let mut table = recipe::read("copy").unwrap();
+        let shape = ["vocab_size=40000", "hidden_size=16", "heads=1", "kv_heads=1", "head_dim=16"];
+        let shape = shape.into_iter().chain(["intermediate_size=32", "layers=2", "tie_embeddings=false"]);
+        shape.for_each(|set| recipe::set_text(&mut table, &format!("model.{set}")).unwrap());
+        changes.iter().for_each(|set| recipe::set_text(&mut table, set).unwrap());
+        min_bytes_per_step(&random_trainer(recipe::resolve("copy", table).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn the_least_traffic_of_a_step_is_the_sum_of_its_passes() {
+        // 32 sequences of 16 tokens; the logits of 512 rows come in two chunks, because 419 rows make 64 MiB.
+        let (rows, ends) = (512.0, 40_000.0 * 16.0);
+        let (blocks, gains) = (2.0 * (4.0 * 16.0 * 16.0 + 2.0 * 16.0 * 32.0), 5.0 * 16.0);
+        let parameters = 2.0 * ends + blocks + gains;
+        // Words and scales of a row: 1 and 1 where there are 16 inputs, 2 and 1 where there are 32.
+        let (head_codes, block_codes) = (40_000.0 * 8.0, 2.0 * ((4.0 * 16.0 + 32.0) * 8.0 + 16.0 * 12.0));
+        let projection = 4.0 * (parameters - gains) + 2.0 * head_codes + block_codes;
+        let update = (20.0 + 16.0) * parameters + projection;
+        let head = 2.0 * (2.0 * head_codes + 8.0 * ends) + rows * 4.0 * 5.0 * 40_000.0;
+        let saved = rows * 4.0 * 2.0 * 2.0 * (2.0 * 16.0 + 4.0 * 16.0 + 1.0 + 32.0);
+        let batch = head + 2.0 * block_codes + 8.0 * blocks + 16.0 * gains + saved;
+        assert_eq!(bytes(&[]), update + batch);
+        assert_eq!(bytes(&["train.accumulate=3"]), update + 3.0 * batch);
+        // Without the second moment, read and written.
+        assert_eq!(bytes(&["train.optimizer=sgd"]), update + batch - 8.0 * parameters);
+        // No projections, and products that read the weights: the head's in two chunks, each forward and backward.
+        let dense = 2.0 * 2.0 * (4.0 * ends - head_codes) + 2.0 * (4.0 * blocks - block_codes);
+        assert_eq!(bytes(&["ternary.scope=none"]), update + batch - projection + dense);
+        // The embedding is the head: its own update is spared.
+        let spared = (20.0 + 16.0 + 4.0) * ends + head_codes;
+        assert_eq!(bytes(&["model.tie_embeddings=true"]), update + batch - spared);
+    }
 }
