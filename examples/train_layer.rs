@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release --example train_layer
 
-use ternlm::kernels::{self, AdamW};
+use ternlm::kernels::{self, AdamW, Moments, Rule};
 use ternlm::model::{Param, TernaryLinear};
 use ternlm::ternary::Grouping;
 
@@ -17,7 +17,7 @@ fn main() -> ternlm::Result<()> {
     let mut x = Param::new("x", &[N, INPUTS], None); // here only for its random numbers
     let (mut y, mut target) = (vec![0.0; N * OUT], vec![0.0; N * OUT]);
     let mut dx = vec![0.0; N * INPUTS];
-    let (mut first, mut second) = (vec![0.0; INPUTS * OUT], vec![0.0; INPUTS * OUT]);
+    let mut moments = Moments::zeros(2, INPUTS * OUT);
     for step in 0..STEPS {
         x.init_normal(1.0, step);
         teacher.forward(&x.value, &mut target, false);
@@ -28,9 +28,8 @@ fn main() -> ternlm::Result<()> {
         let loss = kernels::sum_squares(&y) / N as f64;
         let dy: Vec<f32> = y.iter().map(|error| 2.0 * error / N as f32).collect();
 
-        student.weight.zero_grad();
         student.backward(&x.value, &dy, &mut dx, false);
-        let adamw = AdamW {
+        let rule = Rule::AdamW(AdamW {
             lr: 5e-3 * (1.0 - step as f32 / STEPS as f32),
             beta1: 0.9,
             beta2: 0.95,
@@ -38,10 +37,9 @@ fn main() -> ternlm::Result<()> {
             weight_decay: 0.0,
             grad_scale: 1.0,
             step: step + 1,
-        };
-        let weight = &mut student.weight;
-        kernels::adamw(&adamw, &mut weight.value, &weight.grad, &mut first, &mut second);
-        weight.project()?; // from latents to trits and scales
+        });
+        // Latents, then trits and scales from them, then the gradient to zero: one pass.
+        student.weight.update(|latents| kernels::update(&rule, latents, &mut moments, false))?;
 
         if step % 100 == 0 || step + 1 == STEPS {
             let (a, b) = (teacher.weight.ternary().unwrap(), student.weight.ternary().unwrap());

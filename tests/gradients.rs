@@ -61,11 +61,11 @@ fn linear() {
         let (w, b) = (wide(&layer.weight.value), wide(&layer.bias.as_ref().unwrap().value));
         check("dx", &x, &dx, |x| dot(&r::linear(x, &w, Some(&b), inputs), &dy));
         let x = wide(&x);
-        check("dW", &layer.weight.value, &layer.weight.grad, |w| {
+        check("dW", &layer.weight.value, layer.weight.grad(), |w| {
             dot(&r::linear(&x, w, Some(&b), inputs), &dy)
         });
         let bias = layer.bias.as_ref().unwrap();
-        check("db", &bias.value, &bias.grad, |b| dot(&r::linear(&x, &w, Some(b), inputs), &dy));
+        check("db", &bias.value, bias.grad(), |b| dot(&r::linear(&x, &w, Some(b), inputs), &dy));
     });
 }
 
@@ -87,7 +87,7 @@ fn ternary_linear_has_the_dense_gradient_at_its_projection() {
             layer.backward(&x, &dy, &mut dx, false);
             check("dx", &x, &dx, |x| dot(&r::linear(x, &wide(&projected), None, inputs), &dy));
             let x = wide(&x);
-            check("dW", &projected, &layer.weight.grad, |w| dot(&r::linear(&x, w, None, inputs), &dy));
+            check("dW", &projected, layer.weight.grad(), |w| dot(&r::linear(&x, w, None, inputs), &dy));
         }
     });
 }
@@ -100,14 +100,14 @@ fn ternary_embedding_adds_up_repeated_tokens() {
         let tokens = [3, 0, 3, 1];
         let dx = rng.normal(tokens.len() * width);
         layer.backward(&tokens, &dx);
-        check("dW", &layer.weight.value, &layer.weight.grad, |w| {
+        check("dW", &layer.weight.value, layer.weight.grad(), |w| {
             tokens
                 .iter()
                 .enumerate()
                 .map(|(n, &t)| dot(&w[t as usize * width..][..width], &dx[n * width..]))
                 .sum()
         });
-        assert!(layer.weight.grad[2 * width..3 * width].iter().all(|g| *g == 0.0), "token 2 did not occur");
+        assert!(layer.weight.grad()[2 * width..3 * width].iter().all(|g| *g == 0.0), "token 2 did not occur");
     });
 }
 
@@ -124,7 +124,7 @@ fn rms_norm() {
         let gain = wide(&layer.gain.value);
         check("dx", &x, &dx, |x| dot(&r::rms_norm(x, &gain, 1e-5), &dy));
         let x = wide(&x);
-        check("dgain", &layer.gain.value, &layer.gain.grad, |g| dot(&r::rms_norm(&x, g, 1e-5), &dy));
+        check("dgain", &layer.gain.value, layer.gain.grad(), |g| dot(&r::rms_norm(&x, g, 1e-5), &dy));
     });
 }
 
@@ -181,7 +181,7 @@ fn attention_layer_with_norms_rotation_and_biases() {
         layer.forward(&h, seqs, &rope, &mut saved, None, &mut ws, &mut out);
         layer.backward(&h, seqs, &rope, &saved, &mut ws, &dout, &mut dh);
         let params: Vec<(String, Vec<f32>, Vec<f32>)> =
-            layer.params().map(|p| (p.name.clone(), p.value.clone(), p.grad.clone())).collect();
+            layer.params().map(|p| (p.name.clone(), p.value.clone(), p.grad().to_vec())).collect();
         // Weights in the order of `params`, replaced one by one.
         let forward = |h: &[f64], replaced: Option<(&str, &[f64])>| {
             let get = |name: &str| match replaced {
@@ -222,7 +222,7 @@ fn feed_forward_of_every_kind() {
             layer.forward(&h, n, &mut saved, &mut ws, &mut out);
             layer.backward(&h, &saved, &mut ws, &dout, &mut dh);
             let params: Vec<(String, Vec<f32>, Vec<f32>)> =
-                layer.params().map(|p| (p.name.clone(), p.value.clone(), p.grad.clone())).collect();
+                layer.params().map(|p| (p.name.clone(), p.value.clone(), p.grad().to_vec())).collect();
             let forward = |h: &[f64], replaced: Option<(&str, &[f64])>| {
                 let get = |name: &str| match replaced {
                     Some((n, v)) if n == name => v.to_vec(),
@@ -268,6 +268,6 @@ fn cross_entropy_fused_with_the_head() {
         let forward = cross_entropy::forward(&h, &head, &targets, &mut ws);
         assert!((forward.sum - got.sum).abs() < 1e-4);
         check("dh", &h, &dh, |h| loss(h, &wide(&head.value)));
-        check("dW", &head.value, &head.grad, |w| loss(&wide(&h), w));
+        check("dW", &head.value, head.grad(), |w| loss(&wide(&h), w));
     });
 }

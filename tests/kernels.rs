@@ -3,7 +3,10 @@
 mod common;
 
 use common::{At, Rng, attention_gradient_rows, attention_row, close, on_every_isa, wide};
-use ternlm::kernels::{self as k, AttentionShape, Matrix, Rhs, RopeTable, Target, Threads, View, reference};
+use ternlm::kernels::{
+    self as k, AttentionShape, Latents, Matrix, Moments, Rhs, RopeTable, Rule, Target, Threads, View,
+    reference,
+};
 use ternlm::ternary::{Grouping, TernaryMatrix};
 
 /// Shapes around every edge: register tiles, 16-column words, blocks of 512, a single row or column.
@@ -378,41 +381,93 @@ fn norm_rope_and_cross_entropy_equal_the_reference() {
     });
 }
 
+fn latents<'a>(
+    cols: usize,
+    value: &'a mut [f32],
+    grad: &'a mut [f32],
+    ternary: Option<(Grouping, &'a mut TernaryMatrix)>,
+) -> Latents<'a> {
+    Latents { name: "the_tensor", cols, value, grad, ternary }
+}
+
+const ADAMW: k::AdamW =
+    k::AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_scale: 0.5, step: 3 };
+
 #[test]
 fn optimizer_steps_equal_the_formulas() {
     on_every_isa(|rng| {
         let n = 20_001;
-        let (mut p, g) = (rng.normal(n), rng.normal(n));
-        let (mut m, mut v) = (rng.normal(n), rng.normal(n).iter().map(|x| x * x).collect::<Vec<_>>());
-        let a = k::AdamW {
-            lr: 1e-2,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            grad_scale: 0.5,
-            step: 3,
+        let update = |rule: Rule, p: &mut [f32], g: &[f32], moments: &mut Moments| {
+            k::update(&rule, latents(59, p, &mut g.to_vec(), None), moments, false).unwrap();
         };
+        let (mut p, g) = (rng.normal(n), rng.normal(n));
+        let mut moments =
+            Moments { first: rng.normal(n), second: rng.normal(n).iter().map(|x| x * x).collect() };
         let want: Vec<f64> = (0..n)
             .map(|i| {
                 let g = 0.5 * g[i] as f64;
-                let m = 0.9 * m[i] as f64 + 0.1 * g;
-                let v = 0.95 * v[i] as f64 + 0.05 * g * g;
+                let m = 0.9 * moments.first[i] as f64 + 0.1 * g;
+                let v = 0.95 * moments.second[i] as f64 + 0.05 * g * g;
                 let (mh, vh) = (m / (1.0 - 0.9f64.powi(3)), v / (1.0 - 0.95f64.powi(3)));
                 p[i] as f64 * (1.0 - 1e-3) - 1e-2 * mh / (vh.sqrt() + 1e-8)
             })
             .collect();
-        k::adamw(&a, &mut p, &g, &mut m, &mut v);
+        update(Rule::AdamW(ADAMW), &mut p, &g, &mut moments);
         close(&p, &want, 64, "adamw");
-        let (mut p, mut b) = (rng.normal(n), rng.normal(n));
+        let (mut p, b) = (rng.normal(n), rng.normal(n));
+        let mut moments = Moments { first: b.clone(), second: Vec::new() };
         let want: Vec<f64> = (0..n)
-            .map(|i| {
-                let b = 0.9 * b[i] as f64 + 0.5 * g[i] as f64 + 0.1 * p[i] as f64;
-                p[i] as f64 - 0.02 * b
-            })
+            .map(|i| p[i] as f64 - 0.02 * (0.9 * b[i] as f64 + 0.5 * g[i] as f64 + 0.1 * p[i] as f64))
             .collect();
-        k::sgd(0.02, 0.9, 0.1, 0.5, &mut p, &g, &mut b);
+        let sgd = Rule::Sgd { lr: 0.02, momentum: 0.9, weight_decay: 0.1, grad_scale: 0.5 };
+        update(sgd, &mut p, &g, &mut moments);
         close(&p, &want, 8, "sgd");
+        let mut moments = Moments { first: b.clone(), second: Vec::new() };
+        let want: Vec<f64> =
+            (0..n).map(|i| 0.5 * g[i] as f64 + 0.9 * (0.9 * b[i] as f64 + 0.5 * g[i] as f64)).collect();
+        update(Rule::Momentum { momentum: 0.9, grad_scale: 0.5 }, &mut p, &g, &mut moments);
+        close(&p, &want, 8, "momentum");
+        let want: Vec<f64> = p.iter().zip(&g).map(|(p, g)| 0.75 * *p as f64 - 0.5 * *g as f64).collect();
+        update(Rule::Add { keep: 0.75, step: -0.5 }, &mut p, &g, &mut Moments::default());
+        close(&p, &want, 4, "add");
+    });
+}
+
+#[test]
+fn a_pass_of_the_optimizer_is_update_then_projection() {
+    on_every_isa(|rng| {
+        // One row; strips of one row; strips of many rows; rows that end within a word of codes.
+        for (rows, cols) in [(1, 37), (3, 9000), (40, 1000), (1001, 17)] {
+            for group in [Grouping::Size(128), Grouping::Size(7), Grouping::Tensor] {
+                let n = rows * cols;
+                let (before, g) = (rng.normal(n), rng.normal(n));
+                let rule = Rule::AdamW(k::AdamW { step: 1, ..ADAMW });
+                let (mut p, mut grad, mut moments) = (before.clone(), g.clone(), Moments::zeros(2, n));
+                k::update(&rule, latents(cols, &mut p, &mut grad, None), &mut moments, false).unwrap();
+                assert!(grad.iter().all(|g| *g == 0.0), "the gradient is zero afterwards");
+                let mut want = TernaryMatrix::project("w", &before, rows, cols, group).unwrap();
+                let mut got = want.clone();
+                let flips = k::project("w", &p, group, &mut want).unwrap();
+
+                let (mut fused, mut grad, mut same) = (before.clone(), g, Moments::zeros(2, n));
+                let tensor = latents(cols, &mut fused, &mut grad, Some((group, &mut got)));
+                let done = k::update(&rule, tensor, &mut same, true).unwrap();
+                assert!(fused == p && got == want && done.flips == flips, "[{rows}, {cols}] by {group}");
+                assert!(same.first == moments.first && same.second == moments.second);
+                assert!(grad.iter().all(|g| *g == 0.0), "the gradient is zero afterwards");
+                let squares: f64 = p.iter().zip(&before).map(|(a, b)| ((a - b) as f64).powi(2)).sum();
+                assert!((done.squares - squares).abs() <= 1e-12 * squares);
+            }
+        }
+        let (mut p, mut grad) = (vec![1.0f32; 60_000], vec![0.0; 60_000]);
+        grad[259] = f32::NAN;
+        for group in [Grouping::default(), Grouping::Tensor] {
+            let mut out = TernaryMatrix::zeros(60, 1000, group);
+            let tensor = latents(1000, &mut p, &mut grad, Some((group, &mut out)));
+            let rule = Rule::Add { keep: 1.0, step: 1.0 };
+            let error = k::update(&rule, tensor, &mut Moments::default(), false).unwrap_err().to_string();
+            assert!(error.contains("the_tensor") && error.contains("row 0, column 259"), "{error}");
+        }
     });
 }
 

@@ -159,21 +159,23 @@ pub fn relu2_backward(x: &[f32], dout: &[f32], dx: &mut [f32]) {
 
 /// `sum x^2` in f64, the same for any number of threads.
 pub fn sum_squares(x: &[f32]) -> f64 {
-    kernel! {
-        fn run<S>(x: &[f32]) -> f64 {
-            let mut sums = [0f64; 8];
-            let chunks = x.chunks_exact(8);
-            let tail: f64 = chunks.remainder().iter().map(|&v| v as f64 * v as f64).sum();
-            for chunk in chunks {
-                for i in 0..8 {
-                    sums[i] += chunk[i] as f64 * chunk[i] as f64;
-                }
-            }
-            sums.iter().sum::<f64>() + tail
-        }
-    }
-    let partial: Vec<f64> = x.par_chunks(CHUNK).map(run).collect();
+    let partial: Vec<f64> = x.par_chunks(CHUNK).map(squares).collect();
     partial.iter().sum()
+}
+
+kernel! {
+    /// `sum x^2` in f64, on this thread.
+    pub(super) fn squares<S>(x: &[f32]) -> f64 {
+        let mut sums = [0f64; 8];
+        let chunks = x.chunks_exact(8);
+        let tail: f64 = chunks.remainder().iter().map(|&v| v as f64 * v as f64).sum();
+        for chunk in chunks {
+            for i in 0..8 {
+                sums[i] += chunk[i] as f64 * chunk[i] as f64;
+            }
+        }
+        sums.iter().sum::<f64>() + tail
+    }
 }
 
 /// Whether every value is finite.

@@ -8,7 +8,8 @@ use std::time::Instant;
 #[serde(rename_all = "snake_case")]
 #[repr(usize)]
 pub enum Phase {
-    /// Latents to trits.
+    /// Latents to trits in a pass of its own: at the start, and with one scale for a whole matrix. Elsewhere the
+    /// optimizer's pass does it row by row, and it counts there.
     Projection,
     /// Products of forward passes, the head's too.
     Forward,
@@ -21,6 +22,7 @@ pub enum Phase {
     CrossEntropy,
     /// Norms, activations, rotations, residual sums.
     Elementwise,
+    /// The gradient norm and the pass that updates, projects and sets gradients to zero.
     Optimizer,
     /// Batches, and the embedding's rows.
     Data,

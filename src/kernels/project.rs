@@ -18,9 +18,8 @@ const ROWS: usize = 32;
 /// `NotFinite` with `name` when a latent, or a group's mean in f16, is not finite; `out` is then unspecified.
 pub fn project(name: &str, latent: &[f32], grouping: Grouping, out: &mut TernaryMatrix) -> Result<Flips> {
     let _time = scope(Phase::Projection);
-    let (rows, cols, group) = (out.rows(), out.cols(), out.group());
+    let (rows, cols) = (out.rows(), out.cols());
     assert_eq!(latent.len(), rows * cols, "{name}: {} latents for [{rows}, {cols}]", latent.len());
-    assert_eq!(group, grouping.size(cols), "{name}: a matrix made for another grouping");
     if latent.is_empty() {
         return Ok(Flips::default());
     }
@@ -28,24 +27,14 @@ pub fn project(name: &str, latent: &[f32], grouping: Grouping, out: &mut Ternary
         let sums: Vec<f64> = latent.par_chunks(cols).map(abs_sum).collect();
         scale_of(sums.iter().sum(), latent.len())
     });
-    let (row_words, row_groups) = (out.row_words(), out.row_groups());
-    let (words, scales) = out.parts_mut();
+    let Trits { group, row_words, row_groups, words, scales, .. } =
+        Trits::of(name, rows, cols, grouping, out);
     let results: Vec<(Flips, bool)> = latent
         .par_chunks(ROWS * cols)
         .zip(words.par_chunks_mut(ROWS * row_words))
         .zip(scales.par_chunks_mut(ROWS * row_groups))
         .map(|((latent, words), scales)| {
-            let mut flips = Flips::default();
-            let mut finite = true;
-            let rows = latent.chunks_exact(cols).zip(words.chunks_exact_mut(row_words));
-            for ((latent, words), scales) in rows.zip(scales.chunks_exact_mut(row_groups)) {
-                for (part, scale) in latent.chunks(group).zip(scales.iter_mut()) {
-                    *scale = common.unwrap_or_else(|| scale_of(abs_sum(part), part.len()));
-                    finite &= scale.is_finite();
-                }
-                flips += encode_row(latent, scales, group, words);
-            }
-            (flips, finite)
+            Trits { cols, group, row_words, row_groups, words, scales }.project(latent, common)
         })
         .collect();
     if results.iter().any(|(_, finite)| !finite) {
@@ -54,6 +43,59 @@ pub fn project(name: &str, latent: &[f32], grouping: Grouping, out: &mut Ternary
     let mut flips = Flips::default();
     results.iter().for_each(|(f, _)| flips += *f);
     Ok(flips)
+}
+
+/// Rows of a ternary matrix, to be filled.
+pub(super) struct Trits<'a> {
+    cols: usize,
+    group: usize,
+    row_words: usize,
+    row_groups: usize,
+    words: &'a mut [u32],
+    scales: &'a mut [f32],
+}
+
+impl<'a> Trits<'a> {
+    /// All rows of `matrix`, which must be `[rows, cols]` and made for `grouping`.
+    pub fn of(
+        name: &str,
+        rows: usize,
+        cols: usize,
+        grouping: Grouping,
+        matrix: &'a mut TernaryMatrix,
+    ) -> Self {
+        assert_eq!([matrix.rows(), matrix.cols()], [rows, cols], "{name}: the projection's shape");
+        assert_eq!(matrix.group(), grouping.size(cols), "{name}: a matrix made for another grouping");
+        let (group, row_words, row_groups) = (matrix.group(), matrix.row_words(), matrix.row_groups());
+        let (words, scales) = matrix.parts_mut();
+        Self { cols, group, row_words, row_groups, words, scales }
+    }
+
+    pub fn split_at(self, rows: usize) -> (Trits<'a>, Trits<'a>) {
+        let Trits { cols, group, row_words, row_groups, words, scales } = self;
+        let (words, words_after) = words.split_at_mut(rows * row_words);
+        let (scales, scales_after) = scales.split_at_mut(rows * row_groups);
+        (
+            Trits { cols, group, row_words, row_groups, words, scales },
+            Trits { cols, group, row_words, row_groups, words: words_after, scales: scales_after },
+        )
+    }
+
+    /// Projects as many rows of latents, with the scale `common` where that is given: the trits that changed, and
+    /// whether every scale is finite.
+    pub fn project(&mut self, latent: &[f32], common: Option<f32>) -> (Flips, bool) {
+        let mut flips = Flips::default();
+        let mut finite = true;
+        let rows = latent.chunks_exact(self.cols).zip(self.words.chunks_exact_mut(self.row_words));
+        for ((latent, words), scales) in rows.zip(self.scales.chunks_exact_mut(self.row_groups)) {
+            for (part, scale) in latent.chunks(self.group).zip(scales.iter_mut()) {
+                *scale = common.unwrap_or_else(|| scale_of(abs_sum(part), part.len()));
+                finite &= scale.is_finite();
+            }
+            flips += encode_row(latent, scales, self.group, words);
+        }
+        (flips, finite)
+    }
 }
 
 kernel! {

@@ -54,7 +54,7 @@ pub fn forward_backward(
 ) -> Loss {
     let [vocab, width] = head.shape[..] else { unreachable!("a head is a matrix") };
     let mut loss = Loss::default();
-    let mut grad = std::mem::take(&mut head.grad);
+    let mut grad = std::mem::take(head.grad_mut());
     each_chunk(h, head, targets, ws, |logits, targets, losses, row| {
         kernels::cross_entropy(logits, vocab, targets, Some(scale), losses);
         let rows = row * width..(row + targets.len()) * width;
@@ -64,7 +64,7 @@ pub fn forward_backward(
         linear::backward_input(logits, head.matrix(), &mut dh[rows], false);
         loss += summed(losses, targets);
     });
-    head.grad = grad;
+    *head.grad_mut() = grad;
     loss
 }
 

@@ -174,8 +174,8 @@ impl KvCache {
 
 /// A decoder of the Qwen3 and LLaMA family, or, with a two-matrix feed-forward, the small one of the copy task.
 ///
-/// One training step by hand: zero the gradients, add those of one or more batches, let the optimizer change the latents
-/// and bring the projections up to date.
+/// One training step by hand: zero the gradients, add those of one or more batches, let the optimizer change the latents,
+/// bring the projections up to date and set the gradients to zero.
 ///
 /// ```
 /// use ternlm::config::{Activation, ModelConfig, OptimizerKind, Scope, TrainConfig};
@@ -297,7 +297,7 @@ impl Decoder {
         self.params_mut().try_for_each(Param::project)
     }
 
-    /// Makes room for all gradients, at zero.
+    /// Makes room for all gradients, at zero; costs nothing after a step of the optimizer, which leaves them there.
     pub fn zero_grad(&mut self) {
         self.params_mut().for_each(Param::zero_grad);
     }

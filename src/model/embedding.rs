@@ -27,7 +27,7 @@ impl Embedding {
     /// `dW[tokens[n]] += dx[n]`
     pub fn backward(&mut self, tokens: &[u32], dx: &[f32]) {
         let width = self.weight.shape[1];
-        kernels::scatter_add(&mut self.weight.grad, width, tokens, dx);
+        kernels::scatter_add(self.weight.grad_mut(), width, tokens, dx);
     }
 
     /// As a linear layer, for a tied head: `logits = h Wᵀ`.

@@ -37,11 +37,11 @@ impl Linear {
     pub fn backward(&mut self, x: &[f32], dy: &[f32], dx: &mut [f32], add: bool) {
         let [out, inputs] = self.weight.shape[..] else { unreachable!("a weight is a matrix") };
         if let Some(bias) = &mut self.bias {
-            kernel::backward_bias(dy, &mut bias.grad);
+            kernel::backward_bias(dy, bias.grad_mut());
         }
-        let mut grad = std::mem::take(&mut self.weight.grad);
+        let mut grad = std::mem::take(self.weight.grad_mut());
         kernel::as_used(x, self.weight.matrix(), |x| kernel::backward_weight(dy, x, &mut grad, out, inputs));
-        self.weight.grad = grad;
+        *self.weight.grad_mut() = grad;
         kernel::backward_input(dy, self.weight.matrix(), dx, add);
     }
 

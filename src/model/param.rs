@@ -5,12 +5,13 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::config::Activations;
 use crate::error::Result;
-use crate::kernels::{self, Matrix};
+use crate::kernels::{self, Latents, Matrix, Updated};
 use crate::ternary::{Flips, Grouping, TernaryMatrix};
 
 /// A tensor under its Hugging Face name: latent values, their gradient and, if it is ternary, its projection.
 ///
-/// The projection is what every layer computes with; [`Param::project`] must be called after the values have changed.
+/// The projection is what every layer computes with. [`Param::update`] keeps it up to date; after any other change of
+/// the values [`Param::project`] must be called.
 #[derive(Clone, Debug, Default)]
 pub struct Param {
     pub name: String,
@@ -19,7 +20,9 @@ pub struct Param {
     /// Latent values; empty when only the projection is kept (inference).
     pub value: Vec<f32>,
     /// Same shape as `value`; empty until training begins.
-    pub grad: Vec<f32>,
+    grad: Vec<f32>,
+    /// Nothing has been added to `grad` since it was set to zero.
+    grad_is_zero: bool,
     ternary: Option<(Grouping, TernaryMatrix)>,
     /// Of products with the tensor, if it is ternary.
     pub activations: Activations,
@@ -138,12 +141,75 @@ impl Param {
         self.flips = flips;
     }
 
-    /// Makes room for the gradient, all zeros.
+    /// Same shape as the value; empty until training begins.
+    pub fn grad(&self) -> &[f32] {
+        &self.grad
+    }
+
+    /// To be added to.
+    pub fn grad_mut(&mut self) -> &mut Vec<f32> {
+        self.grad_is_zero = false;
+        &mut self.grad
+    }
+
+    /// Makes room for the gradient, all zeros; costs nothing after [`Param::update`].
     pub fn zero_grad(&mut self) {
-        if self.grad.len() == self.value.len() {
-            kernels::fill_zero(&mut self.grad);
-        } else {
+        if self.grad.len() != self.value.len() {
             self.grad = vec![0.0; self.value.len()];
+        } else if !self.grad_is_zero {
+            kernels::fill_zero(&mut self.grad);
         }
+        self.grad_is_zero = true;
+    }
+
+    /// Lets `step` update the latents, their projection and the gradient, which it leaves at zero, by
+    /// [`kernels::update`]; what that measured.
+    ///
+    /// # Errors
+    /// As `step`; the gradient is then unspecified until [`Param::zero_grad`].
+    pub fn update(&mut self, step: impl FnOnce(Latents<'_>) -> Result<Updated>) -> Result<Updated> {
+        self.grad_is_zero = false;
+        let done = step(Latents {
+            name: &self.name,
+            cols: *self.shape.last().expect("a tensor has a shape"),
+            value: &mut self.value,
+            grad: &mut self.grad,
+            ternary: self.ternary.as_mut().map(|(grouping, matrix)| (*grouping, matrix)),
+        })?;
+        self.grad_is_zero = true;
+        self.flips += done.flips;
+        Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::{Moments, Rule};
+
+    #[test]
+    fn gradients_start_at_zero_whatever_happened_before() {
+        let mut param = Param::new("w", &[2, 3], Some(Grouping::Size(2)));
+        let rule = Rule::Sgd { lr: 1.0, momentum: 0.0, weight_decay: 0.0, grad_scale: 1.0 };
+        let mut moments = Moments::zeros(1, 6);
+        let mut step = |param: &mut Param| param.update(|p| kernels::update(&rule, p, &mut moments, false));
+        let zeros = [0.0; 6];
+        param.zero_grad();
+        assert_eq!(param.grad(), zeros);
+        param.grad_mut()[1] = 2.0;
+        step(&mut param).unwrap();
+        assert_eq!((param.grad(), param.value[1]), (&zeros[..], -2.0));
+        param.zero_grad();
+        assert_eq!(param.grad(), zeros);
+        // Abandoned before the step, and in it.
+        param.grad_mut()[5] = f32::NAN;
+        param.zero_grad();
+        assert_eq!(param.grad(), zeros);
+        param.grad_mut()[5] = f32::NAN;
+        assert!(step(&mut param).is_err());
+        param.grad_mut()[0] = 1.0;
+        param.zero_grad();
+        assert_eq!(param.grad(), zeros);
+        assert_eq!(param.take_flips().total(), 1, "a step that failed counts no flips");
     }
 }

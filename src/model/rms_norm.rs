@@ -20,8 +20,10 @@ impl RmsNorm {
         kernels::rms_norm(x, &self.gain.value, self.eps, y);
     }
 
-    /// `dx (+)=` the gradient by `x`; the gain's is added to its `grad`.
+    /// `dx (+)=` the gradient by `x`; the gain's is added to its gradient.
     pub fn backward(&mut self, x: &[f32], dy: &[f32], dx: &mut [f32], add: bool) {
-        kernels::rms_norm_backward(x, &self.gain.value, self.eps, dy, dx, &mut self.gain.grad, add);
+        let mut grad = std::mem::take(self.gain.grad_mut());
+        kernels::rms_norm_backward(x, &self.gain.value, self.eps, dy, dx, &mut grad, add);
+        *self.gain.grad_mut() = grad;
     }
 }

@@ -1,34 +1,42 @@
 //! Muon: momentum, then the nearest orthogonal matrix (Jordan et al., kellerjordan.github.io/posts/muon).
 
+use crate::error::Result;
 use crate::kernels::profile::{Phase, scope};
-use crate::kernels::{self, Rhs, Target, Threads, View};
+use crate::kernels::{self, Latents, Moments, Rhs, Rule, Target, Threads, Updated, View};
 
 /// Newton–Schulz steps; each doubles the digits of small singular values, roughly.
 const STEPS: usize = 5;
 /// Coefficients of the quintic, chosen by its authors for speed at zero rather than for convergence to 1.
 const QUINTIC: (f32, f32, f32) = (3.4445, -4.7750, 2.0315);
 
+/// What a step of Muon needs beside the tensors.
+#[derive(Clone, Copy, Debug)]
+pub struct Muon {
+    pub lr: f32,
+    pub momentum: f32,
+    pub weight_decay: f32,
+    pub grad_scale: f32,
+}
+
 /// One step on a matrix `[rows, cols]`: `b = mu b + s g`; the update is the orthogonal factor of `s g + mu b`
-/// (Nesterov), times `sqrt(max(1, rows / cols))`; `p = (1 - lr wd) p - lr update`.
-#[allow(clippy::too_many_arguments)]
-pub fn muon(
-    lr: f32,
-    momentum: f32,
-    weight_decay: f32,
-    grad_scale: f32,
-    rows: usize,
-    cols: usize,
-    p: &mut [f32],
-    g: &[f32],
-    b: &mut [f32],
-) {
+/// (Nesterov), times `sqrt(max(1, rows / cols))`; `p = (1 - lr wd) p - lr update`. As [`kernels::update`], it projects
+/// and leaves the gradient at zero.
+pub fn muon(a: &Muon, matrix: Latents<'_>, b: &mut Moments, measure: bool) -> Result<Updated> {
     let _time = scope(Phase::Optimizer);
-    kernels::scale_add(momentum, b, grad_scale, g);
-    let mut update = vec![0f32; g.len()];
-    kernels::blend(grad_scale, g, momentum, b, &mut update);
+    let Latents { name, cols, value, grad, ternary } = matrix;
+    let rows = value.len() / cols.max(1);
+    let mut update = vec![0f32; value.len()];
+    let gathered = Latents { name, cols, value: &mut update, grad, ternary: None };
+    kernels::update(&Rule::Momentum { momentum: a.momentum, grad_scale: a.grad_scale }, gathered, b, false)?;
     orthogonalise(rows, cols, &mut update);
     let size = (rows as f32 / cols as f32).max(1.0).sqrt();
-    kernels::scale_add(1.0 - lr * weight_decay, p, -lr * size, &update);
+    let step = Rule::Add { keep: 1.0 - a.lr * a.weight_decay, step: -a.lr * size };
+    kernels::update(
+        &step,
+        Latents { name, cols, value, grad: &mut update, ternary },
+        &mut Moments::default(),
+        measure,
+    )
 }
 
 /// Replaces `x` by nearly `U Vᵀ` of its singular value decomposition `U S Vᵀ`: singular values end between 0.7 and 1.2.

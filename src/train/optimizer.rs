@@ -3,48 +3,31 @@
 use crate::config::{OptimizerKind, TrainConfig};
 use crate::error::Result;
 use crate::formats::tensors::{Checkpoint, Data, Tensor};
-use crate::kernels::{self, AdamW};
+use crate::kernels::{self, AdamW, Moments, Rule};
 use crate::model::{Decoder, Param};
 
-use super::muon::muon;
+use super::muon::{Muon, muon};
 use super::schedule::weight_decay;
-
-/// Moments of one parameter; a buffer that its rule does not need is empty.
-#[derive(Clone, Debug, Default)]
-struct Slot {
-    /// AdamW's first moment, or the momentum.
-    first: Vec<f32>,
-    /// AdamW's second moment.
-    second: Vec<f32>,
-}
-
-/// The rule for one parameter.
-#[derive(Clone, Copy, PartialEq)]
-enum Rule {
-    AdamW,
-    Sgd,
-    Muon,
-}
 
 #[derive(Clone, Debug)]
 pub struct Optimizer {
     kind: OptimizerKind,
-    slots: Vec<Slot>,
+    slots: Vec<Moments>,
 }
 
 impl Optimizer {
     /// All moments at zero.
     pub fn new(kind: OptimizerKind, decoder: &Decoder) -> Self {
         let slot = |p: &Param| {
-            let second = if rule(kind, p) == Rule::AdamW { p.len() } else { 0 };
-            Slot { first: vec![0.0; p.len()], second: vec![0.0; second] }
+            let count = if kind_for(kind, p) == OptimizerKind::AdamW { 2 } else { 1 };
+            Moments::zeros(count, p.len())
         };
         Self { kind, slots: decoder.params().map(slot).collect() }
     }
 
     /// One step with the gradients as they stand, each times `grad_scale`; `step` is counted from 0 and `factor` is the
-    /// schedule's. Matrices alone are decayed. Projections are brought up to date. `updates`, if given, gets the root mean
-    /// square of what the step added to each parameter.
+    /// schedule's. Matrices alone are decayed. Projections are brought up to date, and gradients are zero afterwards.
+    /// `updates`, if given, gets the root mean square of what the step added to each parameter.
     ///
     /// # Errors
     /// A latent that is no longer finite, by its tensor's name.
@@ -62,44 +45,34 @@ impl Optimizer {
             updates.clear();
         }
         for (param, slot) in decoder.params_mut().zip(&mut self.slots) {
-            let decay = if param.is_matrix() { weight_decay(t, step) } else { 0.0 };
-            let rule = rule(self.kind, param);
-            let before = updates.is_some().then(|| param.value.clone());
-            let (p, g) = (&mut param.value, &param.grad);
-            match rule {
-                Rule::AdamW => {
+            let weight_decay = if param.is_matrix() { weight_decay(t, step) } else { 0.0 };
+            let kind = kind_for(self.kind, param);
+            let measure = updates.is_some();
+            let done = param.update(|latents| match kind {
+                OptimizerKind::AdamW => {
                     let a = AdamW {
                         lr,
                         beta1: t.beta1,
                         beta2: t.beta2,
                         eps: t.eps,
-                        weight_decay: decay,
+                        weight_decay,
                         grad_scale,
                         step: step + 1,
                     };
-                    kernels::adamw(&a, p, g, &mut slot.first, &mut slot.second);
+                    kernels::update(&Rule::AdamW(a), latents, slot, measure)
                 }
-                Rule::Sgd => kernels::sgd(lr, t.momentum, decay, grad_scale, p, g, &mut slot.first),
-                Rule::Muon => {
-                    let (rows, cols) = (param.shape[0], param.shape[1]);
-                    muon(
-                        t.muon_lr * factor,
-                        t.momentum,
-                        decay,
-                        grad_scale,
-                        rows,
-                        cols,
-                        p,
-                        g,
-                        &mut slot.first,
-                    );
+                OptimizerKind::Sgd => {
+                    let rule = Rule::Sgd { lr, momentum: t.momentum, weight_decay, grad_scale };
+                    kernels::update(&rule, latents, slot, measure)
                 }
+                OptimizerKind::Muon => {
+                    let a = Muon { lr: t.muon_lr * factor, momentum: t.momentum, weight_decay, grad_scale };
+                    muon(&a, latents, slot, measure)
+                }
+            })?;
+            if let Some(updates) = &mut updates {
+                updates.push((done.squares / param.len().max(1) as f64).sqrt());
             }
-            if let (Some(mut change), Some(updates)) = (before, &mut updates) {
-                kernels::scale_add(-1.0, &mut change, 1.0, &param.value);
-                updates.push((kernels::sum_squares(&change) / param.len().max(1) as f64).sqrt());
-            }
-            param.project()?;
         }
         Ok(())
     }
@@ -132,11 +105,11 @@ impl Optimizer {
 }
 
 /// Muon is for the matrices inside the blocks; embedding, head, gains and biases are AdamW's.
-fn rule(kind: OptimizerKind, param: &Param) -> Rule {
+fn kind_for(kind: OptimizerKind, param: &Param) -> OptimizerKind {
     match kind {
-        OptimizerKind::AdamW => Rule::AdamW,
-        OptimizerKind::Sgd => Rule::Sgd,
-        OptimizerKind::Muon if param.is_matrix() && param.name.starts_with("model.layers.") => Rule::Muon,
-        OptimizerKind::Muon => Rule::AdamW,
+        OptimizerKind::Muon if !(param.is_matrix() && param.name.starts_with("model.layers.")) => {
+            OptimizerKind::AdamW
+        }
+        kind => kind,
     }
 }

@@ -94,6 +94,7 @@ impl Trainer {
         let seqs = Sequences::new(t.batch, self.source.seq());
         let decoder = &mut self.model.decoder;
         {
+            // Costs nothing after a step that went well.
             let _time = scope(Phase::Optimizer);
             decoder.zero_grad();
         }
@@ -117,10 +118,10 @@ impl Trainer {
             }
         }
         let time = scope(Phase::Optimizer);
-        let grad_norm = decoder.params().map(|p| kernels::sum_squares(&p.grad)).sum::<f64>().sqrt();
+        let grad_norm = decoder.params().map(|p| kernels::sum_squares(p.grad())).sum::<f64>().sqrt();
         if !grad_norm.is_finite() {
             // Backward runs from the last parameter to the first.
-            let bad = decoder.params().filter(|p| !kernels::all_finite(&p.grad)).last();
+            let bad = decoder.params().filter(|p| !kernels::all_finite(p.grad())).last();
             let tensor = bad.map_or("the gradient norm".into(), |p| format!("the gradient of {}", p.name));
             let detail = format!("in step {index}, whose loss is {:.4}", loss.mean());
             return Err(Error::NotFinite { tensor, detail });
