@@ -2,7 +2,8 @@
 //!
 //!     cargo run --release --example train_layer
 
-use ternlm::kernels::{self, AdamW, Moments, Rule};
+use ternlm::config::MomentFormat;
+use ternlm::kernels::{self, AdamW, Moments, Pass, Rule};
 use ternlm::model::{Param, TernaryLinear};
 use ternlm::ternary::Grouping;
 
@@ -17,7 +18,7 @@ fn main() -> ternlm::Result<()> {
     let mut x = Param::new("x", &[N, INPUTS], None); // here only for its random numbers
     let (mut y, mut target) = (vec![0.0; N * OUT], vec![0.0; N * OUT]);
     let mut dx = vec![0.0; N * INPUTS];
-    let mut moments = Moments::zeros(2, INPUTS * OUT);
+    let mut moments = Moments::zeros(MomentFormat::F32, 2, OUT, INPUTS);
     for step in 0..STEPS {
         x.init_normal(1.0, step);
         teacher.forward(&x.value, &mut target, false);
@@ -39,7 +40,7 @@ fn main() -> ternlm::Result<()> {
             step: step + 1,
         });
         // Latents, then trits and scales from them, then the gradient to zero: one pass.
-        student.weight.update(|latents| kernels::update(&rule, latents, &mut moments, false))?;
+        student.weight.update(|latents| kernels::update(&rule, latents, &mut moments, Pass::default()))?;
 
         if step % 100 == 0 || step + 1 == STEPS {
             let (a, b) = (teacher.weight.ternary().unwrap(), student.weight.ternary().unwrap());

@@ -315,6 +315,32 @@ pub enum OptimizerKind {
     Muon,
 }
 
+/// How the optimizer's moments of matrices are kept; those of norms and biases are always f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MomentFormat {
+    #[default]
+    F32,
+    /// Codes of 8 bits and one scale for each 128 values of a row.
+    Int8,
+}
+
+impl MomentFormat {
+    /// For what is written only when it is not the default.
+    pub fn is_f32(&self) -> bool {
+        *self == MomentFormat::F32
+    }
+}
+
+impl std::fmt::Display for MomentFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            MomentFormat::F32 => "f32",
+            MomentFormat::Int8 => "int8",
+        })
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
@@ -336,6 +362,9 @@ pub struct TrainConfig {
     /// Micro-batches per optimizer step.
     pub accumulate: usize,
     pub optimizer: OptimizerKind,
+    /// `"f32"` or `"int8"`, which takes a quarter of the memory.
+    #[serde(skip_serializing_if = "MomentFormat::is_f32")]
+    pub moments: MomentFormat,
     pub lr: f32,
     pub beta1: f32,
     pub beta2: f32,
@@ -375,6 +404,7 @@ impl Default for TrainConfig {
             seq: 128,
             accumulate: 1,
             optimizer: OptimizerKind::AdamW,
+            moments: MomentFormat::F32,
             lr: 1e-3,
             beta1: 0.9,
             beta2: 0.95,

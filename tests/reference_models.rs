@@ -5,7 +5,7 @@ mod common;
 
 use serde_json::Value;
 use std::path::Path;
-use ternlm::config::{OptimizerKind, Scope, TernaryConfig, TrainConfig};
+use ternlm::config::{Scope, TernaryConfig, TrainConfig};
 use ternlm::formats::npy;
 use ternlm::formats::tensors::Checkpoint;
 use ternlm::kernels::IGNORE;
@@ -104,8 +104,8 @@ fn ten_adamw_steps_match() {
         let count = targets.iter().filter(|t| **t != IGNORE).count();
         let reference = json(&dir.join("ref_train.json"));
         let mut decoder = load(&dir, Scope::None);
-        let mut optimizer = Optimizer::new(OptimizerKind::AdamW, &decoder);
         let config = TrainConfig { lr: 1e-3, weight_decay: 0.1, ..TrainConfig::default() };
+        let mut optimizer = Optimizer::new(&config, &decoder);
         let mut state = State::default();
         for (step, want) in reference["trajectory"].as_array().unwrap().iter().take(steps).enumerate() {
             decoder.zero_grad();

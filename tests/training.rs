@@ -164,6 +164,37 @@ fn killed_at_any_moment_and_resumed_is_uninterrupted() {
     assert_eq!(left.len(), 2, "leftovers of killed saves are swept: {left:?}");
 }
 
+#[test]
+fn moments_of_8_bits_resume_and_share_out_bit_for_bit() {
+    let lab = Lab::new();
+    for (optimizer, more) in [("adamw", "train.lr=1e-2"), ("sgd", "train.lr=0.3"), ("muon", "train.lr=1e-2")]
+    {
+        let kind = format!("train.optimizer={optimizer}");
+        let sets = ["--set", "train.moments=int8", "--set", &kind, "--set", more];
+        success(lab.train(optimizer, &[&sets[..], &["--threads", "1"]].concat()));
+        let run = lab.path(optimizer);
+        let (last, kept) = (step(&run, 12), lab.path("kept"));
+        fs::rename(&last, &kept).unwrap();
+        // Another format is refused, whatever the recipe says.
+        let refused = lab.train(optimizer, &["--resume", "--set", "train.moments=f32"]);
+        let said = text(&refused);
+        assert!(
+            !refused.status.success() && said.contains("train.moments: found f32, wanted int8"),
+            "{said}"
+        );
+        success(lab.train(optimizer, &["--resume", "--threads", "3"]));
+        same_bits(&last, &kept);
+        let bytes = |name: &str| fs::metadata(kept.join(name)).unwrap().len() as f64;
+        let share = bytes("optimizer.safetensors") / bytes("model.safetensors");
+        assert!(share < 0.8, "{optimizer}: moments take {share:.2} of the latents");
+        fs::remove_dir_all(kept).unwrap();
+    }
+    success(lab.train("f32", &[]));
+    fs::remove_dir_all(step(&lab.path("f32"), 12)).unwrap();
+    let refused = lab.train("f32", &["--resume", "--set", "train.moments=int8"]);
+    assert!(text(&refused).contains("train.moments: found int8, wanted f32"), "{}", text(&refused));
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_saves_and_exits() {
@@ -203,6 +234,9 @@ fn every_optimizer_and_scope_learns() {
         ("adamw", &["train.optimizer=adamw", "train.lr=1e-2"][..]),
         ("sgd", &["train.optimizer=sgd", "train.lr=0.3", "train.momentum=0.9"]),
         ("muon", &["train.optimizer=muon", "train.lr=1e-2", "train.muon_lr=0.02"]),
+        ("adamw-int8", &["train.moments=int8", "train.lr=1e-2"]),
+        ("sgd-int8", &["train.moments=int8", "train.optimizer=sgd", "train.lr=0.3", "train.momentum=0.9"]),
+        ("muon-int8", &["train.moments=int8", "train.optimizer=muon", "train.lr=1e-2"]),
         ("none", &["train.lr=1e-2", "ternary.scope=none"]),
         ("blocks", &["train.lr=1e-2", "ternary.scope=blocks"]),
         ("tensor", &["train.lr=1e-2", "ternary.group=tensor"]),

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::elementwise::{CHUNK, squares};
 use super::isa::kernel;
-use super::moments::{Moments, MomentsMut};
+use super::moments::{self, BLOCK, CodesMut, Moments, MomentsMut};
 use super::profile::{Phase, scope};
 use super::project::{Trits, project};
 use super::simd::{Simd, fma};
@@ -66,6 +66,15 @@ pub struct AdamW {
     pub step: u64,
 }
 
+/// What a pass needs beside the rule.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pass {
+    /// Sum the squared changes.
+    pub measure: bool,
+    /// Picks the random numbers that round moments of 8 bits: [`dither_key`](super::dither_key) of step and tensor.
+    pub dither: u32,
+}
+
 /// What a pass did.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Updated {
@@ -81,20 +90,22 @@ pub struct Updated {
 /// # Errors
 /// `NotFinite` with the tensor's name when a latent, or a group's mean in f16, is not finite; the projection is then
 /// unspecified.
-pub fn update(rule: &Rule, latents: Latents<'_>, moments: &mut Moments, measure: bool) -> Result<Updated> {
+pub fn update(rule: &Rule, latents: Latents<'_>, moments: &mut Moments, pass: Pass) -> Result<Updated> {
     let _time = scope(Phase::Optimizer);
     let Latents { name, cols, value, grad, mut ternary } = latents;
     assert_eq!(value.len(), grad.len(), "{name}: gradients");
-    moments.check(name, rule.moments(), value.len());
     if value.is_empty() {
         return Ok(Updated::default());
     }
     assert!(value.len().is_multiple_of(cols), "{name}: {} values in rows of {cols}", value.len());
+    let rows = value.len() / cols;
+    moments.check(name, rule.moments(), rows, cols);
     // A scale of the whole matrix is known after the last row only.
     let by_rows = ternary.as_mut().filter(|(grouping, _)| *grouping != Grouping::Tensor);
-    let trits = by_rows.map(|(grouping, out)| Trits::of(name, value.len() / cols, cols, *grouping, out));
-    let strip = Strip { cols, value: &mut *value, grad, moments: moments.as_mut(), trits };
-    let done = in_strips(strip, &|strip| strip.update(rule, rule.constants(), measure));
+    let trits = by_rows.map(|(grouping, out)| Trits::of(name, rows, cols, *grouping, out));
+    let strip = Strip { at: 0, cols, value: &mut *value, grad, moments: moments.as_mut(), trits };
+    let constants = rule.constants();
+    let done = in_strips(strip, &|strip| strip.update(rule, constants, pass));
     let mut flips = done.flips;
     match ternary {
         Some((Grouping::Tensor, out)) => flips += project(name, value, Grouping::Tensor, out)?,
@@ -106,6 +117,8 @@ pub fn update(rule: &Rule, latents: Latents<'_>, moments: &mut Moments, measure:
 
 /// Whole rows of a tensor and of all that a step reads and writes with it.
 struct Strip<'a> {
+    /// The number of its first value.
+    at: usize,
     cols: usize,
     value: &'a mut [f32],
     grad: &'a mut [f32],
@@ -121,21 +134,35 @@ struct Done {
 
 impl<'a> Strip<'a> {
     fn split_at(self, rows: usize) -> (Strip<'a>, Strip<'a>) {
-        let cols = self.cols;
+        let (at, cols) = (self.at, self.cols);
         let (value, value_after) = self.value.split_at_mut(rows * cols);
         let (grad, grad_after) = self.grad.split_at_mut(rows * cols);
         let (moments, moments_after) = self.moments.split_at(rows, cols);
         let (trits, trits_after) = self.trits.map(|t| t.split_at(rows)).unzip();
         (
-            Strip { cols, value, grad, moments, trits },
-            Strip { cols, value: value_after, grad: grad_after, moments: moments_after, trits: trits_after },
+            Strip { at, cols, value, grad, moments, trits },
+            Strip {
+                at: at + rows * cols,
+                cols,
+                value: value_after,
+                grad: grad_after,
+                moments: moments_after,
+                trits: trits_after,
+            },
         )
     }
 
-    fn update(mut self, rule: &Rule, constants: [f32; 3], measure: bool) -> Done {
-        let before = measure.then(|| self.value.to_vec());
-        let MomentsMut { first, second } = self.moments;
-        apply(rule, constants, self.value, self.grad, first, second);
+    fn update(mut self, rule: &Rule, constants: [f32; 3], pass: Pass) -> Done {
+        let before = pass.measure.then(|| self.value.to_vec());
+        match self.moments {
+            MomentsMut::F32 { first, second } => {
+                apply(rule, constants, self.value, self.grad, first, second);
+            }
+            MomentsMut::Int8 { first, second } => {
+                let place = (pass.dither, self.at, self.cols);
+                apply_int8(rule, constants, place, self.value, self.grad, first, second);
+            }
+        }
         let squares = before.map_or(0.0, |mut change| {
             change.iter_mut().zip(&*self.value).for_each(|(c, now)| *c = now - *c);
             squares(&change)
@@ -184,13 +211,59 @@ impl Rule {
 
 kernel! {
     fn apply<S>(rule: &Rule, c: [f32; 3], p: &mut [f32], g: &mut [f32], m: &mut [f32], v: &mut [f32]) {
-        formula::<S>(rule, c, p, g, m, v);
+        formula::<S, false>(rule, c, p, g, m, v);
     }
 }
 
-/// `m` is the first moment or the momentum, `v` the second moment; what the rule does not have is empty.
+kernel! {
+    /// [`apply`] block by block, whose moments are f32 in the first-level cache only. `place` is the key of the dither,
+    /// the number of the first value, and the length of a row.
+    fn apply_int8<S>(
+        rule: &Rule,
+        c: [f32; 3],
+        place: (u32, usize, usize),
+        p: &mut [f32],
+        g: &mut [f32],
+        m: CodesMut<'_, i8>,
+        v: CodesMut<'_, u8>,
+    ) {
+        let ((key, first, cols), (mut m, mut v)) = (place, (m, v));
+        let row_blocks = cols.div_ceil(BLOCK);
+        let (mut bits, mut m_block, mut v_block) = ([0u32; BLOCK], [0f32; BLOCK], [0f32; BLOCK]);
+        for (row, (p, g)) in p.chunks_exact_mut(cols).zip(g.chunks_exact_mut(cols)).enumerate() {
+            for (nth, (p, g)) in p.chunks_mut(BLOCK).zip(g.chunks_mut(BLOCK)).enumerate() {
+                let (at, block, len) = (row * cols + nth * BLOCK, row * row_blocks + nth, p.len());
+                let bits = &mut bits[..len];
+                moments::dither(key, first + at, bits);
+                let (m_codes, m_scale) = m.block(at, len, block);
+                let m_block = &mut m_block[..len];
+                moments::decode_first(m_codes, *m_scale, m_block);
+                if v.is_empty() {
+                    formula::<S, true>(rule, c, p, g, m_block, &mut []);
+                } else {
+                    let (v_codes, v_scale) = v.block(at, len, block);
+                    let v_block = &mut v_block[..len];
+                    moments::decode_second(v_codes, *v_scale, v_block);
+                    formula::<S, true>(rule, c, p, g, m_block, v_block);
+                    moments::encode_second(v_block, bits, v_codes, v_scale);
+                }
+                moments::encode_first(m_block, bits, m_codes, m_scale);
+            }
+        }
+    }
+}
+
+/// `m` is the first moment or the momentum, `v` the second moment, which with `ROOT` leaves as its root; what the rule
+/// does not have is empty.
 #[inline(always)]
-fn formula<S: Simd>(rule: &Rule, c: [f32; 3], p: &mut [f32], g: &mut [f32], m: &mut [f32], v: &mut [f32]) {
+fn formula<S: Simd, const ROOT: bool>(
+    rule: &Rule,
+    c: [f32; 3],
+    p: &mut [f32],
+    g: &mut [f32],
+    m: &mut [f32],
+    v: &mut [f32],
+) {
     match *rule {
         Rule::AdamW(a) => {
             let [keep, step, root] = c;
@@ -198,8 +271,9 @@ fn formula<S: Simd>(rule: &Rule, c: [f32; 3], p: &mut [f32], g: &mut [f32], m: &
                 let s = *g * a.grad_scale;
                 *g = 0.0;
                 *m = fma::<S>(a.beta1, *m, (1.0 - a.beta1) * s);
-                *v = fma::<S>(a.beta2, *v, (1.0 - a.beta2) * s * s);
-                *p = *p * keep - step * *m / fma::<S>(v.sqrt(), root, a.eps);
+                let second = fma::<S>(a.beta2, *v, (1.0 - a.beta2) * s * s);
+                *v = if ROOT { second.sqrt() } else { second };
+                *p = *p * keep - step * *m / fma::<S>(second.sqrt(), root, a.eps);
             }
         }
         Rule::Sgd { lr, momentum, weight_decay, grad_scale } => {

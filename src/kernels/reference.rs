@@ -124,3 +124,54 @@ pub fn linear_int8(x: &[f32], w: &TernaryMatrix) -> Vec<f32> {
     }
     y
 }
+
+/// The random number of value `at` of a tensor, row-major.
+fn random(key: u32, at: usize) -> u32 {
+    let mut x = (at as u32).wrapping_mul(0x9E37_79B9).wrapping_add(key);
+    x = (x ^ (x >> 16)).wrapping_mul(0x7FEB_352D);
+    x = (x ^ (x >> 15)).wrapping_mul(0x846C_A68B);
+    x ^ (x >> 16)
+}
+
+/// The largest code whose `powers` are not above `t`, or the next one with the probability that makes the mean be `t`.
+fn round_code(t: f32, power: impl Fn(f32) -> f32, random: u32, max: u32) -> u32 {
+    let below = (0..max).rev().find(|c| power(*c as f32) <= t).unwrap_or(0);
+    let (low, high) = (power(below as f32), power(below as f32 + 1.0));
+    below + (random as f32 / (1 << 24) as f32 * (high - low) < t - low) as u32
+}
+
+/// Codes and scale of a block of first moments, which begins at value `at` of the tensor. Each operation is rounded to
+/// f32 on its own; every instruction set gives these bits.
+pub fn encode_first_moments(x: &[f32], key: u32, at: usize) -> (Vec<i8>, f32) {
+    let scale = x.iter().fold(0f32, |a, x| a.max(x.abs()));
+    let inverse = if (16129.0 / scale).is_finite() { 16129.0 / scale } else { 0.0 };
+    let code = |(i, x): (usize, &f32)| {
+        let size = round_code(x.abs() * inverse, |c| c * c, random(key, at + i) >> 8, 127) as i8;
+        if *x < 0.0 { -size } else { size }
+    };
+    (x.iter().enumerate().map(code).collect(), scale)
+}
+
+/// What [`encode_first_moments`] gave stands for: `sign(c) (c / 127)^2 scale`.
+pub fn decode_first_moments(codes: &[i8], scale: f32) -> Vec<f32> {
+    codes.iter().map(|&c| c as f32 * (c as f32).abs() * (scale / 16129.0)).collect()
+}
+
+/// As [`encode_first_moments`]. The scale is that of the roots, and what is above 0 never gets the code of 0.
+pub fn encode_second_moments(x: &[f32], key: u32, at: usize) -> (Vec<u8>, f32) {
+    let scale = x.iter().fold(0f32, |a, x| a.max(x.sqrt()));
+    let inverse = if (65025.0 / scale).is_finite() { 65025.0 / scale } else { 0.0 };
+    let code = |(i, x): (usize, &f32)| {
+        let t = x.sqrt() * inverse;
+        let low_bits = random(key, at + i) & 0xFF_FFFF;
+        let code = round_code(t * t, |c| (c * c) * (c * c), low_bits, 255) as u8;
+        if *x > 0.0 { code.max(1) } else { code }
+    };
+    (x.iter().enumerate().map(code).collect(), scale)
+}
+
+/// What [`encode_second_moments`] gave stands for: `((c / 255)^2 scale)^2`.
+pub fn decode_second_moments(codes: &[u8], scale: f32) -> Vec<f32> {
+    let root = |c: &u8| *c as f32 * *c as f32 * (scale / 65025.0);
+    codes.iter().map(|c| root(c) * root(c)).collect()
+}

@@ -178,7 +178,7 @@ impl KvCache {
 /// bring the projections up to date and set the gradients to zero.
 ///
 /// ```
-/// use ternlm::config::{Activation, ModelConfig, OptimizerKind, Scope, TrainConfig};
+/// use ternlm::config::{Activation, ModelConfig, Scope, TrainConfig};
 /// use ternlm::model::{Decoder, Sequences, State};
 /// use ternlm::ternary::Grouping;
 /// use ternlm::train::Optimizer;
@@ -204,7 +204,7 @@ impl KvCache {
 /// decoder.init(0, None);
 /// decoder.project()?;
 /// let train = TrainConfig { lr: 1e-2, ..TrainConfig::default() };
-/// let mut optimizer = Optimizer::new(OptimizerKind::AdamW, &decoder);
+/// let mut optimizer = Optimizer::new(&train, &decoder);
 /// let mut state = State::default();
 ///
 /// // Two sequences of four tokens; each position predicts the token after it.

@@ -185,14 +185,16 @@ impl Param {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{Moments, Rule};
+    use crate::config::MomentFormat;
+    use crate::kernels::{Moments, Pass, Rule};
 
     #[test]
     fn gradients_start_at_zero_whatever_happened_before() {
         let mut param = Param::new("w", &[2, 3], Some(Grouping::Size(2)));
         let rule = Rule::Sgd { lr: 1.0, momentum: 0.0, weight_decay: 0.0, grad_scale: 1.0 };
-        let mut moments = Moments::zeros(1, 6);
-        let mut step = |param: &mut Param| param.update(|p| kernels::update(&rule, p, &mut moments, false));
+        let mut moments = Moments::zeros(MomentFormat::F32, 1, 2, 3);
+        let mut step =
+            |param: &mut Param| param.update(|p| kernels::update(&rule, p, &mut moments, Pass::default()));
         let zeros = [0.0; 6];
         param.zero_grad();
         assert_eq!(param.grad(), zeros);

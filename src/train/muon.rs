@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::kernels::profile::{Phase, scope};
-use crate::kernels::{self, Latents, Moments, Rhs, Rule, Target, Threads, Updated, View};
+use crate::kernels::{self, Latents, Moments, Pass, Rhs, Rule, Target, Threads, Updated, View};
 
 /// Newton–Schulz steps; each doubles the digits of small singular values, roughly.
 const STEPS: usize = 5;
@@ -21,22 +21,19 @@ pub struct Muon {
 /// One step on a matrix `[rows, cols]`: `b = mu b + s g`; the update is the orthogonal factor of `s g + mu b`
 /// (Nesterov), times `sqrt(max(1, rows / cols))`; `p = (1 - lr wd) p - lr update`. As [`kernels::update`], it projects
 /// and leaves the gradient at zero.
-pub fn muon(a: &Muon, matrix: Latents<'_>, b: &mut Moments, measure: bool) -> Result<Updated> {
+pub fn muon(a: &Muon, matrix: Latents<'_>, b: &mut Moments, pass: Pass) -> Result<Updated> {
     let _time = scope(Phase::Optimizer);
     let Latents { name, cols, value, grad, ternary } = matrix;
     let rows = value.len() / cols.max(1);
     let mut update = vec![0f32; value.len()];
     let gathered = Latents { name, cols, value: &mut update, grad, ternary: None };
-    kernels::update(&Rule::Momentum { momentum: a.momentum, grad_scale: a.grad_scale }, gathered, b, false)?;
+    let gather = Rule::Momentum { momentum: a.momentum, grad_scale: a.grad_scale };
+    kernels::update(&gather, gathered, b, Pass { measure: false, ..pass })?;
     orthogonalise(rows, cols, &mut update);
     let size = (rows as f32 / cols as f32).max(1.0).sqrt();
     let step = Rule::Add { keep: 1.0 - a.lr * a.weight_decay, step: -a.lr * size };
-    kernels::update(
-        &step,
-        Latents { name, cols, value, grad: &mut update, ternary },
-        &mut Moments::default(),
-        measure,
-    )
+    let matrix = Latents { name, cols, value, grad: &mut update, ternary };
+    kernels::update(&step, matrix, &mut Moments::default(), pass)
 }
 
 /// Replaces `x` by nearly `U Vᵀ` of its singular value decomposition `U S Vᵀ`: singular values end between 0.7 and 1.2.

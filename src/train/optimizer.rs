@@ -1,9 +1,9 @@
 //! The optimizers and their state, one slot a parameter in the decoder's order.
 
-use crate::config::{OptimizerKind, TrainConfig};
-use crate::error::Result;
-use crate::formats::tensors::{Checkpoint, Data, Tensor};
-use crate::kernels::{self, AdamW, Moments, Rule};
+use crate::config::{MomentFormat, OptimizerKind, TrainConfig};
+use crate::error::{Error, Result};
+use crate::formats::tensors::{Checkpoint, Data, Dtype, Tensor};
+use crate::kernels::{self, AdamW, BLOCK, Moments, Pass, Rule};
 use crate::model::{Decoder, Param};
 
 use super::muon::{Muon, muon};
@@ -12,17 +12,23 @@ use super::schedule::weight_decay;
 #[derive(Clone, Debug)]
 pub struct Optimizer {
     kind: OptimizerKind,
+    format: MomentFormat,
     slots: Vec<Moments>,
 }
 
 impl Optimizer {
-    /// All moments at zero.
-    pub fn new(kind: OptimizerKind, decoder: &Decoder) -> Self {
+    /// The one of `t`, all moments at zero.
+    pub fn new(t: &TrainConfig, decoder: &Decoder) -> Self {
+        let (kind, format) = (t.optimizer, t.moments);
         let slot = |p: &Param| {
             let count = if kind_for(kind, p) == OptimizerKind::AdamW { 2 } else { 1 };
-            Moments::zeros(count, p.len())
+            match p.shape[..] {
+                [rows, cols] => Moments::zeros(format, count, rows, cols),
+                // Norms and biases: too few to save anything by.
+                _ => Moments::zeros(MomentFormat::F32, count, 1, p.len()),
+            }
         };
-        Self { kind, slots: decoder.params().map(slot).collect() }
+        Self { kind, format, slots: decoder.params().map(slot).collect() }
     }
 
     /// One step with the gradients as they stand, each times `grad_scale`; `step` is counted from 0 and `factor` is the
@@ -44,10 +50,10 @@ impl Optimizer {
         if let Some(updates) = &mut updates {
             updates.clear();
         }
-        for (param, slot) in decoder.params_mut().zip(&mut self.slots) {
+        for (nth, (param, slot)) in decoder.params_mut().zip(&mut self.slots).enumerate() {
             let weight_decay = if param.is_matrix() { weight_decay(t, step) } else { 0.0 };
             let kind = kind_for(self.kind, param);
-            let measure = updates.is_some();
+            let pass = Pass { measure: updates.is_some(), dither: kernels::dither_key(step, nth) };
             let done = param.update(|latents| match kind {
                 OptimizerKind::AdamW => {
                     let a = AdamW {
@@ -59,15 +65,15 @@ impl Optimizer {
                         grad_scale,
                         step: step + 1,
                     };
-                    kernels::update(&Rule::AdamW(a), latents, slot, measure)
+                    kernels::update(&Rule::AdamW(a), latents, slot, pass)
                 }
                 OptimizerKind::Sgd => {
                     let rule = Rule::Sgd { lr, momentum: t.momentum, weight_decay, grad_scale };
-                    kernels::update(&rule, latents, slot, measure)
+                    kernels::update(&rule, latents, slot, pass)
                 }
                 OptimizerKind::Muon => {
                     let a = Muon { lr: t.muon_lr * factor, momentum: t.momentum, weight_decay, grad_scale };
-                    muon(&a, latents, slot, measure)
+                    muon(&a, latents, slot, pass)
                 }
             })?;
             if let Some(updates) = &mut updates {
@@ -77,14 +83,29 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The state as tensors to store.
+    /// The state as tensors to store: `first.NAME` and `second.NAME`; of 8-bit moments `first.codes.NAME` (I8),
+    /// `second.codes.NAME` (U8) and, of their blocks, `first.scales.NAME` and `second.scales.NAME`.
     pub fn tensors<'a>(&'a self, decoder: &'a Decoder) -> Vec<Tensor<'a>> {
         let mut out = Vec::new();
         for (param, slot) in decoder.params().zip(&self.slots) {
-            for (prefix, data) in [("first", &slot.first), ("second", &slot.second)] {
-                if !data.is_empty() {
-                    let name = format!("{prefix}.{}", param.name);
-                    out.push(Tensor { name, shape: param.shape.clone(), data: Data::F32(data) });
+            let mut put = |prefix: &str, shape: &[usize], data: Data<'a>| {
+                let name = format!("{prefix}.{}", param.name);
+                out.push(Tensor { name, shape: shape.to_vec(), data });
+            };
+            match slot {
+                Moments::F32 { first, second } => {
+                    put("first", &param.shape, Data::F32(first));
+                    if !second.is_empty() {
+                        put("second", &param.shape, Data::F32(second));
+                    }
+                }
+                Moments::Int8 { first, second } => {
+                    put("first.codes", &param.shape, Data::I8(&first.codes));
+                    put("first.scales", &scale_shape(param), Data::F32(&first.scales));
+                    if !second.codes.is_empty() {
+                        put("second.codes", &param.shape, Data::U8(&second.codes));
+                        put("second.scales", &scale_shape(param), Data::F32(&second.scales));
+                    }
                 }
             }
         }
@@ -92,16 +113,50 @@ impl Optimizer {
     }
 
     /// Reads what [`Optimizer::tensors`] gave.
+    ///
+    /// # Errors
+    /// Moments of another format, or a tensor that is not as it was given.
     pub fn restore(&mut self, decoder: &Decoder, stored: &Checkpoint) -> Result<()> {
+        let coded = stored.names().any(|name| name.starts_with("first.codes."));
+        let wanted = if coded { MomentFormat::Int8 } else { MomentFormat::F32 };
+        if self.format != wanted {
+            let found = self.format;
+            return Err(Error::usage(format!(
+                "train.moments: found {found}, wanted {wanted}, as in the checkpoint that the training goes on from"
+            )));
+        }
         for (param, slot) in decoder.params().zip(&mut self.slots) {
-            for (prefix, data) in [("first", &mut slot.first), ("second", &mut slot.second)] {
-                if !data.is_empty() {
-                    stored.read_f32_into(&format!("{prefix}.{}", param.name), &param.shape, data)?;
+            let read = |prefix: &str, shape: &[usize], out: &mut [f32]| {
+                stored.read_f32_into(&format!("{prefix}.{}", param.name), shape, out)
+            };
+            let codes = |prefix: &str, dtype: Dtype| {
+                stored.tensor(&format!("{prefix}.{}", param.name))?.bytes_of(dtype, &param.shape)
+            };
+            match slot {
+                Moments::F32 { first, second } => {
+                    read("first", &param.shape, first)?;
+                    if !second.is_empty() {
+                        read("second", &param.shape, second)?;
+                    }
+                }
+                Moments::Int8 { first, second } => {
+                    let bytes = codes("first.codes", Dtype::I8)?;
+                    first.codes.iter_mut().zip(bytes).for_each(|(c, b)| *c = *b as i8);
+                    read("first.scales", &scale_shape(param), &mut first.scales)?;
+                    if !second.codes.is_empty() {
+                        second.codes.copy_from_slice(codes("second.codes", Dtype::U8)?);
+                        read("second.scales", &scale_shape(param), &mut second.scales)?;
+                    }
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Of the scales of a matrix's moments.
+fn scale_shape(param: &Param) -> [usize; 2] {
+    [param.shape[0], param.shape[1].div_ceil(BLOCK)]
 }
 
 /// Muon is for the matrices inside the blocks; embedding, head, gains and biases are AdamW's.

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use super::{Source, Trainer, checkpoint};
-use crate::config::{ModelConfig, Recipe, Task};
+use crate::config::{ModelConfig, MomentFormat, OptimizerKind, Recipe, Task, TrainConfig};
 use crate::error::{Error, Result};
 use crate::formats::hf::{self, HfConfig};
+use crate::kernels::BLOCK;
 use crate::model::{self, Decoder, Model, Purpose};
 use crate::text::{Corpus, Tokenizer};
 
@@ -70,8 +71,8 @@ fn tokenizer(recipe: &Recipe, resume: Option<&Path>) -> Result<Option<Tokenizer>
     Tokenizer::open(&spec).map(Some)
 }
 
-/// Refuses a training whose weights, gradients and moments (16 bytes a parameter) and saved activations outgrow the
-/// machine's memory: an allocation that fails would end the process without a word.
+/// Refuses a training whose weights, gradients, moments and saved activations outgrow the machine's memory: an
+/// allocation that fails would end the process without a word.
 pub fn check_memory(model: &ModelConfig, recipe: &Recipe) -> Result<()> {
     let Some(memory) = total_memory() else { return Ok(()) };
     let [c, d, f] = [model.hidden_size, model.head_dim, model.intermediate_size].map(|n| n as u128);
@@ -80,7 +81,7 @@ pub fn check_memory(model: &ModelConfig, recipe: &Recipe) -> Result<()> {
     let block = 2 * c + (2 * heads + 2 * kv) * d + heads + 2 * f;
     let seq = if recipe.task == Task::Lm { recipe.train.seq } else { 2 * recipe.data.sequence } as u128;
     let rows = recipe.train.batch as u128 * seq;
-    let needed = 16 * model.parameters() + 4 * rows * (layers * block + 6 * c);
+    let needed = parameter_bytes(model, &recipe.train) + 4 * rows * (layers * block + 6 * c);
     if needed > memory {
         let gib = |bytes: u128| bytes as f64 / (1u64 << 30) as f64;
         return Err(Error::usage(format!(
@@ -92,6 +93,24 @@ pub fn check_memory(model: &ModelConfig, recipe: &Recipe) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Bytes of latents, gradients and moments.
+fn parameter_bytes(model: &ModelConfig, t: &TrainConfig) -> u128 {
+    let all = model.parameters();
+    let heads = if model.tie_embeddings { 1 } else { 2 };
+    let moments = match t.optimizer {
+        OptimizerKind::AdamW => 2 * all,
+        OptimizerKind::Sgd => all,
+        // Embedding and head are AdamW's.
+        OptimizerKind::Muon => all + heads * (model.vocab_size * model.hidden_size) as u128,
+    };
+    let moments = match t.moments {
+        MomentFormat::F32 => 4 * moments,
+        // A code each, and an f32 for each block.
+        MomentFormat::Int8 => moments + 4 * moments.div_ceil(BLOCK as u128),
+    };
+    8 * all + moments
 }
 
 /// Bytes of main memory and swap, where the system says.
@@ -118,4 +137,23 @@ fn starting_model(recipe: &Recipe, resume: Option<&Path>) -> Result<Model> {
         param.take_flips();
     }
     Ok(Model { decoder, hf: HfConfig::new(config.clone()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_of_a_parameter_are_those_of_its_latent_gradient_and_moments() {
+        let recipe: Recipe = toml::from_str(include_str!("../../recipes/wiki-75m.toml")).unwrap();
+        let (model, mut t) = (recipe.model.unwrap(), recipe.train);
+        let bytes = |t: &TrainConfig| parameter_bytes(&model, t) as f64 / model.parameters() as f64;
+        assert_eq!((t.optimizer, bytes(&t)), (OptimizerKind::AdamW, 16.0));
+        t.moments = MomentFormat::Int8;
+        assert!((bytes(&t) - (10.0 + 8.0 / 128.0)).abs() < 1e-6, "{}", bytes(&t));
+        t.optimizer = OptimizerKind::Sgd;
+        assert!((bytes(&t) - (9.0 + 4.0 / 128.0)).abs() < 1e-6, "{}", bytes(&t));
+        t.optimizer = OptimizerKind::Muon;
+        assert!((9.1..10.0).contains(&bytes(&t)), "{}", bytes(&t));
+    }
 }

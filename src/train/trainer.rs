@@ -61,7 +61,7 @@ pub struct Trainer {
 impl Trainer {
     /// At step 0, with the model's projections up to date.
     pub fn new(recipe: Recipe, model: Model, tokenizer: Option<Tokenizer>, source: Source) -> Self {
-        let optimizer = Optimizer::new(recipe.train.optimizer, &model.decoder);
+        let optimizer = Optimizer::new(&recipe.train, &model.decoder);
         let start_scales =
             model.decoder.params().filter_map(|p| p.ternary()).map(|t| t.scales().to_vec()).collect();
         let tokens = recipe.train.batch * source.seq();

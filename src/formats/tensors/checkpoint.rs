@@ -179,7 +179,7 @@ impl Checkpoint {
     }
 }
 
-impl TensorView<'_> {
+impl<'a> TensorView<'a> {
     /// Reads F32, F16 or BF16 as f32, exactly; in parallel when it is large. `out` is row-major and holds exactly
     /// `expected_shape`.
     ///
@@ -192,12 +192,7 @@ impl TensorView<'_> {
             "{}: out for {expected_shape:?}",
             self.name
         );
-        let bad = |found: String, wanted: String| {
-            Err(Error::input(self.file, format!("tensor {}", quoted(self.name)), found, wanted))
-        };
-        if self.shape != expected_shape {
-            return bad(format!("shape {:?}", self.shape), format!("{expected_shape:?}"));
-        }
+        self.judge_shape(expected_shape)?;
         match self.dtype {
             Dtype::F32 => blocks::<4>(self.bytes, out, |bytes, out| {
                 for (x, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
@@ -219,9 +214,32 @@ impl TensorView<'_> {
                     piece[..out.len()].convert_to_f32_slice(out);
                 }
             }),
-            other => return bad(format!("dtype {other}"), "F32, F16 or BF16".into()),
+            other => return Err(self.bad(format!("dtype {other}"), "F32, F16 or BF16".into())),
         }
         Ok(())
+    }
+
+    /// The stored bytes of a tensor of this type and shape.
+    ///
+    /// # Errors
+    /// Another shape or another dtype in the file.
+    pub fn bytes_of(&self, dtype: Dtype, expected_shape: &[usize]) -> Result<&'a [u8]> {
+        self.judge_shape(expected_shape)?;
+        match self.dtype == dtype {
+            true => Ok(self.bytes),
+            false => Err(self.bad(format!("dtype {}", self.dtype), dtype.to_string())),
+        }
+    }
+
+    fn judge_shape(&self, expected: &[usize]) -> Result<()> {
+        match self.shape == expected {
+            true => Ok(()),
+            false => Err(self.bad(format!("shape {:?}", self.shape), format!("{expected:?}"))),
+        }
+    }
+
+    fn bad(&self, found: String, wanted: String) -> Error {
+        Error::input(self.file, format!("tensor {}", quoted(self.name)), found, wanted)
     }
 }
 

@@ -69,6 +69,7 @@ mod tests {
         };
         let shape = [rows, cols];
         let tensors = [
+            tensor("i8", &[3], Data::I8(&[1, -2, 127])),
             tensor("u8", &[3], Data::U8(&[1, 2, 255])),
             tensor("f32", &shape, Data::F32(&x)),
             tensor("f32 as f16", &shape, Data::F32AsF16(&x)),
@@ -107,7 +108,15 @@ mod tests {
             assert!(&read(&file, name) == wanted, "{name}");
         }
         assert!(read(&file, "empty").is_empty());
+        assert_eq!(file.bytes("i8").unwrap(), [1, 254, 127]);
         assert_eq!(file.bytes("u8").unwrap(), [1, 2, 255]);
+        assert_eq!(file.tensor("u8").unwrap().bytes_of(Dtype::U8, &[3]).unwrap(), [1, 2, 255]);
+        for (dtype, shape, wanted) in
+            [(Dtype::I8, [3], "found dtype U8"), (Dtype::U8, [2], "found shape [3]")]
+        {
+            let error = file.tensor("u8").unwrap().bytes_of(dtype, &shape).unwrap_err().to_string();
+            assert!(error.contains("tensor \"u8\"") && error.contains(wanted), "{error}");
+        }
         assert_eq!(file.bytes("u16").unwrap(), [1, 0, 1, 0x80]);
         assert_eq!(file.bytes("u32").unwrap(), [1, 0, 0, 0x80]);
         assert_eq!(file.bytes("u64").unwrap(), [1, 0, 0, 0, 0, 0, 0, 0x80]);
