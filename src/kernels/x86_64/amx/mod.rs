@@ -36,8 +36,8 @@ pub use trits::fits;
 /// first-level cache while panels of `B` stream past it.
 const BLOCK: usize = 128;
 /// Rows and columns of a task at most: its operands and its part of the result stay in the second-level cache.
-const ROWS: usize = 256;
-const COLUMNS: usize = 512;
+const ROWS: usize = 384;
+const COLUMNS: usize = 384;
 /// Blocks of `A` that are packed together.
 const TOGETHER: usize = 4;
 /// Columns of `B` packed at a time, of trits.
@@ -118,6 +118,19 @@ impl Result {
             data.len()
         );
         Self { at: data.as_mut_ptr(), stride, rows, columns }
+    }
+
+    /// Asks for the panel of rows below `(row, column)`: it will be the next but some, and comes from memory.
+    #[inline(always)]
+    fn fetch_below(&self, row: usize, column: usize) {
+        for r in row + PANEL..(row + 2 * PANEL).min(self.rows) {
+            let at = self.at.wrapping_add(r * self.stride + column);
+            // SAFETY: hints; no address can make them fault.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T1>(at.cast());
+                _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(TILE).cast());
+            }
+        }
     }
 
     fn at(&self, row: usize, column: usize) -> *mut f32 {
@@ -224,6 +237,9 @@ fn forward_task(
                     for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
                         let j = j0 + q * PANEL;
                         let (height, width) = ((rows.end - i).min(PANEL), (j0 + some - j).min(PANEL));
+                        if block + at == 0 {
+                            y.fetch_below(i, j);
+                        }
                         // SAFETY: the panels hold `steps` steps, and the square 32 rows of 32 values; the rectangle of
                         // the result is this task's alone.
                         unsafe {
@@ -324,6 +340,9 @@ fn backward_input_task(
                 for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
                     let j = start + q * PANEL;
                     let size = ((rows.end - i).min(PANEL), (end - j).min(PANEL));
+                    if k0 == 0 {
+                        dx.fetch_below(i, j);
+                    }
                     // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
                     unsafe {
                         into(dx, i, j, size, add, &mut scratch.square, |to| {
@@ -418,6 +437,9 @@ fn gemm_task(
             for (q, b) in b_packed.chunks_exact(LINES * steps).enumerate() {
                 let j = columns.start + q * PANEL;
                 let size = ((rows.end - i).min(PANEL), (columns.end - j).min(PANEL));
+                if k0 == 0 {
+                    c.fetch_below(i, j);
+                }
                 // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
                 unsafe {
                     into(c, i, j, size, add, &mut scratch.square, |to| {

@@ -13,6 +13,8 @@ use crate::kernels::x86_64::avx512::Avx512;
 
 /// Values of `k` in a step.
 pub const DEPTH: usize = 32;
+/// Rows between the one that is read and the one that is asked for: operands come from memory, not from the cache.
+const ROWS_AHEAD: usize = 8;
 /// Lines of a step of a panel.
 pub const LINES: usize = PIECES * PANEL;
 
@@ -90,11 +92,16 @@ pub fn pack(
                         let depth = kc.saturating_sub(s * DEPTH).min(DEPTH);
                         let factors =
                             if factors.is_null() { factors } else { factors.wrapping_add(s * DEPTH) };
-                        along(x.wrapping_add(s * DEPTH), depth, factors, lines.add(line(p, s, r)));
+                        let x = x.wrapping_add(s * DEPTH);
+                        fetch(x.wrapping_add(ROWS_AHEAD * operand.stride));
+                        fetch(x.wrapping_add(ROWS_AHEAD * operand.stride + TILE));
+                        along(x, depth, factors, lines.add(line(p, s, r)));
                     }
                 }
             }
         } else {
+            // The fewer lines a row has, the more rows ahead.
+            let ahead = 2 * (ROWS_AHEAD * 2 / panels).max(1) * operand.stride;
             for s in 0..steps {
                 for r in 0..TILE {
                     let k = s * DEPTH + 2 * r;
@@ -108,6 +115,8 @@ pub fn pack(
                             let (upper_len, lower_len) =
                                 (if k < kc { len } else { 0 }, if k + 1 < kc { len } else { 0 });
                             let (upper, lower) = (upper.wrapping_add(i), lower.wrapping_add(i));
+                            fetch(upper.wrapping_add(ahead));
+                            fetch(lower.wrapping_add(ahead));
                             across(upper, upper_len, lower, lower_len, lines.add(line(p, s, half + r)));
                         }
                     }
@@ -125,6 +134,13 @@ pub fn pack(
             }
         }
     }
+}
+
+/// Asks for a line of memory; any address will do.
+#[inline(always)]
+fn fetch(at: *const f32) {
+    // SAFETY: a hint; no address can make it fault.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
 }
 
 const UPPER: i32 = 0xFFFF_0000u32 as i32;
