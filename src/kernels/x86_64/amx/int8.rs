@@ -58,41 +58,82 @@ fn task(
     }
     pack(x, w.cols(), pieces, row_scales, a);
     let square = first(square, 2 * PANEL, Line::ZERO).as_mut_ptr();
+    let totals = first(totals, 2 * PANEL, Line::ZERO).as_mut_ptr();
     let to = Accumulators { at: square.cast(), stride: 4 * PANEL, add: false };
     for j0 in columns.clone().step_by(SOME_COLUMNS) {
         let some = (columns.end - j0).min(SOME_COLUMNS);
         let across = some.div_ceil(PANEL);
-        let width = across * PANEL;
-        let totals = first(totals, panels * PANEL * width, 0.0);
-        let mut at = 0;
-        for (number, piece) in pieces.iter().enumerate() {
-            let steps = steps(piece);
-            let b = first(b, across * STEP * steps, Line::ZERO);
-            pack_trits(w, j0, piece, b);
-            let scales = first(factors, width, 0.0);
+        let b = first(b, across * panel, Line::ZERO);
+        let scales = first(factors, pieces.len() * across * PANEL, 0.0);
+        let mut rest = &mut *b;
+        for (piece, scales) in pieces.iter().zip(scales.chunks_exact_mut(across * PANEL)) {
+            let part;
+            (part, rest) = rest.split_at_mut(across * STEP * steps(piece));
+            pack_trits(w, j0, piece, part);
             let group = piece.start / w.group();
             for (j, scale) in scales.iter_mut().enumerate().take(some) {
                 *scale = w.scales()[(j0 + j) * w.row_groups() + group];
             }
-            for (a, totals) in a.chunks_exact(panel).zip(totals.chunks_exact_mut(PANEL * width)) {
-                for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
-                    // SAFETY: the panels hold `steps` steps, `square` 32 rows of 32 values; `totals` 32 rows of `width`.
+        }
+        for q in 0..across {
+            for (p, a) in a.chunks_exact(panel).enumerate() {
+                let mut at = 0;
+                for (number, piece) in pieces.iter().enumerate() {
+                    let steps = steps(piece);
+                    let b = &b[across * at + q * STEP * steps..];
+                    let scales = &scales[(number * across + q) * PANEL..];
+                    // SAFETY: the panels hold `steps` steps, `square` and `totals` 32 rows of 32 values.
                     unsafe {
                         times_trits_int8(&tiles, steps, a[at..].as_ptr(), b.as_ptr(), to);
-                        let total = totals[q * PANEL..].as_mut_ptr();
-                        let scales = scales[q * PANEL..].as_ptr();
-                        add_piece(square.cast(), scales, total, width, number == 0);
+                        add_piece(square.cast(), scales.as_ptr(), totals.cast(), number == 0);
                     }
+                    at += STEP * steps;
                 }
+                let width = (some - q * PANEL).min(PANEL);
+                // SAFETY: `totals` holds 32 rows; the columns of these rows of the result are this task's alone.
+                unsafe {
+                    finish(
+                        totals.cast(),
+                        &row_scales[p * PANEL..],
+                        width,
+                        y,
+                        rows.start + p * PANEL,
+                        j0 + q * PANEL,
+                        add,
+                    )
+                };
             }
-            at += STEP * steps;
         }
-        for (r, totals) in totals.chunks_exact(width).enumerate().take(rows.len()) {
-            // SAFETY: `some` values of a row that is this task's alone.
-            let y = unsafe { std::slice::from_raw_parts_mut(y.at(rows.start + r, j0), some) };
-            for (y, total) in y.iter_mut().zip(totals) {
-                let value = total * row_scales[r];
-                *y = if add { *y + value } else { value };
+    }
+}
+
+/// `y[i, j] (+)= row_scale[i] * total[i, j]` from row `i` and column `j` on, 32 rows or as many as there are scales.
+///
+/// # Safety
+/// `total` holds 32 rows of 32 values; the rectangle lies in the result, and nobody else touches it.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn finish(
+    total: *const f32,
+    row_scales: &[f32],
+    width: usize,
+    y: Result,
+    i: usize,
+    j: usize,
+    add: bool,
+) {
+    for (r, scale) in row_scales.iter().enumerate().take(PANEL) {
+        for half in (0..width).step_by(TILE) {
+            let mask = (1u32 << (width - half).min(TILE)).wrapping_sub(1) as u16;
+            // SAFETY: by the caller's word; lanes behind the mask are not touched.
+            unsafe {
+                let to = y.at(i + r, j + half);
+                let mut value =
+                    _mm512_mul_ps(_mm512_loadu_ps(total.add(r * PANEL + half)), _mm512_set1_ps(*scale));
+                if add {
+                    value = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), value);
+                }
+                _mm512_mask_storeu_ps(to, mask, value);
             }
         }
     }
@@ -101,17 +142,17 @@ fn task(
 /// `total[i, j] += scale[j] * square[i, j]` of integers, product and sum rounded each; 32 by 32 values.
 ///
 /// # Safety
-/// `square` holds 32 rows of 32 integers, `scales` 32 values, `total` 32 rows of 32 values, `stride` apart.
+/// `square` holds 32 rows of 32 integers, `scales` 32 values, `total` 32 rows of 32 values.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn add_piece(square: *const i32, scales: *const f32, total: *mut f32, stride: usize, is_first: bool) {
+unsafe fn add_piece(square: *const i32, scales: *const f32, total: *mut f32, is_first: bool) {
     // SAFETY: by the caller's word.
     unsafe {
         for half in [0, TILE] {
             let scale = _mm512_loadu_ps(scales.add(half));
             for i in 0..PANEL {
                 let sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(square.add(i * PANEL + half).cast()));
-                let to = total.add(i * stride + half);
+                let to = total.add(i * PANEL + half);
                 let product = _mm512_mul_ps(scale, sum);
                 let value = if is_first { product } else { _mm512_add_ps(_mm512_loadu_ps(to), product) };
                 _mm512_storeu_ps(to, value);

@@ -84,7 +84,7 @@ struct Scratch {
     /// One panel times another, where the result does not take whole tiles.
     square: Vec<Line>,
     /// Sums of 8-bit products, and the scales of their rows.
-    totals: Vec<f32>,
+    totals: Vec<Line>,
     row_scales: Vec<f32>,
 }
 
