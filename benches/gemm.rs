@@ -7,6 +7,10 @@ use common::{line, median, noise, seconds};
 use ternlm::kernels::{Isa, Matrix, linear, peak, project};
 use ternlm::ternary::{Grouping, TernaryMatrix};
 
+/// As in the program: buffers are aligned, and large ones on large pages.
+#[global_allocator]
+static MEMORY: ternlm::kernels::LargePages = ternlm::kernels::LargePages;
+
 /// Rows, inputs, outputs.
 const SHAPES: [(usize, usize, usize); 5] =
     [(2048, 512, 512), (2048, 512, 256), (2048, 512, 1376), (2048, 1376, 512), (320, 512, 50257)];

@@ -18,10 +18,17 @@ mod tests;
 
 use common::{fill, line, median, noise, seconds};
 use std::cell::{Cell, RefCell};
-use ternlm::kernels::{self, AdamW, AttentionShape, Isa, Matrix, RopeTable, peak, reference};
+use ternlm::kernels::{
+    self, AdamW, AttentionShape, BLOCK, Codes, Isa, Latents, Matrix, Moments, Pass, RopeTable, Rule,
+    dither_key, peak, reference,
+};
 use ternlm::model::cross_entropy::rows_at_once;
 use ternlm::ternary::{Grouping, TernaryMatrix};
 use tests::{At, attention_gradient_rows, attention_row, close, wide};
+
+/// As in the program: buffers are aligned, and large ones on large pages.
+#[global_allocator]
+static MEMORY: ternlm::kernels::LargePages = ternlm::kernels::LargePages;
 
 /// Rows of a step, and how many of them make a sequence.
 const N: usize = 2048;
@@ -402,7 +409,7 @@ fn embedding(bench: &mut Bench) {
     );
 }
 
-/// Over the weights of the embedding, a third of the model's. Muon's two over one matrix of the feed-forward network.
+/// Over the weights of the embedding, a third of the model's. Muon's over one matrix of the feed-forward network.
 fn optimizers(bench: &mut Bench) {
     let a = AdamW {
         lr: 3e-4,
@@ -413,48 +420,37 @@ fn optimizers(bench: &mut Bench) {
         grad_scale: 0.5,
         step: 100,
     };
-    bench.run_prepared(
-        "adamw, 25.7 M weights",
-        Limit::Memory,
-        [both(WEIGHTS), read(WEIGHTS), both(WEIGHTS), both(WEIGHTS)],
-        // The second moment is a mean of squares.
-        |[_, _, _, v]| v.iter_mut().for_each(|v| *v *= *v),
-        |_, [p, g, m, v]| kernels::adamw(&a, p, g, m, v),
-        |[p0, g, m0, v0], [p, _, m, v]| {
-            let g = |i: usize| (a.grad_scale * g[i]) as f64;
-            let [b1, b2] = [a.beta1, a.beta2].map(f64::from);
-            let m1 = |i: usize| b1 * m0[i] as f64 + (1.0 - b1) * g(i);
-            let v1 = |i: usize| b2 * v0[i] as f64 + (1.0 - b2) * g(i) * g(i);
-            at_some(WEIGHTS, m, "adamw, first moment", m1);
-            at_some(WEIGHTS, v, "adamw, second moment", v1);
-            at_some(WEIGHTS, p, "adamw", |i| {
-                let (m, v) = (m1(i) / (1.0 - b1.powi(100)), v1(i) / (1.0 - b2.powi(100)));
-                let decayed = p0[i] as f64 * (1.0 - a.lr as f64 * a.weight_decay as f64);
-                decayed - a.lr as f64 * m / (v.sqrt() + a.eps as f64)
-            });
-        },
-    );
-    let (lr, momentum, decay, scale) = (0.02, 0.9, 0.1, 0.5);
-    bench.run(
-        "sgd, 25.7 M weights",
-        Limit::Memory,
-        [both(WEIGHTS), read(WEIGHTS), both(WEIGHTS)],
-        |_, [p, g, b]| kernels::sgd(lr, momentum, decay, scale, p, g, b),
-        |[p0, g, b0], [p, _, b]| {
-            let [lr, momentum, decay, scale] = [lr, momentum, decay, scale].map(f64::from);
-            let b1 = |i: usize| momentum * b0[i] as f64 + scale * g[i] as f64 + decay * p0[i] as f64;
-            at_some(WEIGHTS, b, "sgd, momentum", b1);
-            at_some(WEIGHTS, p, "sgd", |i| p0[i] as f64 - lr * b1(i));
-        },
-    );
+    let adamw = |p: f64, g: f64, m: f64, v: f64| {
+        let (g, [b1, b2]) = (a.grad_scale as f64 * g, [a.beta1, a.beta2].map(f64::from));
+        let (m, v) = (b1 * m + (1.0 - b1) * g, b2 * v + (1.0 - b2) * g * g);
+        let (mh, vh) = (m / (1.0 - b1.powi(100)), v / (1.0 - b2.powi(100)));
+        let decayed = p * (1.0 - a.lr as f64 * a.weight_decay as f64);
+        [decayed - a.lr as f64 * mh / (vh.sqrt() + a.eps as f64), m, v]
+    };
+    let (m, v) = (noise(WEIGHTS, 2), noise(WEIGHTS, 3).iter().map(|v| v * v).collect());
+    let f32s = Moments::F32 { first: m, second: v };
+    optimizer(bench, "adamw, 25.7 M weights", Rule::AdamW(a), f32s, adamw);
+    let blocks = WEIGHTS / BLOCK;
+    let first = Codes {
+        codes: noise(WEIGHTS, 2).iter().map(|x| (127.0 * x) as i8).collect(),
+        scales: noise(blocks, 4).iter().map(|x| 1.5 + x).collect(),
+    };
+    let second = Codes {
+        codes: noise(WEIGHTS, 3).iter().map(|x| (255.0 * x.abs()) as u8).collect(),
+        scales: noise(blocks, 5).iter().map(|x| 1.5 + x).collect(),
+    };
+    let int8s = Moments::Int8 { first, second };
+    optimizer(bench, "adamw, 25.7 M, 8-bit moments", Rule::AdamW(a), int8s, adamw);
+    let (lr, momentum, weight_decay, grad_scale) = (3e-4, 0.9, 0.1, 0.5);
+    let sgd = |p: f64, g: f64, b: f64, _: f64| {
+        let [lr, momentum, decay, scale] = [lr, momentum, weight_decay, grad_scale].map(f64::from);
+        let b = momentum * b + scale * g + decay * p;
+        [p - lr * b, b, 0.0]
+    };
+    let rule = Rule::Sgd { lr, momentum, weight_decay, grad_scale };
+    let momenta = Moments::F32 { first: noise(WEIGHTS, 2), second: Vec::new() };
+    optimizer(bench, "sgd, 25.7 M weights", rule, momenta, sgd);
     let len = FFN * WIDTH;
-    bench.run(
-        "blend",
-        Limit::Memory,
-        [read(len), read(len), written(len)],
-        |_, [x, y, out]| kernels::blend(0.3, x, -0.7, y, out),
-        |_, [x, y, out]| at_some(len, out, "blend", |i| 0.3 * x[i] as f64 - 0.7 * y[i] as f64),
-    );
     bench.run(
         "scale_add",
         Limit::Memory,
@@ -464,6 +460,98 @@ fn optimizers(bench: &mut Bench) {
             at_some(len, out, "scale_add", |i| 0.3 * before[i] as f64 - 0.7 * x[i] as f64)
         },
     );
+}
+
+/// One pass of `rule`: update, projection, and a gradient of zeros. `formula` gives latent and moments after it from
+/// latent, gradient and moments before. Each round goes on from the one before with another gradient, so that few trits
+/// change.
+fn optimizer(
+    bench: &mut Bench,
+    name: &str,
+    rule: Rule,
+    moments: Moments,
+    formula: impl Fn(f64, f64, f64, f64) -> [f64; 3],
+) {
+    let trits = TernaryMatrix::zeros(VOCAB, WIDTH, Grouping::default());
+    // Codes are read to be compared.
+    let beside = bytes(&moments) / 2 + trits.words().len() + trits.scales().len();
+    let start = moments.clone();
+    let state = RefCell::new((moments, trits, 0));
+    bench.run(
+        name,
+        Limit::Memory,
+        [Operand { moved: 2 * WEIGHTS + beside, ..read(WEIGHTS) }, both(WEIGHTS)],
+        |i, [value, grad]| {
+            assert_eq!(i, 0, "one set of operands has one state");
+            let (moments, trits, step) = &mut *state.borrow_mut();
+            let ternary = Some((Grouping::default(), trits));
+            let latents = Latents { name: "w", cols: WIDTH, value, grad, ternary };
+            let pass = Pass { measure: false, dither: dither_key(*step, 1) };
+            kernels::update(&rule, latents, moments, pass).expect("finite numbers");
+            *step += 1;
+        },
+        |[p0, g0], [p, g]| {
+            assert!(g.iter().all(|g| *g == 0.0), "{name} leaves a gradient");
+            let (moments, trits, _) = &*state.borrow();
+            let want = |i: usize| {
+                let [m, v] = moments_at(&start, i);
+                formula(p0[i] as f64, g0[i] as f64, m, v)
+            };
+            at_some(WEIGHTS, p, name, |i| want(i)[0]);
+            match moments {
+                Moments::F32 { first, second } => {
+                    at_some(WEIGHTS, first, &format!("{name}, first moment"), |i| want(i)[1]);
+                    if !second.is_empty() {
+                        at_some(WEIGHTS, second, &format!("{name}, second moment"), |i| want(i)[2]);
+                    }
+                }
+                // Rounded at random to one of the two codes beside it.
+                Moments::Int8 { first, second } => (0..WEIGHTS).step_by(WEIGHTS / 1000).for_each(|i| {
+                    let [_, m, v] = want(i);
+                    let m = (m.abs() / first.scales[i / BLOCK] as f64).sqrt() * 127.0 * m.signum();
+                    let v = (v.sqrt() / second.scales[i / BLOCK] as f64).sqrt() * 255.0;
+                    let (got_m, got_v) = (first.codes[i] as f64, second.codes[i] as f64);
+                    assert!((m - got_m).abs() < 1.001, "{name}, first moment: {got_m} for {m}");
+                    assert!((v - got_v).abs() < 1.001, "{name}, second moment: {got_v} for {v}");
+                }),
+            }
+            check_projection(p, trits);
+        },
+    );
+}
+
+fn bytes(moments: &Moments) -> usize {
+    match moments {
+        Moments::F32 { first, second } => 4 * (first.len() + second.len()),
+        Moments::Int8 { first, second } => {
+            first.codes.len() + second.codes.len() + 4 * (first.scales.len() + second.scales.len())
+        }
+    }
+}
+
+/// The moments of value `i`, 0 for one that there is not; rows are whole blocks.
+fn moments_at(moments: &Moments, i: usize) -> [f64; 2] {
+    match moments {
+        Moments::F32 { first, second } => [first, second].map(|x| x.get(i).map_or(0.0, |x| *x as f64)),
+        Moments::Int8 { first, second } => {
+            let m = reference::decode_first_moments(&first.codes[i..=i], first.scales[i / BLOCK])[0];
+            let v = reference::decode_second_moments(&second.codes[i..=i], second.scales[i / BLOCK])[0];
+            [m as f64, v as f64]
+        }
+    }
+}
+
+/// A few rows against the definition.
+fn check_projection(latent: &[f32], got: &TernaryMatrix) {
+    for row in some_of(VOCAB) {
+        let latent = &latent[row * WIDTH..][..WIDTH];
+        let want = TernaryMatrix::project("w", latent, 1, WIDTH, Grouping::default()).unwrap();
+        for col in 0..WIDTH {
+            let (got, want) =
+                ((got.trit(row, col), got.scale(row, col)), (want.trit(0, col), want.scale(0, col)));
+            assert_eq!(got, want, "the projection is wrong at {row}, {col}");
+        }
+    }
 }
 
 /// A step changes few trits: the codes are there already, and are read to be compared.
@@ -480,18 +568,7 @@ fn projection(bench: &mut Bench) {
             let out = &mut out.borrow_mut()[i];
             kernels::project("w", latent, Grouping::default(), out).expect("finite numbers");
         },
-        |_, [latent]| {
-            let got = &out.borrow()[0];
-            for row in some_of(VOCAB) {
-                let latent = &latent[row * WIDTH..][..WIDTH];
-                let want = TernaryMatrix::project("w", latent, 1, WIDTH, Grouping::default()).unwrap();
-                for col in 0..WIDTH {
-                    let (got, want) =
-                        ((got.trit(row, col), got.scale(row, col)), (want.trit(0, col), want.scale(0, col)));
-                    assert_eq!(got, want, "project is wrong at {row}, {col}");
-                }
-            }
-        },
+        |_, [latent]| check_projection(latent, &out.borrow()[0]),
     );
 }
 
