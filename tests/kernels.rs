@@ -292,6 +292,48 @@ fn long_attention_and_its_gradients_equal_the_reference_at_a_few_rows() {
     });
 }
 
+/// Two pieces of queries, a group of heads larger than a tile, fewer queries than keys.
+#[test]
+fn gradients_of_attention_are_the_same_for_any_number_of_threads() {
+    on_every_isa(|rng| {
+        for (queries, keys, heads, kv_heads, dim) in
+            [(1030, 1100, 2, 1, 20), (1024, 1024, 3, 3, 8), (40, 41, 300, 1, 3), (3, 200, 4, 2, 16)]
+        {
+            for causal in [true, false] {
+                let s = AttentionShape { batch: 1, queries, keys, heads, kv_heads, dim, causal };
+                let (q_len, k_len) = (queries * heads * dim, keys * kv_heads * dim);
+                let [q, kk, v, dout] = [q_len, k_len, k_len, q_len].map(|n| rng.normal(n));
+                let run = |threads: usize| {
+                    let (mut out, mut lse) = (vec![f32::NAN; q_len], vec![f32::NAN; heads * queries]);
+                    let [mut dq, mut dk, mut dv] = [q_len, k_len, k_len].map(|n| vec![f32::NAN; n]);
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    pool.install(|| {
+                        k::attention(&s, &q, &kk, &v, &mut out, &mut lse);
+                        k::attention_backward(&s, &q, &kk, &v, &out, &lse, &dout, &mut dq, &mut dk, &mut dv);
+                    });
+                    [out, lse, dq, dk, dv]
+                };
+                let got = run(1);
+                for threads in [2, 5] {
+                    assert!(got == run(threads), "{s:?}, {threads} threads");
+                }
+                let [_, _, dq, dk, dv] = got;
+                let (q, kk, v, dout) = (wide(&q), wide(&kk), wide(&v), wide(&dout));
+                for (i, j) in [(0, 0), (queries - 1, keys - 1), (queries / 2, keys / 2)] {
+                    let at = At { b: 0, kv: kv_heads - 1, i, j };
+                    let [want_q, want_k, want_v] = attention_gradient_rows(&s, &q, &kk, &v, &dout, at);
+                    let share = heads / kv_heads;
+                    let (query, key) = ((i * heads + at.kv * share) * dim, (j * kv_heads + at.kv) * dim);
+                    let terms = dim + share * keys;
+                    close(&dq[query..][..share * dim], &want_q, terms, &format!("dq, {at:?} of {s:?}"));
+                    close(&dk[key..][..dim], &want_k, terms, &format!("dk, {at:?} of {s:?}"));
+                    close(&dv[key..][..dim], &want_v, terms, &format!("dv, {at:?} of {s:?}"));
+                }
+            }
+        }
+    });
+}
+
 #[test]
 fn elementwise_kernels_equal_the_reference() {
     on_every_isa(|rng| {

@@ -1,19 +1,33 @@
 //! Scaled dot-product attention in tiles: no more than a tile of the `T x T` scores exists at a time.
 //!
 //! Forward with a running soft-max (Dao et al., "FlashAttention", arXiv 2205.14135); backward recomputes the scores of
-//! each tile from the saved log-sum-exp. Heads of queries in groups share a key/value head (arXiv 2305.13245).
+//! each tile from the saved log-sum-exp. Heads of queries in groups share a key/value head (arXiv 2305.13245): a tile has
+//! rows for all heads of a group, query by query, so that keys and values are packed once for the group.
 
 use rayon::prelude::*;
+use std::cell::Cell;
+use std::ops::Range;
 
-use super::elementwise::exp;
+use super::elementwise::{add_assign, exp};
 use super::gemm::{Target, Threads, gemm};
 use super::isa::kernel;
 use super::linear::dot;
 use super::pack::{Rhs, View};
 use super::profile::{Phase, scope};
 
-/// Rows and columns of a tile.
-const TILE: usize = 64;
+/// Columns of a tile, keys: a multiple of [`LANES`], up to which a row is computed on.
+const KEYS: usize = 128;
+/// Rows of a tile, unless a group has more heads.
+const ROWS: usize = 256;
+/// Queries of a tile at most: many are multiplied faster, few leave less on the diagonal that is multiplied for nothing.
+const FEW: usize = 32;
+const MANY: usize = 128;
+/// Partial sums of a row.
+const LANES: usize = 16;
+/// The backward pass over a sequence is cut into pieces of as many queries at least, and into so many at most. Neither
+/// depends on the number of threads, because gradients of keys are summed piece by piece.
+const PIECE: usize = 512;
+const PIECES: usize = 8;
 
 /// Shapes of one attention: queries `[batch, queries, heads, dim]`, keys and values `[batch, keys, kv_heads, dim]`.
 /// When `causal`, query `i` stands at key position `keys - queries + i` and sees no key after it.
@@ -31,6 +45,14 @@ pub struct AttentionShape {
 impl AttentionShape {
     fn scale(&self) -> f32 {
         1.0 / (self.dim as f32).sqrt()
+    }
+    /// Heads that share a key/value head.
+    fn share(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+    /// Queries of a tile.
+    fn tile(&self) -> usize {
+        (ROWS / self.share()).clamp(1, (self.keys / 8).clamp(FEW, MANY))
     }
     /// Keys that query `i` sees.
     fn visible(&self, i: usize) -> usize {
@@ -80,6 +102,87 @@ impl Rows {
     }
 }
 
+/// Which keys the rows of a tile see: row `r` is that of query `r / share` of the tile.
+#[derive(Clone, Copy)]
+struct Sight {
+    /// Keys of the tile.
+    keys: usize,
+    share: usize,
+    /// How many the first query sees; none of the tile where that is not above `before`.
+    first: usize,
+    before: usize,
+    causal: bool,
+}
+
+impl Sight {
+    #[inline(always)]
+    fn of(&self, row: usize) -> usize {
+        if self.causal {
+            (self.first + row / self.share).saturating_sub(self.before).min(self.keys)
+        } else {
+            self.keys
+        }
+    }
+}
+
+/// One tile of queries of a group of heads.
+#[derive(Clone, Copy)]
+struct Tile {
+    shape: AttentionShape,
+    b: usize,
+    kv: usize,
+    /// The first query, and how many.
+    i0: usize,
+    queries: usize,
+}
+
+impl Tile {
+    fn rows(&self) -> usize {
+        self.queries * self.shape.share()
+    }
+    /// Where its rows start in the queries.
+    fn at(&self) -> usize {
+        self.shape.q_at(self.b, self.i0, self.kv * self.shape.share())
+    }
+    /// Values of a query.
+    fn width(&self) -> usize {
+        self.shape.share() * self.shape.dim
+    }
+    /// Where the log-sum-exp of a row stands.
+    fn lse_at(&self, row: usize) -> usize {
+        let (s, share) = (&self.shape, self.shape.share());
+        (self.b * s.heads + self.kv * share + row % share) * s.queries + self.i0 + row / share
+    }
+    /// The first key of each tile that is seen, and what the rows see of it.
+    fn sights(self) -> impl Iterator<Item = (usize, Sight)> {
+        let (s, seen) = (self.shape, self.shape.visible(self.i0 + self.queries - 1));
+        (0..seen).step_by(KEYS).map(move |j0| {
+            let (keys, first) = (KEYS.min(seen - j0), s.visible(self.i0));
+            (j0, Sight { keys, share: s.share(), first, before: j0, causal: s.causal })
+        })
+    }
+    /// Its rows, one after the other, times `factor`.
+    fn gather(&self, x: &[f32], factor: f32, to: &mut [f32]) {
+        gather(&x[self.at()..], self.width(), self.shape.q_stride(), factor, to);
+    }
+}
+
+/// Calls `f` on parts of these sizes of a buffer that this thread keeps. What is in them is left from before.
+fn with_scratch<const N: usize>(sizes: [usize; N], f: impl FnOnce([&mut [f32]; N])) {
+    thread_local! {
+        static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    }
+    let sizes = sizes.map(|size| size.next_multiple_of(LANES));
+    let mut buffer = SCRATCH.take();
+    let len = sizes.iter().sum();
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    let mut rest = &mut buffer[..];
+    f(sizes.map(|size| rest.split_off_mut(..size).expect("as long as all together")));
+    SCRATCH.set(buffer);
+}
+
 /// `out = softmax(q kᵀ / sqrt(D)) v`; `lse`, `[batch, heads, queries]`, gets the log-sum-exp of each row's scores.
 pub fn attention(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], lse: &mut [f32]) {
     let _time = scope(Phase::Attention);
@@ -87,105 +190,131 @@ pub fn attention(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], out: &
     assert_eq!(out.len(), q.len(), "output of {shape:?}");
     let s = *shape;
     let (out, lse) = (Rows(out.as_mut_ptr()), Rows(lse.as_mut_ptr()));
-    let tiles = s.queries.div_ceil(TILE);
-    (0..s.batch * s.heads * tiles).into_par_iter().for_each(|task| {
-        let (b, h, i0) = (task / tiles / s.heads, task / tiles % s.heads, task % tiles * TILE);
-        let m = TILE.min(s.queries - i0);
-        let kv = h / (s.heads / s.kv_heads);
-        let q = &q[s.q_at(b, i0, h)..];
-        let mut scores = [0f32; TILE * TILE];
-        let mut acc = vec![0f32; m * s.dim];
-        let mut max = [f32::NEG_INFINITY; TILE];
-        let mut sum = [0f32; TILE];
-        for j0 in (0..s.visible(i0 + m - 1)).step_by(TILE) {
-            let n = TILE.min(s.keys - j0);
-            let (k, v) = (&k[s.k_at(b, j0, kv)..], &v[s.k_at(b, j0, kv)..]);
-            product_t(m, n, s.dim, q, s.q_stride(), k, s.k_stride(), &mut scores);
-            for i in 0..m {
-                let seen = s.visible(i0 + i).saturating_sub(j0).min(n);
-                let row = &mut scores[i * TILE..i * TILE + n];
-                softmax_step(
-                    row,
-                    seen,
-                    s.scale(),
-                    &mut max[i],
-                    &mut sum[i],
-                    &mut acc[i * s.dim..(i + 1) * s.dim],
-                );
+    let tiles = s.queries.div_ceil(s.tile());
+    (0..s.batch * s.kv_heads * tiles).into_par_iter().for_each(|task| {
+        let (b, kv, i0) = (task / tiles / s.kv_heads, task / tiles % s.kv_heads, task % tiles * s.tile());
+        let tile = Tile { shape: s, b, kv, i0, queries: s.tile().min(s.queries - i0) };
+        let m = tile.rows();
+        let sizes = [m * s.dim, m * KEYS, m * s.dim, m, m];
+        with_scratch(sizes, |[queries, scores, acc, max, sum]| {
+            tile.gather(q, s.scale(), &mut queries[..m * s.dim]);
+            max.fill(f32::NEG_INFINITY);
+            sum.fill(0.0);
+            for (j0, sight) in tile.sights() {
+                let n = sight.keys;
+                let (k, v) = (&k[s.k_at(b, j0, kv)..], &v[s.k_at(b, j0, kv)..]);
+                product_t(m, n, s.dim, queries, k, s.k_stride(), scores);
+                softmax(m, sight, s.dim, scores, max, sum, acc);
+                let target = Target { data: acc, stride: s.dim, add: j0 > 0 };
+                let v = Rhs::Dense(View::rows(v, s.k_stride()));
+                gemm(m, s.dim, n, View::rows(scores, KEYS), v, target, Threads::One);
             }
-            let target = Target { data: &mut acc, stride: s.dim, add: true };
-            let v = Rhs::Dense(View::rows(v, s.k_stride()));
-            gemm(m, s.dim, n, View::rows(&scores, TILE), v, target, Threads::One);
-        }
-        let mut logs = [0f32; TILE];
-        for i in 0..m {
-            let inv = 1.0 / sum[i];
-            acc[i * s.dim..(i + 1) * s.dim].iter_mut().for_each(|x| *x *= inv);
-            logs[i] = max[i] + sum[i].ln();
-        }
-        // SAFETY: these rows belong to this task alone, and `check` has seen the sizes.
-        unsafe {
-            out.put(&acc, s.dim, s.q_at(b, i0, h), s.q_stride());
-            lse.put(&logs[..m], m, (b * s.heads + h) * s.queries + i0, m);
-        }
+            divide(s.dim, &mut acc[..m * s.dim], sum);
+            // SAFETY: these rows belong to this task alone, and `check` has seen the sizes.
+            unsafe {
+                out.put(&acc[..m * s.dim], tile.width(), tile.at(), s.q_stride());
+                for r in 0..m {
+                    lse.put(&[max[r] + sum[r].ln()], 1, tile.lse_at(r), 1);
+                }
+            }
+        });
     });
 }
 
-/// `scores[i, j] = q[i] . k[j]`, rows of the result `TILE` apart.
-#[allow(clippy::too_many_arguments)]
-fn product_t(
-    m: usize,
-    n: usize,
-    dim: usize,
-    q: &[f32],
-    q_stride: usize,
-    k: &[f32],
-    k_stride: usize,
-    scores: &mut [f32],
-) {
+/// `scores[i, j] = q[i] . k[j]`, rows of the queries one after the other, rows of the result `KEYS` apart.
+fn product_t(m: usize, n: usize, dim: usize, q: &[f32], k: &[f32], k_stride: usize, scores: &mut [f32]) {
     if m < 4 {
-        return few_dots(m, n, dim, q, q_stride, k, k_stride, scores);
+        return few_dots(m, n, dim, q, k, k_stride, scores);
     }
-    let target = Target { data: scores, stride: TILE, add: false };
+    let target = Target { data: scores, stride: KEYS, add: false };
     let k = Rhs::Dense(View::rows(k, k_stride).t());
-    gemm(m, n, dim, View::rows(q, q_stride), k, target, Threads::One);
+    gemm(m, n, dim, View::rows(q, dim), k, target, Threads::One);
 }
 
 kernel! {
     /// [`product_t`] for a few queries (decode): packing the keys would cost more than reading them.
-    fn few_dots<S>(m: usize, n: usize, dim: usize, q: &[f32], q_stride: usize, k: &[f32], k_stride: usize, scores: &mut [f32]) {
-        for i in 0..m {
-            for j in 0..n {
-                scores[i * TILE + j] = dot::<S>(&q[i * q_stride..][..dim], &k[j * k_stride..][..dim]);
+    fn few_dots<S>(m: usize, n: usize, dim: usize, q: &[f32], k: &[f32], k_stride: usize, scores: &mut [f32]) {
+        for j in 0..n {
+            let k = &k[j * k_stride..][..dim];
+            for i in 0..m {
+                scores[i * KEYS + j] = dot::<S>(&q[i * dim..][..dim], k);
             }
         }
     }
 }
 
 kernel! {
-    /// One row of a tile: scores become `e^(scale s - max)`, places not seen 0; what was summed before is rescaled to
-    /// the new maximum.
-    fn softmax_step<S>(row: &mut [f32], seen: usize, scale: f32, max: &mut f32, sum: &mut f32, acc: &mut [f32]) {
-        let (live, masked) = row.split_at_mut(seen);
-        masked.fill(0.0);
-        let mut top = *max;
-        for s in live.iter_mut() {
-            *s *= scale;
-            top = if *s > top { *s } else { top };
+    /// Rows of `width` values, `stride` apart, one after the other and times `factor`.
+    fn gather<S>(from: &[f32], width: usize, stride: usize, factor: f32, to: &mut [f32]) {
+        for (i, to) in to.chunks_exact_mut(width).enumerate() {
+            for (to, x) in to.iter_mut().zip(&from[i * stride..][..width]) {
+                *to = x * factor;
+            }
         }
-        if live.is_empty() {
-            return;
+    }
+}
+
+kernel! {
+    /// The rows of a tile: scores become `e^(s - max)`, places not seen 0; what was summed before is rescaled to the new
+    /// maximum.
+    fn softmax<S>(m: usize, sight: Sight, dim: usize, scores: &mut [f32], max: &mut [f32], sum: &mut [f32], acc: &mut [f32]) {
+        let rows = scores.chunks_exact_mut(KEYS).zip(acc.chunks_exact_mut(dim)).zip(max.iter_mut().zip(sum));
+        for (r, ((row, acc), (max, sum))) in rows.enumerate().take(m) {
+            let seen = sight.of(r);
+            let whole = seen.next_multiple_of(LANES);
+            // A row is computed on in whole vectors. What is not seen is no maximum, and adds nothing to a sum of 1 or
+            // more.
+            row[seen..whole].fill(f32::NEG_INFINITY);
+            let mut tops = [f32::NEG_INFINITY; LANES];
+            for chunk in row[..whole].as_chunks::<LANES>().0 {
+                for i in 0..LANES {
+                    tops[i] = larger(chunk[i], tops[i]);
+                }
+            }
+            let top = larger(fold(tops, larger), *max);
+            if top > *max {
+                if *max > f32::NEG_INFINITY {
+                    let keep = exp::<S>(*max - top);
+                    *sum *= keep;
+                    acc.iter_mut().for_each(|x| *x *= keep);
+                }
+                *max = top;
+            }
+            let mut sums = [0f32; LANES];
+            for chunk in row[..whole].as_chunks_mut::<LANES>().0 {
+                for i in 0..LANES {
+                    chunk[i] = exp::<S>(chunk[i] - top);
+                    sums[i] += chunk[i];
+                }
+            }
+            *sum += fold(sums, |a, b| a + b);
+            row[seen..whole.max(sight.keys)].fill(0.0);
         }
-        if top > *max {
-            let keep = exp::<S>(*max - top);
-            *sum *= keep;
-            acc.iter_mut().for_each(|x| *x *= keep);
-            *max = top;
+    }
+}
+
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// Partial results made one, halves with halves.
+#[inline(always)]
+fn fold(mut x: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            x[i] = f(x[i], x[i + half]);
         }
-        for s in live.iter_mut() {
-            *s = exp::<S>(*s - top);
+    }
+    x[0]
+}
+
+kernel! {
+    fn divide<S>(dim: usize, acc: &mut [f32], sum: &[f32]) {
+        for (row, sum) in acc.chunks_exact_mut(dim).zip(sum) {
+            let inverse = 1.0 / sum;
+            row.iter_mut().for_each(|x| *x *= inverse);
         }
-        *sum += live.iter().sum::<f32>();
     }
 }
 
@@ -210,56 +339,28 @@ pub fn attention_backward(
     assert!(dk.len() == k.len() && dv.len() == v.len(), "gradients of {shape:?}");
     let s = *shape;
     let (dq, dk, dv) = (Rows(dq.as_mut_ptr()), Rows(dk.as_mut_ptr()), Rows(dv.as_mut_ptr()));
-    let share = s.heads / s.kv_heads;
+    let pieces = s.pieces();
     (0..s.batch * s.kv_heads).into_par_iter().for_each(|task| {
         let (b, kv) = (task / s.kv_heads, task % s.kv_heads);
-        let mut p = [0f32; TILE * TILE];
-        let mut ds = [0f32; TILE * TILE];
-        let mut sum_dk = vec![0f32; s.keys * s.dim];
-        let mut sum_dv = vec![0f32; s.keys * s.dim];
-        for h in kv * share..(kv + 1) * share {
-            for i0 in (0..s.queries).step_by(TILE) {
-                let m = TILE.min(s.queries - i0);
-                let at = s.q_at(b, i0, h);
-                let (q, out, dout) = (&q[at..], &out[at..], &dout[at..]);
-                let lse = &lse[(b * s.heads + h) * s.queries + i0..][..m];
-                let mut delta = [0f32; TILE];
-                for (i, delta) in delta.iter_mut().enumerate().take(m) {
-                    let row = i * s.q_stride()..i * s.q_stride() + s.dim;
-                    *delta = out[row.clone()].iter().zip(&dout[row]).map(|(o, d)| o * d).sum();
-                }
-                let mut sum_dq = vec![0f32; m * s.dim];
-                for j0 in (0..s.visible(i0 + m - 1)).step_by(TILE) {
-                    let n = TILE.min(s.keys - j0);
-                    let (k, v) = (&k[s.k_at(b, j0, kv)..], &v[s.k_at(b, j0, kv)..]);
-                    product_t(m, n, s.dim, q, s.q_stride(), k, s.k_stride(), &mut p);
-                    product_t(m, n, s.dim, dout, s.q_stride(), v, s.k_stride(), &mut ds);
-                    for i in 0..m {
-                        let seen = s.visible(i0 + i).saturating_sub(j0).min(n);
-                        let row = i * TILE..i * TILE + n;
-                        softmax_backward(
-                            &mut p[row.clone()],
-                            &mut ds[row],
-                            seen,
-                            s.scale(),
-                            lse[i],
-                            delta[i],
-                        );
-                    }
-                    let rows = j0 * s.dim..(j0 + n) * s.dim;
-                    let add = |data| Target { data, stride: s.dim, add: true };
-                    let dout = Rhs::Dense(View::rows(dout, s.q_stride()));
-                    let (p, ds) = (View::rows(&p, TILE), View::rows(&ds, TILE));
-                    gemm(n, s.dim, m, p.t(), dout, add(&mut sum_dv[rows.clone()]), Threads::One);
-                    let q = Rhs::Dense(View::rows(q, s.q_stride()));
-                    gemm(n, s.dim, m, ds.t(), q, add(&mut sum_dk[rows]), Threads::One);
-                    let k = Rhs::Dense(View::rows(k, s.k_stride()));
-                    gemm(m, s.dim, n, ds, k, add(&mut sum_dq), Threads::One);
-                }
-                // SAFETY: the rows of these queries belong to this task alone.
-                unsafe { dq.put(&sum_dq, s.dim, at, s.q_stride()) };
+        let piece = |queries: &Range<usize>| {
+            let keys = if queries.is_empty() { 0 } else { s.visible(queries.end - 1) };
+            let (mut sum_dk, mut sum_dv) = (vec![0f32; keys * s.dim], vec![0f32; keys * s.dim]);
+            for i0 in queries.clone().step_by(s.tile()) {
+                let tile = Tile { shape: s, b, kv, i0, queries: s.tile().min(queries.end - i0) };
+                backward_tile(tile, q, k, v, out, lse, dout, dq, &mut sum_dk, &mut sum_dv);
             }
-        }
+            [sum_dk, sum_dv]
+        };
+        let mut sums: Vec<[Vec<f32>; 2]> = pieces.par_iter().map(piece).collect();
+        // The last piece sees all keys.
+        let [mut sum_dk, mut sum_dv] = sums.pop().expect("at least one piece");
+        sums.iter().for_each(|[dk, dv]| {
+            add_assign(&mut sum_dk[..dk.len()], dk);
+            add_assign(&mut sum_dv[..dv.len()], dv);
+        });
+        // Unless there are no queries.
+        sum_dk.resize(s.keys * s.dim, 0.0);
+        sum_dv.resize(s.keys * s.dim, 0.0);
         // SAFETY: the rows of this key/value head belong to this task alone.
         unsafe {
             dk.put(&sum_dk, s.dim, s.k_at(b, 0, kv), s.k_stride());
@@ -268,15 +369,97 @@ pub fn attention_backward(
     });
 }
 
+impl AttentionShape {
+    /// Pieces of the queries that take about the same time.
+    fn pieces(&self) -> Vec<Range<usize>> {
+        let pieces = (self.queries / PIECE).clamp(1, PIECES);
+        let end = |piece: usize| {
+            let part = piece as f64 / pieces as f64;
+            // A piece of a triangle from its tip grows with the square.
+            let part = if self.causal { part.sqrt() } else { part };
+            if piece == pieces {
+                self.queries
+            } else {
+                (part * self.queries as f64) as usize / self.tile() * self.tile()
+            }
+        };
+        (0..pieces).map(|piece| end(piece)..end(piece + 1)).collect()
+    }
+}
+
+/// Writes the gradient of the tile's queries, and adds those of the keys and values that it sees.
+#[allow(clippy::too_many_arguments)]
+fn backward_tile(
+    tile: Tile,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &[f32],
+    lse: &[f32],
+    dout: &[f32],
+    dq: Rows,
+    sum_dk: &mut [f32],
+    sum_dv: &mut [f32],
+) {
+    let (s, m) = (tile.shape, tile.rows());
+    let size = m * s.dim;
+    let sizes = [size, size, size, m * KEYS, m * KEYS, m, m];
+    with_scratch(sizes, |[queries, douts, sum_dq, p, ds, logs, delta]| {
+        // What the rows gave, for `delta` alone: where their gradient will be.
+        tile.gather(out, 1.0, &mut sum_dq[..size]);
+        tile.gather(dout, 1.0, &mut douts[..size]);
+        tile.gather(q, s.scale(), &mut queries[..size]);
+        dots(s.dim, &sum_dq[..size], douts, delta);
+        (0..m).for_each(|r| logs[r] = lse[tile.lse_at(r)]);
+        for (j0, sight) in tile.sights() {
+            let n = sight.keys;
+            let (k, v) = (&k[s.k_at(tile.b, j0, tile.kv)..], &v[s.k_at(tile.b, j0, tile.kv)..]);
+            product_t(m, n, s.dim, queries, k, s.k_stride(), p);
+            product_t(m, n, s.dim, douts, v, s.k_stride(), ds);
+            softmax_backward(m, sight, p, ds, logs, delta);
+            let rows = j0 * s.dim..(j0 + n) * s.dim;
+            let add = |data, add| Target { data, stride: s.dim, add };
+            let dense = |x, stride| Rhs::Dense(View::rows(x, stride));
+            let (p, ds) = (View::rows(p, KEYS), View::rows(ds, KEYS));
+            gemm(n, s.dim, m, p.t(), dense(douts, s.dim), add(&mut sum_dv[rows.clone()], true), Threads::One);
+            gemm(n, s.dim, m, ds.t(), dense(queries, s.dim), add(&mut sum_dk[rows], true), Threads::One);
+            gemm(m, s.dim, n, ds, dense(k, s.k_stride()), add(sum_dq, j0 > 0), Threads::One);
+        }
+        // The queries were scaled, so the gradient of the keys is right; theirs is not yet.
+        scale(&mut sum_dq[..size], s.scale());
+        // SAFETY: the rows of these queries belong to this task alone.
+        unsafe { dq.put(&sum_dq[..size], tile.width(), tile.at(), s.q_stride()) };
+    });
+}
+
 kernel! {
-    /// One row of a tile: scores become probabilities, `ds` (holding `dP`) becomes the gradient of the dot products.
-    fn softmax_backward<S>(p: &mut [f32], ds: &mut [f32], seen: usize, scale: f32, lse: f32, delta: f32) {
-        let (live, masked) = p.split_at_mut(seen);
-        masked.fill(0.0);
-        ds[seen..].fill(0.0);
-        for (p, ds) in live.iter_mut().zip(ds) {
-            *p = exp::<S>(*p * scale - lse);
-            *ds = *p * (*ds - delta) * scale;
+    fn scale<S>(x: &mut [f32], factor: f32) {
+        x.iter_mut().for_each(|x| *x *= factor);
+    }
+}
+
+kernel! {
+    /// Products of matching rows.
+    fn dots<S>(dim: usize, a: &[f32], b: &[f32], out: &mut [f32]) {
+        for ((a, b), out) in a.chunks_exact(dim).zip(b.chunks_exact(dim)).zip(out) {
+            *out = dot::<S>(a, b);
+        }
+    }
+}
+
+kernel! {
+    /// The rows of a tile: scores become probabilities, `ds` (holding `dP`) becomes the gradient of the scores.
+    fn softmax_backward<S>(m: usize, sight: Sight, p: &mut [f32], ds: &mut [f32], lse: &[f32], delta: &[f32]) {
+        let rows = p.chunks_exact_mut(KEYS).zip(ds.chunks_exact_mut(KEYS)).zip(lse.iter().zip(delta));
+        for (r, ((p, ds), (&lse, &delta))) in rows.enumerate().take(m) {
+            let seen = sight.of(r);
+            let whole = seen.next_multiple_of(LANES);
+            for (p, ds) in p[..whole].iter_mut().zip(&mut ds[..whole]) {
+                *p = exp::<S>(*p - lse);
+                *ds = *p * (*ds - delta);
+            }
+            p[seen..whole.max(sight.keys)].fill(0.0);
+            ds[seen..whole.max(sight.keys)].fill(0.0);
         }
     }
 }
