@@ -54,18 +54,26 @@ pub fn rms_norm_backward(
             for ((x, dy), dx) in rows {
                 let r = 1.0 / (dot::<S>(x, x) / c as f32 + eps).sqrt();
                 let mut sums = [0f32; 16];
-                let whole = c / 16 * 16;
-                for k in (0..whole).step_by(16) {
+                let (g16, dy16, x16) = (gain.as_chunks::<16>(), dy.as_chunks::<16>(), x.as_chunks::<16>());
+                for ((g, dy), x) in g16.0.iter().zip(dy16.0).zip(x16.0) {
                     for i in 0..16 {
-                        sums[i] += gain[k + i] * dy[k + i] * x[k + i];
+                        sums[i] += g[i] * dy[i] * x[i];
                     }
                 }
-                let tail: f32 = (whole..c).map(|i| gain[i] * dy[i] * x[i]).sum();
+                let tail: f32 = g16.1.iter().zip(dy16.1).zip(x16.1).map(|((g, dy), x)| g * dy * x).sum();
                 let m = (sums.iter().sum::<f32>() + tail) / c as f32 * r * r * r;
-                for i in 0..c {
-                    let d = r * gain[i] * dy[i] - x[i] * m;
-                    dx[i] = if add { dx[i] + d } else { d };
-                    dgain[i] += dy[i] * x[i] * r;
+                // A loop for each case, without indices: one that asks in every turn is not made of vectors.
+                let values = gain.iter().zip(dy).zip(x).zip(dgain.iter_mut().zip(dx));
+                if add {
+                    for (((g, dy), x), (dgain, dx)) in values {
+                        *dx += r * g * dy - x * m;
+                        *dgain += dy * x * r;
+                    }
+                } else {
+                    for (((g, dy), x), (dgain, dx)) in values {
+                        *dx = r * g * dy - x * m;
+                        *dgain += dy * x * r;
+                    }
                 }
             }
         }
