@@ -77,6 +77,8 @@ fn task(
         }
         for q in 0..across {
             for (p, a) in a.chunks_exact(panel).enumerate() {
+                let (i, j) = (rows.start + p * PANEL, j0 + q * PANEL);
+                y.fetch_below(i, j);
                 let mut at = 0;
                 for (number, piece) in pieces.iter().enumerate() {
                     let steps = steps(piece);
@@ -91,17 +93,7 @@ fn task(
                 }
                 let width = (some - q * PANEL).min(PANEL);
                 // SAFETY: `totals` holds 32 rows; the columns of these rows of the result are this task's alone.
-                unsafe {
-                    finish(
-                        totals.cast(),
-                        &row_scales[p * PANEL..],
-                        width,
-                        y,
-                        rows.start + p * PANEL,
-                        j0 + q * PANEL,
-                        add,
-                    )
-                };
+                unsafe { finish(totals.cast(), &row_scales[p * PANEL..], width, y, i, j, add) };
             }
         }
     }
@@ -133,7 +125,11 @@ unsafe fn finish(
                 if add {
                     value = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), value);
                 }
-                _mm512_mask_storeu_ps(to, mask, value);
+                if mask == u16::MAX {
+                    _mm512_storeu_ps(to, value);
+                } else {
+                    _mm512_mask_storeu_ps(to, mask, value);
+                }
             }
         }
     }
