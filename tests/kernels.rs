@@ -172,6 +172,81 @@ fn products_with_8_bit_inputs_equal_their_definition_bit_for_bit() {
 }
 
 #[test]
+fn products_lose_nothing_that_is_not_finite_and_keep_small_and_large_values() {
+    on_every_isa(|rng| {
+        let (n, out, inputs) = (64, 96, 256);
+        let w =
+            TernaryMatrix::project("w", &rng.normal(out * inputs), out, inputs, Grouping::Size(128)).unwrap();
+        let mut dense = vec![0.0; out * inputs];
+        dense.chunks_mut(inputs).enumerate().for_each(|(r, row)| w.unpack_row(r, row));
+        for size in [1e-25, 1e25] {
+            let shrunk = |x: Vec<f32>| -> Vec<f32> { x.iter().map(|x| x * size).collect() };
+            let (x, dy) = (shrunk(rng.normal(n * inputs)), shrunk(rng.normal(n * out)));
+            let grown = |y: &[f32]| -> Vec<f32> { y.iter().map(|y| y / size).collect() };
+            let (mut y, mut dx) = (vec![0.0; n * out], vec![0.0; n * inputs]);
+            k::linear::forward(&x, Matrix::Ternary(&w), &mut y, false);
+            let want = reference::linear(&wide(&grown(&x)), &wide(&dense), None, inputs);
+            close(&grown(&y), &want, inputs, "forward");
+            k::linear::backward_input(&dy, Matrix::Ternary(&w), &mut dx, false);
+            let want = reference::matmul(&wide(&grown(&dy)), &wide(&dense), n, out, inputs);
+            close(&grown(&dx), &want, out, "backward input");
+        }
+        for bad in [f32::NAN, f32::from_bits(u32::MAX), f32::INFINITY, f32::NEG_INFINITY] {
+            let (mut x, mut dy) = (rng.normal(n * inputs), rng.normal(n * out));
+            // Where no trit of the column is 0, or it could be left out.
+            (x[3 * inputs + 5], dy[3 * out + 7]) = (bad, bad);
+            let (mut y, mut dx, mut dw) =
+                (vec![0.0; n * out], vec![0.0; n * inputs], vec![0.0; out * inputs]);
+            k::linear::forward(&x, Matrix::Ternary(&w), &mut y, false);
+            k::linear::backward_input(&dy, Matrix::Ternary(&w), &mut dx, false);
+            k::linear::backward_weight(&dy, &x, &mut dw, out, inputs);
+            for (i, y) in y.iter().enumerate() {
+                let used = i / out == 3 && w.trit(i % out, 5) != 0;
+                assert!(!used || !y.is_finite(), "{bad} is lost in y[{i}]");
+                assert!(i / out == 3 || y.is_finite(), "{bad} is in y[{i}]");
+            }
+            for (i, dx) in dx.iter().enumerate() {
+                let used = i / inputs == 3 && w.trit(7, i % inputs) != 0;
+                assert!(!used || !dx.is_finite(), "{bad} is lost in dx[{i}]");
+                assert!(i / inputs == 3 || dx.is_finite(), "{bad} is in dx[{i}]");
+            }
+            for (i, dw) in dw.iter().enumerate() {
+                let used = i / inputs == 7 || i % inputs == 5;
+                assert_eq!(used, !dw.is_finite(), "{bad}: dw[{i}] = {dw}");
+            }
+        }
+    });
+}
+
+#[test]
+fn products_are_the_same_for_any_number_of_threads() {
+    on_every_isa(|rng| {
+        for (n, out, inputs, group) in [(200, 300, 320, 48), (130, 257, 400, 128), (33, 1100, 192, 64)] {
+            let group = Grouping::Size(group);
+            let w = TernaryMatrix::project("w", &rng.normal(out * inputs), out, inputs, group).unwrap();
+            let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
+            let run = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let (mut y, mut dx, mut dw) =
+                    (vec![0.5; n * out], vec![0.5; n * inputs], vec![0.5; out * inputs]);
+                pool.install(|| {
+                    for w in [Matrix::Ternary(&w), Matrix::TernaryInt8(&w)] {
+                        k::linear::forward(&x, w, &mut y, true);
+                        k::linear::backward_input(&dy, w, &mut dx, true);
+                    }
+                    k::linear::backward_weight(&dy, &x, &mut dw, out, inputs);
+                });
+                (y, dx, dw)
+            };
+            let one = run(1);
+            for threads in [2, 3, 5] {
+                assert!(run(threads) == one, "{n} x {inputs} x {out}, {group:?}, {threads} threads");
+            }
+        }
+    });
+}
+
+#[test]
 fn the_weight_gradient_accumulates() {
     on_every_isa(|rng| {
         for (n, out, inputs) in SHAPES {

@@ -6,25 +6,21 @@ use std::ops::Range;
 
 use super::tiles::{Accumulators, Line, PANEL, STEP, TILE, Tiles, times_trits_int8};
 use super::trits::word;
-use super::{ROWS, Result, SOME_COLUMNS, Scratch, each, first};
+use super::{BLOCK, Output, ROWS, SOME_COLUMNS, Scratch, each, first, pieces, scales_of};
 use crate::kernels::lookup::PIECE;
 use crate::kernels::lookup::int8::{inverse, scale_of};
 use crate::ternary::{CODES_PER_WORD, TernaryMatrix, ZERO_WORD};
 
 /// Values of `k` in a step.
 const DEPTH: usize = 64;
+// The definition is by pieces.
+const _: () = assert!(BLOCK == PIECE);
 
 /// `y (+)= x̂ Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`; `w` [`fits`](super::fits).
 pub fn forward(x: &[f32], w: &TernaryMatrix, y: &mut [f32], add: bool) {
     let (out, inputs) = (w.rows(), w.cols());
-    let pieces: Vec<Range<usize>> = (0..inputs)
-        .step_by(w.group())
-        .flat_map(|group| {
-            let end = (group + w.group()).min(inputs);
-            (group..end).step_by(PIECE).map(move |start| start..(start + PIECE).min(end))
-        })
-        .collect();
-    let y = Result::new(y, out, x.len() / inputs, out);
+    let pieces = pieces(w);
+    let y = Output::new(y, out, x.len() / inputs, out);
     // SAFETY: this instruction set was found on this machine.
     each(y, ROWS, out, |rows, columns, scratch| unsafe {
         let x = &x[rows.start * inputs..rows.end * inputs];
@@ -41,7 +37,7 @@ fn task(
     pieces: &[Range<usize>],
     rows: Range<usize>,
     columns: Range<usize>,
-    y: Result,
+    y: Output,
     add: bool,
     scratch: &mut Scratch,
 ) {
@@ -70,13 +66,11 @@ fn task(
             let part;
             (part, rest) = rest.split_at_mut(across * STEP * steps(piece));
             pack_trits(w, j0, piece, part);
-            let group = piece.start / w.group();
-            for (j, scale) in scales.iter_mut().enumerate().take(some) {
-                *scale = w.scales()[(j0 + j) * w.row_groups() + group];
-            }
+            scales_of(w, j0..j0 + some, piece.start / w.group(), scales);
         }
-        for q in 0..across {
-            for (p, a) in a.chunks_exact(panel).enumerate() {
+        // Row by row of the result: memory is written in long stretches.
+        for (p, a) in a.chunks_exact(panel).enumerate() {
+            for q in 0..across {
                 let (i, j) = (rows.start + p * PANEL, j0 + q * PANEL);
                 y.fetch_below(i, j);
                 let mut at = 0;
@@ -109,7 +103,7 @@ unsafe fn finish(
     total: *const f32,
     row_scales: &[f32],
     width: usize,
-    y: Result,
+    y: Output,
     i: usize,
     j: usize,
     add: bool,

@@ -100,7 +100,7 @@ fn first<T: Clone>(buffer: &mut Vec<T>, len: usize, fill: T) -> &mut [T] {
 
 /// A result that tasks write disjoint rectangles of.
 #[derive(Clone, Copy)]
-struct Result {
+struct Output {
     at: *mut f32,
     /// In values.
     stride: usize,
@@ -108,11 +108,11 @@ struct Result {
     columns: usize,
 }
 // SAFETY: every task writes a rectangle of its own.
-unsafe impl Send for Result {}
+unsafe impl Send for Output {}
 // SAFETY: as above.
-unsafe impl Sync for Result {}
+unsafe impl Sync for Output {}
 
-impl Result {
+impl Output {
     fn new(data: &mut [f32], stride: usize, rows: usize, columns: usize) -> Self {
         assert!(
             rows == 0 || data.len() >= (rows - 1) * stride + columns,
@@ -122,7 +122,7 @@ impl Result {
         Self { at: data.as_mut_ptr(), stride, rows, columns }
     }
 
-    /// Asks for the panel of rows below `(row, column)`: it will be the next but some, and comes from memory.
+    /// Asks for the panel of rows below `(row, column)`: its turn comes soon, and it comes from memory.
     #[inline(always)]
     fn fetch_below(&self, row: usize, column: usize) {
         for r in row + PANEL..(row + 2 * PANEL).min(self.rows) {
@@ -143,7 +143,7 @@ impl Result {
 
 /// Calls `f` on rectangles that cover the result, at most `rows` by `columns`, in parallel.
 fn each(
-    result: Result,
+    result: Output,
     rows: usize,
     columns: usize,
     f: impl Fn(Range<usize>, Range<usize>, &mut Scratch) + Sync,
@@ -174,19 +174,30 @@ fn each(
     }
 }
 
+/// Inputs in pieces of a group, each at most a block.
+fn pieces(w: &TernaryMatrix) -> Vec<Range<usize>> {
+    let mut out = Vec::new();
+    for group in (0..w.cols()).step_by(w.group()) {
+        let end = (group + w.group()).min(w.cols());
+        out.extend((group..end).step_by(BLOCK).map(|start| start..(start + BLOCK).min(end)));
+    }
+    out
+}
+
+/// Scales of a group of inputs, one for each of the rows.
+fn scales_of(w: &TernaryMatrix, rows: Range<usize>, group: usize, to: &mut [f32]) {
+    for (row, to) in rows.zip(to) {
+        *to = w.scales()[row * w.row_groups() + group];
+    }
+}
+
 /// `y (+)= x Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`; `w` [`fits`].
 pub fn forward(x: &[f32], w: &TernaryMatrix, y: &mut [f32], add: bool) {
     let (out, inputs) = (w.rows(), w.cols());
     let n = x.len() / inputs;
     let x = Operand::a(View::rows(x, inputs), n, inputs).expect("rows are contiguous");
-    let y = Result::new(y, out, n, out);
-    let pieces: Vec<Range<usize>> = (0..inputs)
-        .step_by(w.group())
-        .flat_map(|group| {
-            let end = (group + w.group()).min(inputs);
-            (group..end).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(end))
-        })
-        .collect();
+    let y = Output::new(y, out, n, out);
+    let pieces = pieces(w);
     // SAFETY: this instruction set was found on this machine.
     each(y, ROWS, out, |rows, columns, scratch| unsafe {
         forward_task(x, w, &pieces, rows, columns, y, add, scratch)
@@ -201,7 +212,7 @@ fn forward_task(
     pieces: &[Range<usize>],
     rows: Range<usize>,
     columns: Range<usize>,
-    y: Result,
+    y: Output,
     add: bool,
     scratch: &mut Scratch,
 ) {
@@ -230,9 +241,7 @@ fn forward_task(
                 trits::pack_rows(w, j0, piece.start, piece.len(), b);
                 let scales = first(&mut scratch.factors, across * PANEL, 0.0);
                 let group = piece.start / w.group();
-                for (j, scale) in scales.iter_mut().enumerate().take(some) {
-                    *scale = w.scales()[(j0 + j) * w.row_groups() + group];
-                }
+                scales_of(w, j0..j0 + some, group, scales);
                 let add = add || block + at > 0;
                 for (p, a) in part.chunks_exact(LINES * steps).enumerate() {
                     let i = rows.start + p * PANEL;
@@ -303,7 +312,7 @@ pub fn backward_input(dy: &[f32], w: &TernaryMatrix, dx: &mut [f32], add: bool) 
     let (out, inputs) = (w.rows(), w.cols());
     let n = dy.len() / out;
     let dy = Operand::a(View::rows(dy, out), n, out).expect("rows are contiguous");
-    let dx = Result::new(dx, inputs, n, inputs);
+    let dx = Output::new(dx, inputs, n, inputs);
     // SAFETY: this instruction set was found on this machine.
     each(dx, ROWS, inputs, |rows, columns, scratch| unsafe {
         backward_input_task(dy, w, rows, columns, dx, add, scratch)
@@ -316,7 +325,7 @@ fn backward_input_task(
     w: &TernaryMatrix,
     rows: Range<usize>,
     columns: Range<usize>,
-    dx: Result,
+    dx: Output,
     add: bool,
     scratch: &mut Scratch,
 ) {
@@ -330,9 +339,7 @@ fn backward_input_task(
         let add = add || k0 > 0;
         for group in columns.start / w.group()..columns.end.div_ceil(w.group()) {
             let scales = first(&mut scratch.factors, kc, 0.0);
-            for (k, scale) in scales.iter_mut().enumerate() {
-                *scale = w.scales()[(k0 + k) * w.row_groups() + group];
-            }
+            scales_of(w, k0..k0 + kc, group, scales);
             let start = (group * w.group()).max(columns.start);
             let end = ((group + 1) * w.group()).min(columns.end);
             let b = first(&mut scratch.b, (end - start).div_ceil(PANEL) * STEP * steps, Line::ZERO);
@@ -364,7 +371,7 @@ fn backward_input_task(
 /// The rectangle lies inside the result, and nobody else touches it.
 #[inline(always)]
 unsafe fn into(
-    result: Result,
+    result: Output,
     i: usize,
     j: usize,
     size: (usize, usize),
@@ -377,16 +384,22 @@ unsafe fn into(
         return kernel(Accumulators { at, stride: 4 * result.stride, add });
     }
     let square = first(square, 2 * PANEL, Line::ZERO).as_mut_ptr().cast::<f32>();
-    kernel(Accumulators { at: square, stride: 4 * PANEL, add: false });
-    for r in 0..size.0 {
-        for c in 0..size.1 {
+    let copy = |out: bool| {
+        for r in 0..size.0 {
             // SAFETY: inside the rectangle, and inside 32 rows of 32 values.
             unsafe {
-                let (to, x) = (at.add(r * result.stride + c), *square.add(r * PANEL + c));
-                *to = if add { *to + x } else { x };
+                let (here, there) = (square.add(r * PANEL), at.add(r * result.stride));
+                let (from, to) = if out { (here, there) } else { (there, here) };
+                to.copy_from_nonoverlapping(from, size.1);
             }
         }
+    };
+    // The same sum in the same order as above: where whole tiles end depends on how the work is shared out.
+    if add {
+        copy(false);
     }
+    kernel(Accumulators { at: square, stride: 4 * PANEL, add });
+    copy(true);
 }
 
 /// `C (+)= A B` as [`gemm`](super::super::gemm::gemm), whose checks have been made; false, and nothing done, when an
@@ -394,7 +407,7 @@ unsafe fn into(
 pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: View<'_>, c: Target<'_>, parallel: bool) -> bool {
     let (Some(a), Some(b)) = (Operand::a(a, m, k), Operand::b(b, k, n)) else { return false };
     let add = c.add;
-    let c = Result::new(c.data, c.stride, m, n);
+    let c = Output::new(c.data, c.stride, m, n);
     // SAFETY: this instruction set was found on this machine.
     let task = |rows: Range<usize>, columns: Range<usize>, scratch: &mut Scratch| unsafe {
         gemm_task(a, b, k, rows, columns, c, add, scratch)
@@ -421,7 +434,7 @@ fn gemm_task(
     k: usize,
     rows: Range<usize>,
     columns: Range<usize>,
-    c: Result,
+    c: Output,
     add: bool,
     scratch: &mut Scratch,
 ) {
