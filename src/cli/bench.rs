@@ -249,13 +249,13 @@ fn min_bytes_per_step(trainer: &Trainer) -> f64 {
     let (mut once, mut each_batch) = (8 * moments, 0);
     for p in decoder.params() {
         once += 4 * 5 * p.len();
-        // What the products read: trits and scales, which the projection makes from the latents, or the weights.
+        // What the products read: trits and scales, which the update writes while it has the latents, or the weights.
         let used = match p.ternary() {
             Some(t) => 4 * (t.words().len() + t.scales().len()),
             None => 4 * p.len(),
         };
         if p.ternary().is_some() {
-            once += 4 * p.len() + used;
+            once += used;
         }
         // Forward and input gradient read the weights; the weight gradient reads and writes the sum. The head's
         // products are made chunk by chunk. Of an embedding that is no head a batch touches some rows, which count
@@ -307,7 +307,7 @@ mod tests {
         let parameters = 2.0 * ends + blocks + gains;
         // Words and scales of a row: 1 and 1 where there are 16 inputs, 2 and 1 where there are 32.
         let (head_codes, block_codes) = (40_000.0 * 8.0, 2.0 * ((4.0 * 16.0 + 32.0) * 8.0 + 16.0 * 12.0));
-        let projection = 4.0 * (parameters - gains) + 2.0 * head_codes + block_codes;
+        let projection = 2.0 * head_codes + block_codes;
         let update = (20.0 + 16.0) * parameters + projection;
         let head = 2.0 * (2.0 * head_codes + 8.0 * ends) + rows * 4.0 * 5.0 * 40_000.0;
         let saved = rows * 4.0 * 2.0 * 2.0 * (2.0 * 16.0 + 4.0 * 16.0 + 1.0 + 32.0);
@@ -320,7 +320,7 @@ mod tests {
         let dense = 2.0 * 2.0 * (4.0 * ends - head_codes) + 2.0 * (4.0 * blocks - block_codes);
         assert_eq!(bytes(&["ternary.scope=none"]), update + batch - projection + dense);
         // The embedding is the head: its own update is spared.
-        let spared = (20.0 + 16.0 + 4.0) * ends + head_codes;
+        let spared = (20.0 + 16.0) * ends + head_codes;
         assert_eq!(bytes(&["model.tie_embeddings=true"]), update + batch - spared);
     }
 }

@@ -37,7 +37,7 @@ pub use trits::fits;
 const BLOCK: usize = 128;
 /// Rows and columns of a task at most: its operands and its part of the result stay in the second-level cache.
 const ROWS: usize = 384;
-const COLUMNS: usize = 384;
+const COLUMNS: usize = 512;
 /// Blocks of `A` that are packed together.
 const TOGETHER: usize = 4;
 /// Columns of `B` packed at a time, of trits.
