@@ -6,11 +6,11 @@
 mod common;
 
 use common::{Rng, on_every_isa, wide};
-use ternlm::config::{Activation, ModelConfig};
+use ternlm::config::{Activation, ModelConfig, Scope};
 use ternlm::kernels::{self as k, AttentionShape, IGNORE, RopeTable, reference as r};
 use ternlm::model::{
-    Attention, AttentionSaved, FeedForward, FeedForwardSaved, Linear, Param, RmsNorm, Sequences,
-    TernaryEmbedding, TernaryLinear, Workspace, cross_entropy,
+    Attention, AttentionSaved, Decoder, FeedForward, FeedForwardSaved, Gradients, Linear, Loss, Param,
+    RmsNorm, Sequences, State, TernaryEmbedding, TernaryLinear, Workspace, cross_entropy,
 };
 use ternlm::ternary::Grouping;
 
@@ -57,7 +57,9 @@ fn linear() {
         layer.params_mut().for_each(|p| randomise(p, rng));
         let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
         let mut dx = vec![0.0; x.len()];
-        layer.backward(&x, &dy, &mut dx, false);
+        let mut grads = Gradients::take(layer.params_mut());
+        layer.backward(&x, &dy, &mut dx, false, &mut grads);
+        grads.put_back(layer.params_mut());
         let (w, b) = (wide(&layer.weight.value), wide(&layer.bias.as_ref().unwrap().value));
         check("dx", &x, &dx, |x| dot(&r::linear(x, &w, Some(&b), inputs), &dy));
         let x = wide(&x);
@@ -84,7 +86,9 @@ fn ternary_linear_has_the_dense_gradient_at_its_projection() {
             layer.forward(&x, &mut y, false);
             common::close(&y, &r::linear(&wide(&x), &wide(&projected), None, inputs), inputs, "y");
             let mut dx = vec![0.0; x.len()];
-            layer.backward(&x, &dy, &mut dx, false);
+            let mut grads = Gradients::take(layer.params_mut());
+            layer.backward(&x, &dy, &mut dx, false, &mut grads);
+            grads.put_back(layer.params_mut());
             check("dx", &x, &dx, |x| dot(&r::linear(x, &wide(&projected), None, inputs), &dy));
             let x = wide(&x);
             check("dW", &projected, layer.weight.grad(), |w| dot(&r::linear(&x, w, None, inputs), &dy));
@@ -99,7 +103,9 @@ fn ternary_embedding_adds_up_repeated_tokens() {
         let mut layer = TernaryEmbedding::new("e", vocab, width, Grouping::Size(16), rng.next());
         let tokens = [3, 0, 3, 1];
         let dx = rng.normal(tokens.len() * width);
-        layer.backward(&tokens, &dx);
+        let mut grads = Gradients::take([&mut layer.weight]);
+        layer.backward(&tokens, &dx, &mut grads);
+        grads.put_back([&mut layer.weight]);
         check("dW", &layer.weight.value, layer.weight.grad(), |w| {
             tokens
                 .iter()
@@ -119,7 +125,9 @@ fn rms_norm() {
         randomise(&mut layer.gain, rng);
         let (x, dy, before) = (rng.normal(n * width), rng.normal(n * width), rng.normal(n * width));
         let mut dx = before.clone();
-        layer.backward(&x, &dy, &mut dx, true);
+        let mut grads = Gradients::take([&mut layer.gain]);
+        layer.backward(&x, &dy, &mut dx, true, &mut grads);
+        grads.put_back([&mut layer.gain]);
         dx.iter_mut().zip(&before).for_each(|(d, b)| *d -= b);
         let gain = wide(&layer.gain.value);
         check("dx", &x, &dx, |x| dot(&r::rms_norm(x, &gain, 1e-5), &dy));
@@ -179,7 +187,9 @@ fn attention_layer_with_norms_rotation_and_biases() {
         let (mut saved, mut ws) = (AttentionSaved::default(), Workspace::default());
         let (mut out, mut dh) = (vec![0.0; 120], vec![0.0; 120]);
         layer.forward(&h, seqs, &rope, &mut saved, None, &mut ws, &mut out);
-        layer.backward(&h, seqs, &rope, &saved, &mut ws, &dout, &mut dh);
+        let mut grads = Gradients::take(layer.params_mut());
+        layer.backward(&h, seqs, &rope, &saved, &mut ws, &dout, &mut dh, &mut grads);
+        grads.put_back(layer.params_mut());
         let params: Vec<(String, Vec<f32>, Vec<f32>)> =
             layer.params().map(|p| (p.name.clone(), p.value.clone(), p.grad().to_vec())).collect();
         // Weights in the order of `params`, replaced one by one.
@@ -220,7 +230,9 @@ fn feed_forward_of_every_kind() {
             let (mut saved, mut ws) = (FeedForwardSaved::default(), Workspace::default());
             let (mut out, mut dh) = (vec![0.0; n * 12], vec![0.0; n * 12]);
             layer.forward(&h, n, &mut saved, &mut ws, &mut out);
-            layer.backward(&h, &saved, &mut ws, &dout, &mut dh);
+            let mut grads = Gradients::take(layer.params_mut());
+            layer.backward(&h, &saved, &mut ws, &dout, &mut dh, &mut grads);
+            grads.put_back(layer.params_mut());
             let params: Vec<(String, Vec<f32>, Vec<f32>)> =
                 layer.params().map(|p| (p.name.clone(), p.value.clone(), p.grad().to_vec())).collect();
             let forward = |h: &[f64], replaced: Option<(&str, &[f64])>| {
@@ -262,7 +274,9 @@ fn cross_entropy_fused_with_the_head() {
             scored.map(|(i, &t)| 0.25 * r::cross_entropy(&logits[i * vocab..][..vocab], t as usize)).sum()
         };
         let (mut ws, mut dh) = (Workspace::default(), vec![0.0; h.len()]);
-        let got = cross_entropy::forward_backward(&h, &mut head, &targets, 0.25, &mut ws, &mut dh);
+        let mut grads = Gradients::take([&mut head]);
+        let got = cross_entropy::forward_backward(&h, &head, &targets, 0.25, &mut ws, &mut dh, &mut grads);
+        grads.put_back([&mut head]);
         let want = loss(&wide(&h), &wide(&head.value));
         assert!((got.sum * 0.25 - want).abs() < 1e-4 && got.count == 8, "{got:?}, wanted {want}");
         let forward = cross_entropy::forward(&h, &head, &targets, &mut ws);
@@ -270,4 +284,43 @@ fn cross_entropy_fused_with_the_head() {
         check("dh", &h, &dh, |h| loss(h, &wide(&head.value)));
         check("dW", &head.value, head.grad(), |w| loss(&wide(&h), w));
     });
+}
+
+#[test]
+fn a_batch_in_parts_has_the_gradients_of_its_sequences() {
+    // Five sequences of 110 tokens are two parts, of two and of three.
+    let (batch, len) = (5, 110);
+    let config = ModelConfig { max_positions: len, ..config(Activation::SwiGlu) };
+    let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(6));
+    decoder.init(7, None);
+    decoder.project().unwrap();
+    let mut rng = Rng::new(8);
+    let mut draw = |n: usize| -> Vec<u32> { (0..n).map(|_| rng.below(11) as u32).collect() };
+    let (tokens, mut targets) = (draw(batch * len), draw(batch * len));
+    targets[3 * len..3 * len + 40].fill(IGNORE);
+    let mut state = State::default();
+    let mut run = |decoder: &mut Decoder, sequences: std::ops::Range<usize>| {
+        let rows = sequences.start * len..sequences.end * len;
+        let seqs = Sequences::new(sequences.len(), len);
+        decoder.loss_and_gradient(&tokens[rows.clone()], &targets[rows], seqs, 0.01, &mut state)
+    };
+    let grads =
+        |decoder: &Decoder| -> Vec<Vec<f32>> { decoder.params().map(|p| p.grad().to_vec()).collect() };
+    decoder.zero_grad();
+    let together = run(&mut decoder, 0..batch);
+    let got = grads(&decoder);
+    decoder.zero_grad();
+    let again = run(&mut decoder, 0..batch);
+    assert!(again == together && grads(&decoder) == got, "the second time is as the first");
+    decoder.zero_grad();
+    let one_by_one = (0..batch).fold(Loss::default(), |mut sum, i| {
+        sum += run(&mut decoder, i..i + 1);
+        sum
+    });
+    assert_eq!(together.count, batch * len - 40);
+    assert_eq!(together.count, one_by_one.count);
+    assert!((together.sum - one_by_one.sum).abs() < 1e-5 * one_by_one.sum, "{together:?}, {one_by_one:?}");
+    for (param, got) in decoder.params().zip(&got) {
+        common::close(got, &wide(param.grad()), batch * len, &param.name);
+    }
 }

@@ -222,9 +222,16 @@ fn ctrl_c_saves_and_exits() {
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     let lab = Lab::new();
-    success(lab.train("one", &["--threads", "1"]));
-    success(lab.train("three", &["--threads", "3"]));
-    same_bits(&step(&lab.path("one"), 12), &step(&lab.path("three"), 12));
+    // The second batch is taken in two parts, on one thread, on a thread each, and on more than there are parts.
+    for batch in [&[][..], &["--set", "train.batch=12", "--set", "train.seq=48"]] {
+        let name = |threads: &str| format!("{}-{threads}", batch.len());
+        for threads in ["1", "2", "3"] {
+            success(lab.train(&name(threads), &[batch, &["--threads", threads]].concat()));
+        }
+        for threads in ["2", "3"] {
+            same_bits(&step(&lab.path(&name("1")), 12), &step(&lab.path(&name(threads)), 12));
+        }
+    }
 }
 
 #[test]

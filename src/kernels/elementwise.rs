@@ -61,6 +61,20 @@ pub fn add_assign(out: &mut [f32], x: &[f32]) {
     zip2(out, x, x, run);
 }
 
+/// `out += x; x = 0`
+pub fn absorb(out: &mut [f32], x: &mut [f32]) {
+    kernel! {
+        fn run<S>(out: &mut [f32], x: &mut [f32]) {
+            for (o, x) in out.iter_mut().zip(x) {
+                *o += *x;
+                *x = 0.0;
+            }
+        }
+    }
+    assert_eq!(out.len(), x.len());
+    out.par_chunks_mut(CHUNK).zip(x.par_chunks_mut(CHUNK)).for_each(|(out, x)| run(out, x));
+}
+
 /// SwiGLU's gate: `out = silu(gate) * up`.
 pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
     let _time = scope(Phase::Elementwise);

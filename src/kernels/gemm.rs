@@ -9,6 +9,7 @@ use std::cell::RefCell;
 
 use super::isa::kernel;
 use super::pack::{A_SLACK, Rhs, TOGETHER, View, pack_a, pack_b};
+use super::threads;
 #[cfg(target_arch = "x86_64")]
 use super::{isa::Isa, x86_64::amx};
 
@@ -170,7 +171,7 @@ pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>
         }
     }
     let workers = match threads {
-        Threads::All if m * n * k >= SERIAL => rayon::current_num_threads(),
+        Threads::All if m * n * k >= SERIAL => threads::count(),
         _ => 1,
     };
     let (mr, nr, kc, stream) = blocking();

@@ -1,6 +1,6 @@
 //! Grouped-query self-attention with rotary positions and, for Qwen3, norms on queries and keys.
 
-use super::{Linear, Param, RmsNorm, Sequences, Workspace};
+use super::{Gradients, Linear, Param, RmsNorm, Sequences, Workspace};
 use crate::config::ModelConfig;
 use crate::kernels::{self, AttentionShape, RopeTable};
 use crate::ternary::Grouping;
@@ -134,7 +134,7 @@ impl Attention {
     /// Mirror of [`Attention::forward`] without a cache: from `dout` the gradients of all weights, and `dh`.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
-        &mut self,
+        &self,
         h: &[f32],
         seqs: Sequences,
         rope: &RopeTable,
@@ -142,9 +142,10 @@ impl Attention {
         ws: &mut Workspace,
         dout: &[f32],
         dh: &mut [f32],
+        grads: &mut Gradients,
     ) {
         let mut dmixed = ws.take(saved.out.len());
-        self.o_proj.backward(&saved.out, dout, &mut dmixed, false);
+        self.o_proj.backward(&saved.out, dout, &mut dmixed, false, grads);
 
         let (mut q, mut k) = (ws.take(saved.q.len()), ws.take(saved.k.len()));
         rotate(&self.q_norm, &saved.q, self.heads, seqs, rope, &mut q);
@@ -156,11 +157,11 @@ impl Attention {
         kernels::attention_backward(&shape, &q, &k, v, out, lse, &dmixed, &mut dq, &mut dk, &mut dv);
 
         // The rotated queries and keys are no longer needed: their buffers take the gradients before the rotation.
-        rotate_backward(&mut self.k_norm, &saved.k, self.kv_heads, seqs, rope, &mut dk, &mut k);
-        rotate_backward(&mut self.q_norm, &saved.q, self.heads, seqs, rope, &mut dq, &mut q);
-        self.v_proj.backward(h, &dv, dh, false);
-        self.k_proj.backward(h, &k, dh, true);
-        self.q_proj.backward(h, &q, dh, true);
+        rotate_backward(&self.k_norm, &saved.k, self.kv_heads, seqs, rope, &mut dk, &mut k, grads);
+        rotate_backward(&self.q_norm, &saved.q, self.heads, seqs, rope, &mut dq, &mut q, grads);
+        self.v_proj.backward(h, &dv, dh, false, grads);
+        self.k_proj.backward(h, &k, dh, true, grads);
+        self.q_proj.backward(h, &q, dh, true, grads);
         for buffer in [dmixed, q, k, dq, dk, dv] {
             ws.give(buffer);
         }
@@ -196,18 +197,20 @@ fn rotate(
 }
 
 /// Mirror of [`rotate`]: `dout` is rotated back in place, then goes through the norm to `dx`.
+#[allow(clippy::too_many_arguments)]
 fn rotate_backward(
-    norm: &mut Option<RmsNorm>,
+    norm: &Option<RmsNorm>,
     x: &[f32],
     heads: usize,
     seqs: Sequences,
     rope: &RopeTable,
     dout: &mut [f32],
     dx: &mut [f32],
+    grads: &mut Gradients,
 ) {
     kernels::rope(dout, heads, rope, seqs.len, seqs.start, true);
     match norm {
-        Some(norm) => norm.backward(x, dout, dx, false),
+        Some(norm) => norm.backward(x, dout, dx, false, grads),
         None => dx.copy_from_slice(dout),
     }
 }

@@ -1,6 +1,6 @@
 //! Cross-entropy fused with the output head: logits exist for a few rows at a time, never for all `N x V`.
 
-use super::{Param, Workspace};
+use super::{Gradients, Param, Workspace};
 use crate::kernels::{self, IGNORE, linear};
 
 /// Bytes of logits that may exist at once.
@@ -44,27 +44,28 @@ pub fn forward(h: &[f32], head: &Param, targets: &[u32], ws: &mut Workspace) -> 
 }
 
 /// [`forward`] together with its backward: `dh = scale * dloss/dh`, and the head's gradient added to.
+#[allow(clippy::too_many_arguments)]
 pub fn forward_backward(
     h: &[f32],
-    head: &mut Param,
+    head: &Param,
     targets: &[u32],
     scale: f32,
     ws: &mut Workspace,
     dh: &mut [f32],
+    grads: &mut Gradients,
 ) -> Loss {
     let [vocab, width] = head.shape[..] else { unreachable!("a head is a matrix") };
     let mut loss = Loss::default();
-    let mut grad = std::mem::take(head.grad_mut());
+    let dw = grads.of(head);
     each_chunk(h, head, targets, ws, |logits, targets, losses, row| {
         kernels::cross_entropy(logits, vocab, targets, Some(scale), losses);
         let rows = row * width..(row + targets.len()) * width;
         linear::as_used(&h[rows.clone()], head.matrix(), |h| {
-            linear::backward_weight(logits, h, &mut grad, vocab, width)
+            linear::backward_weight(logits, h, dw, vocab, width)
         });
         linear::backward_input(logits, head.matrix(), &mut dh[rows], false);
         loss += summed(losses, targets);
     });
-    *head.grad_mut() = grad;
     loss
 }
 

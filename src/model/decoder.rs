@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::attention::{Attention, AttentionSaved, LayerCache};
 use super::feed_forward::{FeedForward, FeedForwardSaved};
-use super::{Embedding, Linear, Loss, Param, RmsNorm, Workspace, cross_entropy};
+use super::{Embedding, Gradients, Linear, Loss, Param, RmsNorm, Workspace, cross_entropy};
 use crate::config::{Activations, ModelConfig, Scope};
 use crate::error::Result;
 use crate::kernels::RopeTable;
@@ -29,6 +29,13 @@ impl Sequences {
         self.batch * self.len
     }
 }
+
+/// Parameters above which a batch is not taken in parts: a second set of gradients is too much memory.
+const SMALL: usize = 1 << 23;
+/// Tokens of a part at least: this many, and one for so many parameters. And the most parts.
+const PART: usize = 256;
+const PARAMETERS_A_TOKEN: usize = 1 << 13;
+const MOST_PARTS: usize = 16;
 
 /// One block: `x += attention(norm(x)); x += feed_forward(norm(x))`.
 #[derive(Clone, Debug)]
@@ -94,20 +101,21 @@ impl Block {
     /// Mirror of [`Block::forward`], to be read upward against it: `dx` comes in as the gradient by the block's output
     /// and leaves as the gradient by its input.
     fn backward(
-        &mut self,
+        &self,
         dx: &mut [f32],
         seqs: Sequences,
         rope: &RopeTable,
         saved: &BlockSaved,
         ws: &mut Workspace,
+        grads: &mut Gradients,
     ) {
         let (mut h, mut dh) = (ws.take(dx.len()), ws.take(dx.len()));
         self.post_attention_layernorm.forward(&saved.mid, &mut h);
-        self.mlp.backward(&h, &saved.feed_forward, ws, dx, &mut dh);
-        self.post_attention_layernorm.backward(&saved.mid, &dh, dx, true);
+        self.mlp.backward(&h, &saved.feed_forward, ws, dx, &mut dh, grads);
+        self.post_attention_layernorm.backward(&saved.mid, &dh, dx, true, grads);
         self.input_layernorm.forward(&saved.x, &mut h);
-        self.self_attn.backward(&h, seqs, rope, &saved.attention, ws, dx, &mut dh);
-        self.input_layernorm.backward(&saved.x, &dh, dx, true);
+        self.self_attn.backward(&h, seqs, rope, &saved.attention, ws, dx, &mut dh, grads);
+        self.input_layernorm.backward(&saved.x, &dh, dx, true, grads);
         ws.give(h);
         ws.give(dh);
     }
@@ -131,6 +139,15 @@ fn copy(from: &[f32], to: &mut Vec<f32>) {
 /// Activations and scratch of one model, kept from step to step.
 #[derive(Debug, Default)]
 pub struct State {
+    /// Of all rows, or of the first part of them.
+    pass: Pass,
+    /// Of the parts after the first, each with gradients of its own, zeros between steps.
+    others: Vec<(Pass, Gradients)>,
+}
+
+/// Activations and scratch of some sequences that go through the model together.
+#[derive(Debug, Default)]
+struct Pass {
     blocks: Vec<BlockSaved>,
     /// The residual stream after the last block, `[N, C]`.
     last: Vec<f32>,
@@ -138,10 +155,13 @@ pub struct State {
 }
 
 impl State {
-    /// The residual stream at the input of block `layer`, `[N, C]`, in the last pass that kept it:
-    /// [`Decoder::loss_and_gradient`] or [`Decoder::logits`].
+    /// The residual stream at the input of block `layer`, `[N, C]`, in the last [`Decoder::logits`].
     pub fn block_input(&self, layer: usize) -> &[f32] {
-        &self.blocks[layer].x
+        &self.pass.blocks[layer].x
+    }
+
+    fn passes(&self) -> impl Iterator<Item = &Pass> {
+        std::iter::once(&self.pass).chain(self.others.iter().map(|(pass, _)| pass))
     }
 }
 
@@ -302,8 +322,9 @@ impl Decoder {
         self.params_mut().for_each(Param::zero_grad);
     }
 
-    /// The rotary table covers `positions`.
-    fn reach(&mut self, positions: usize) {
+    /// The rotary table covers the positions.
+    fn reach(&mut self, seqs: Sequences) {
+        let positions = seqs.start + seqs.len;
         if positions > self.rope.positions() {
             let enough = positions.next_power_of_two().max(64);
             self.rope = RopeTable::new(enough, self.config.head_dim, self.config.rope_theta);
@@ -314,23 +335,22 @@ impl Decoder {
         self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |head| &head.weight)
     }
 
-    /// The residual stream after the last block is left in `state.last`; returns it through the final norm. With `keep`
+    /// The residual stream after the last block is left in `pass.last`; returns it through the final norm. With `keep`
     /// every block's activations stay for the backward pass; without, the blocks share one set.
     fn hidden(
-        &mut self,
+        &self,
         tokens: &[u32],
         seqs: Sequences,
-        state: &mut State,
+        pass: &mut Pass,
         mut cache: Option<&mut KvCache>,
         keep: bool,
     ) -> super::Buffer {
         assert_eq!(tokens.len(), seqs.rows(), "tokens of {seqs:?}");
-        self.reach(seqs.start + seqs.len);
         let sets = if keep { self.layers.len() } else { 1 };
-        if state.blocks.len() < sets {
-            state.blocks.resize_with(sets, BlockSaved::default);
+        if pass.blocks.len() < sets {
+            pass.blocks.resize_with(sets, BlockSaved::default);
         }
-        let State { blocks, last, ws } = state;
+        let Pass { blocks, last, ws } = pass;
         let mut x = ws.take(tokens.len() * self.config.hidden_size);
         self.embed_tokens.forward(tokens, &mut x);
         for (i, block) in self.layers.iter().enumerate() {
@@ -346,13 +366,17 @@ impl Decoder {
     /// Loss, in nats, of predicting `targets` (`[N]`, [`IGNORE`](crate::kernels::IGNORE) where nothing is asked) from
     /// `tokens` (`[N]`, each below `V`).
     pub fn loss(&mut self, tokens: &[u32], targets: &[u32], seqs: Sequences, state: &mut State) -> Loss {
-        let h = self.hidden(tokens, seqs, state, None, false);
-        let loss = cross_entropy::forward(&h, self.head(), targets, &mut state.ws);
-        state.ws.give(h);
+        self.reach(seqs);
+        let pass = &mut state.pass;
+        let h = self.hidden(tokens, seqs, pass, None, false);
+        let loss = cross_entropy::forward(&h, self.head(), targets, &mut pass.ws);
+        pass.ws.give(h);
         loss
     }
 
     /// [`Decoder::loss`], and `scale` times its gradient added to every parameter's.
+    ///
+    /// A small model takes a large batch in parts, side by side (see [`Decoder::parts`]).
     pub fn loss_and_gradient(
         &mut self,
         tokens: &[u32],
@@ -361,21 +385,73 @@ impl Decoder {
         scale: f32,
         state: &mut State,
     ) -> Loss {
-        let h = self.hidden(tokens, seqs, state, None, true);
-        let State { blocks, last, ws } = state;
+        assert_eq!(
+            (tokens.len(), targets.len()),
+            (seqs.rows(), seqs.rows()),
+            "tokens and targets of {seqs:?}"
+        );
+        self.reach(seqs);
+        let mut grads = Gradients::take(self.params_mut());
+        let parts = self.parts(seqs);
+        if parts == 1 {
+            let loss = self.forward_backward(tokens, targets, seqs, scale, &mut state.pass, &mut grads);
+            grads.put_back(self.params_mut());
+            return loss;
+        }
+
+        let State { pass, others } = state;
+        others.resize_with(parts - 1, Default::default);
+        others.iter_mut().for_each(|(_, part)| part.fit(&grads));
+        let decoder = &*self;
+        let run = |(part, (pass, grads)): (usize, (&mut Pass, &mut Gradients))| {
+            let (first, end) = (part * seqs.batch / parts, (part + 1) * seqs.batch / parts);
+            let rows = first * seqs.len..end * seqs.len;
+            let seqs = Sequences { batch: end - first, ..seqs };
+            decoder.forward_backward(&tokens[rows.clone()], &targets[rows], seqs, scale, pass, grads)
+        };
+        let mut work = vec![(pass, &mut grads)];
+        work.extend(others.iter_mut().map(|(pass, part)| (pass, part)));
+        let losses: Vec<Loss> = crate::kernels::side_by_side(work, run);
+        others.iter_mut().for_each(|(_, part)| grads.absorb(part));
+        grads.put_back(self.params_mut());
+        let mut loss = Loss::default();
+        losses.into_iter().for_each(|part| loss += part);
+        loss
+    }
+
+    /// Parts of a batch that pass through the model side by side, each on a thread and with gradients of its own. Where an
+    /// operation takes microseconds, sharing out every single one costs more than adding up gradients at the end. Depends
+    /// on sizes alone, so that sums are the same for any number of threads.
+    fn parts(&self, seqs: Sequences) -> usize {
+        let parameters: usize = self.params().map(Param::len).sum();
+        if parameters > SMALL {
+            return 1;
+        }
+        let parts = seqs.rows() / PART.max(parameters / PARAMETERS_A_TOKEN);
+        1 << parts.clamp(1, MOST_PARTS.min(seqs.batch)).ilog2()
+    }
+
+    /// Forward and backward of some sequences.
+    fn forward_backward(
+        &self,
+        tokens: &[u32],
+        targets: &[u32],
+        seqs: Sequences,
+        scale: f32,
+        pass: &mut Pass,
+        grads: &mut Gradients,
+    ) -> Loss {
+        let h = self.hidden(tokens, seqs, pass, None, true);
+        let Pass { blocks, last, ws } = pass;
 
         let mut dh = ws.take(h.len());
-        let head = match &mut self.lm_head {
-            Some(head) => &mut head.weight,
-            None => &mut self.embed_tokens.weight,
-        };
-        let loss = cross_entropy::forward_backward(&h, head, targets, scale, ws, &mut dh);
+        let loss = cross_entropy::forward_backward(&h, self.head(), targets, scale, ws, &mut dh, grads);
         let mut dx = h;
-        self.norm.backward(last, &dh, &mut dx, false);
-        for (block, saved) in self.layers.iter_mut().zip(blocks).rev() {
-            block.backward(&mut dx, seqs, &self.rope, saved, ws);
+        self.norm.backward(last, &dh, &mut dx, false, grads);
+        for (block, saved) in self.layers.iter().zip(blocks).rev() {
+            block.backward(&mut dx, seqs, &self.rope, saved, ws, grads);
         }
-        self.embed_tokens.backward(tokens, &dx);
+        self.embed_tokens.backward(tokens, &dx, grads);
 
         ws.give(dx);
         ws.give(dh);
@@ -388,30 +464,32 @@ impl Decoder {
         if let Some(param) = self.params().find(|p| bad(&p.value)) {
             return Some(param.name.clone());
         }
-        for (i, saved) in state.blocks.iter().enumerate() {
-            for (part, values) in saved.parts() {
-                if bad(values) {
-                    return Some(format!("the {part} of model.layers.{i}"));
-                }
+        for i in 0..self.layers.len() {
+            let saved = state.passes().filter_map(|pass| pass.blocks.get(i));
+            if let Some((part, _)) = saved.flat_map(BlockSaved::parts).find(|(_, values)| bad(values)) {
+                return Some(format!("the {part} of model.layers.{i}"));
             }
         }
-        bad(&state.last).then(|| "the output of the last layer".to_string())
+        state.passes().any(|pass| bad(&pass.last)).then(|| "the output of the last layer".to_string())
     }
 
     /// Logits of every position, `[N, V]`: for tests and small models.
     pub fn logits(&mut self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<f32> {
-        let h = self.hidden(tokens, seqs, state, None, true);
+        self.reach(seqs);
+        let h = self.hidden(tokens, seqs, &mut state.pass, None, true);
         let mut logits = vec![0.0; tokens.len() * self.config.vocab_size];
         crate::kernels::linear::forward(&h, self.head().matrix(), &mut logits, false);
-        state.ws.give(h);
+        state.pass.ws.give(h);
         logits
     }
 
     /// The most likely token at every position, `[N]`.
     pub fn predict(&mut self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<u32> {
-        let h = self.hidden(tokens, seqs, state, None, false);
-        let out = cross_entropy::predict(&h, self.head(), &mut state.ws);
-        state.ws.give(h);
+        self.reach(seqs);
+        let pass = &mut state.pass;
+        let h = self.hidden(tokens, seqs, pass, None, false);
+        let out = cross_entropy::predict(&h, self.head(), &mut pass.ws);
+        pass.ws.give(h);
         out
     }
 
@@ -425,12 +503,13 @@ impl Decoder {
     pub fn step(&mut self, tokens: &[u32], cache: &mut KvCache, state: &mut State) -> Vec<f32> {
         assert!(!tokens.is_empty(), "a step needs a token");
         let seqs = Sequences { batch: 1, len: tokens.len(), start: cache.len };
-        let h = self.hidden(tokens, seqs, state, Some(cache), false);
+        self.reach(seqs);
+        let h = self.hidden(tokens, seqs, &mut state.pass, Some(cache), false);
         cache.len += tokens.len();
         let mut logits = vec![0.0; self.config.vocab_size];
         let last = &h[h.len() - self.config.hidden_size..];
         crate::kernels::linear::forward(last, self.head().matrix(), &mut logits, false);
-        state.ws.give(h);
+        state.pass.ws.give(h);
         logits
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 
-use super::Param;
+use super::{Gradients, Param};
 use crate::kernels;
 use crate::ternary::Grouping;
 
@@ -25,9 +25,9 @@ impl Embedding {
     }
 
     /// `dW[tokens[n]] += dx[n]`
-    pub fn backward(&mut self, tokens: &[u32], dx: &[f32]) {
+    pub fn backward(&self, tokens: &[u32], dx: &[f32], grads: &mut Gradients) {
         let width = self.weight.shape[1];
-        kernels::scatter_add(self.weight.grad_mut(), width, tokens, dx);
+        kernels::scatter_add(grads.of(&self.weight), width, tokens, dx);
     }
 
     /// As a linear layer, for a tied head: `logits = h Wᵀ`.

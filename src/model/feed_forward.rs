@@ -1,6 +1,6 @@
 //! The feed-forward network of a block: SwiGLU with three matrices, or GELU or ReLU² with two.
 
-use super::{Linear, Param, Workspace};
+use super::{Gradients, Linear, Param, Workspace};
 use crate::config::{Activation, ModelConfig};
 use crate::kernels;
 use crate::ternary::Grouping;
@@ -63,18 +63,20 @@ impl FeedForward {
     }
 
     /// Mirror of [`FeedForward::forward`]: from `dout` the gradients of all weights, and `dh`.
+    #[allow(clippy::too_many_arguments)]
     pub fn backward(
-        &mut self,
+        &self,
         h: &[f32],
         saved: &FeedForwardSaved,
         ws: &mut Workspace,
         dout: &[f32],
         dh: &mut [f32],
+        grads: &mut Gradients,
     ) {
         let len = saved.up.len();
         let (mut act, mut dact, mut dup) = (ws.take(len), ws.take(len), ws.take(len));
         self.activate(saved, &mut act);
-        self.down_proj.backward(&act, dout, &mut dact, false);
+        self.down_proj.backward(&act, dout, &mut dact, false, grads);
         match self.activation {
             Activation::SwiGlu => {
                 kernels::silu_mul_backward(&saved.gate, &saved.up, &dact, &mut act, &mut dup)
@@ -82,10 +84,10 @@ impl FeedForward {
             Activation::Gelu => kernels::gelu_backward(&saved.up, &dact, &mut dup),
             Activation::Relu2 => kernels::relu2_backward(&saved.up, &dact, &mut dup),
         }
-        self.up_proj.backward(h, &dup, dh, false);
-        if let Some(gate) = &mut self.gate_proj {
+        self.up_proj.backward(h, &dup, dh, false, grads);
+        if let Some(gate) = &self.gate_proj {
             // `act` holds the gate's gradient now.
-            gate.backward(h, &act, dh, true);
+            gate.backward(h, &act, dh, true, grads);
         }
         for buffer in [act, dact, dup] {
             ws.give(buffer);

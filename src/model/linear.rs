@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 
-use super::Param;
+use super::{Gradients, Param};
 use crate::kernels::linear as kernel;
 use crate::ternary::Grouping;
 
@@ -34,14 +34,13 @@ impl Linear {
     }
 
     /// `dx (+)= dy W`, `dW += dyᵀ x`, `db += sum of dy`.
-    pub fn backward(&mut self, x: &[f32], dy: &[f32], dx: &mut [f32], add: bool) {
+    pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], add: bool, grads: &mut Gradients) {
         let [out, inputs] = self.weight.shape[..] else { unreachable!("a weight is a matrix") };
-        if let Some(bias) = &mut self.bias {
-            kernel::backward_bias(dy, bias.grad_mut());
+        if let Some(bias) = &self.bias {
+            kernel::backward_bias(dy, grads.of(bias));
         }
-        let mut grad = std::mem::take(self.weight.grad_mut());
-        kernel::as_used(x, self.weight.matrix(), |x| kernel::backward_weight(dy, x, &mut grad, out, inputs));
-        *self.weight.grad_mut() = grad;
+        let dw = grads.of(&self.weight);
+        kernel::as_used(x, self.weight.matrix(), |x| kernel::backward_weight(dy, x, dw, out, inputs));
         kernel::backward_input(dy, self.weight.matrix(), dx, add);
     }
 

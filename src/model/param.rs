@@ -23,6 +23,8 @@ pub struct Param {
     grad: Vec<f32>,
     /// Nothing has been added to `grad` since it was set to zero.
     grad_is_zero: bool,
+    /// Which of the [`Gradients`](super::Gradients) is this one's, while they are taken out.
+    place: usize,
     ternary: Option<(Grouping, TernaryMatrix)>,
     /// Of products with the tensor, if it is ternary.
     pub activations: Activations,
@@ -147,9 +149,22 @@ impl Param {
     }
 
     /// To be added to.
-    pub fn grad_mut(&mut self) -> &mut Vec<f32> {
+    pub fn grad_mut(&mut self) -> &mut [f32] {
         self.grad_is_zero = false;
         &mut self.grad
+    }
+
+    pub(super) fn take_grad(&mut self, place: usize) -> Vec<f32> {
+        (self.place, self.grad_is_zero) = (place, false);
+        std::mem::take(&mut self.grad)
+    }
+
+    pub(super) fn put_grad(&mut self, grad: Vec<f32>) {
+        self.grad = grad;
+    }
+
+    pub(super) fn place(&self) -> usize {
+        self.place
     }
 
     /// Makes room for the gradient, all zeros; costs nothing after [`Param::update`].

@@ -1,6 +1,6 @@
 //! RMSNorm, never ternary.
 
-use super::Param;
+use super::{Gradients, Param};
 use crate::kernels;
 
 /// `y = x * gain / sqrt(mean(x^2) + eps)` over the last dimension.
@@ -21,9 +21,8 @@ impl RmsNorm {
     }
 
     /// `dx (+)=` the gradient by `x`; the gain's is added to its gradient.
-    pub fn backward(&mut self, x: &[f32], dy: &[f32], dx: &mut [f32], add: bool) {
-        let mut grad = std::mem::take(self.gain.grad_mut());
-        kernels::rms_norm_backward(x, &self.gain.value, self.eps, dy, dx, &mut grad, add);
-        *self.gain.grad_mut() = grad;
+    pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], add: bool, grads: &mut Gradients) {
+        let (gain, dgain) = (&self.gain.value, grads.of(&self.gain));
+        kernels::rms_norm_backward(x, gain, self.eps, dy, dx, dgain, add);
     }
 }

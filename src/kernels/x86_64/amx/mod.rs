@@ -27,6 +27,7 @@ use self::split::{DEPTH, LINES, Operand, Side};
 use self::tiles::{Accumulators, Line, PANEL, STEP, TILE, Tiles};
 use super::super::gemm::Target;
 use super::super::pack::View;
+use super::super::threads;
 use crate::ternary::TernaryMatrix;
 
 pub use int8::forward as forward_int8;
@@ -148,7 +149,7 @@ fn each(
     columns: usize,
     f: impl Fn(Range<usize>, Range<usize>, &mut Scratch) + Sync,
 ) {
-    let wanted = if rayon::current_num_threads() > 1 { TASKS * rayon::current_num_threads() } else { 1 };
+    let wanted = if threads::count() > 1 { TASKS * threads::count() } else { 1 };
     // Blocks of about the same size, whole panels each.
     let parts = |len: usize, most: usize| len.div_ceil(len.div_ceil(most)).next_multiple_of(PANEL);
     let (mut height, mut width) =
