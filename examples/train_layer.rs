@@ -4,7 +4,7 @@
 
 use ternlm::config::MomentFormat;
 use ternlm::kernels::{self, AdamW, Moments, Pass, Rule};
-use ternlm::model::{Param, TernaryLinear};
+use ternlm::model::{Gradients, Param, TernaryLinear};
 use ternlm::ternary::Grouping;
 
 const N: usize = 256; // rows of a batch
@@ -29,7 +29,9 @@ fn main() -> ternlm::Result<()> {
         let loss = kernels::sum_squares(&y) / N as f64;
         let dy: Vec<f32> = y.iter().map(|error| 2.0 * error / N as f32).collect();
 
-        student.backward(&x.value, &dy, &mut dx, false);
+        let mut grads = Gradients::take(student.params_mut());
+        student.backward(&x.value, &dy, &mut dx, false, &mut grads);
+        grads.put_back(student.params_mut());
         let rule = Rule::AdamW(AdamW {
             lr: 5e-3 * (1.0 - step as f32 / STEPS as f32),
             beta1: 0.9,
