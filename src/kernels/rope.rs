@@ -44,10 +44,11 @@ pub fn rope(x: &mut [f32], heads: usize, table: &RopeTable, seq: usize, start: u
             let half = cos.len();
             for head in row.chunks_exact_mut(2 * half) {
                 let (low, high) = head.split_at_mut(half);
-                for i in 0..half {
-                    let (a, b, c, s) = (low[i], high[i], cos[i], sign * sin[i]);
-                    low[i] = a * c - b * s;
-                    high[i] = b * c + a * s;
+                // Without indices, or it is not made of vectors.
+                for ((low, high), (c, s)) in low.iter_mut().zip(high).zip(cos.iter().zip(sin)) {
+                    let (a, b, s) = (*low, *high, sign * s);
+                    *low = a * c - b * s;
+                    *high = b * c + a * s;
                 }
             }
         }

@@ -5,14 +5,16 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::tiles::{Accumulators, Line, PANEL, STEP, TILE, Tiles, times_trits_int8};
-use super::trits::word;
+use super::trits::words_of_rows;
 use super::{BLOCK, Output, ROWS, SOME_COLUMNS, Scratch, each, first, pieces, scales_of};
 use crate::kernels::lookup::PIECE;
 use crate::kernels::lookup::int8::{inverse, scale_of};
-use crate::ternary::{CODES_PER_WORD, TernaryMatrix, ZERO_WORD};
+use crate::ternary::{CODES_PER_WORD, TernaryMatrix};
 
 /// Values of `k` in a step.
 const DEPTH: usize = 64;
+/// Pieces whose sums wait for each other in the first-level cache, 4 KiB each.
+const SUMS: usize = 4;
 // The definition is by pieces.
 const _: () = assert!(BLOCK == PIECE);
 
@@ -53,9 +55,8 @@ fn task(
         *scale = scale_of(x);
     }
     pack(x, w.cols(), pieces, row_scales, a);
-    let square = first(square, 2 * PANEL, Line::ZERO).as_mut_ptr();
+    let squares = first(square, SUMS * 2 * PANEL, Line::ZERO).as_mut_ptr();
     let totals = first(totals, 2 * PANEL, Line::ZERO).as_mut_ptr();
-    let to = Accumulators { at: square.cast(), stride: 4 * PANEL, add: false };
     for j0 in columns.clone().step_by(SOME_COLUMNS) {
         let some = (columns.end - j0).min(SOME_COLUMNS);
         let across = some.div_ceil(PANEL);
@@ -73,80 +74,137 @@ fn task(
             for q in 0..across {
                 let (i, j) = (rows.start + p * PANEL, j0 + q * PANEL);
                 y.fetch_below(i, j);
+                let mut sums = Sums {
+                    squares: squares.cast(),
+                    count: 0,
+                    scales: scales.as_ptr().wrapping_add(q * PANEL),
+                    next_scales: across * PANEL,
+                    totals: totals.cast(),
+                    before: false,
+                };
                 let mut at = 0;
                 for (number, piece) in pieces.iter().enumerate() {
                     let steps = steps(piece);
                     let b = &b[across * at + q * STEP * steps..];
-                    let scales = &scales[(number * across + q) * PANEL..];
-                    // SAFETY: the panels hold `steps` steps, `square` and `totals` 32 rows of 32 values.
+                    // SAFETY: the panels hold `steps` steps, each of the squares 32 rows of 32 values, and so do the
+                    // totals; there are scales for each piece, and there are as many rows as there are of their scales.
                     unsafe {
+                        let to = squares.add(sums.count * 2 * PANEL).cast();
+                        let to = Accumulators { at: to, stride: 4 * PANEL, add: false };
                         times_trits_int8(&tiles, steps, a[at..].as_ptr(), b.as_ptr(), to);
-                        add_piece(square.cast(), scales.as_ptr(), totals.cast(), number == 0);
+                        sums.count += 1;
+                        if number + 1 == pieces.len() {
+                            let width = (some - q * PANEL).min(PANEL);
+                            sums.finish(&row_scales[p * PANEL..], width, y, i, j, add);
+                        } else if sums.count == SUMS {
+                            sums.add_up();
+                        }
                     }
                     at += STEP * steps;
                 }
-                let width = (some - q * PANEL).min(PANEL);
-                // SAFETY: `totals` holds 32 rows; the columns of these rows of the result are this task's alone.
-                unsafe { finish(totals.cast(), &row_scales[p * PANEL..], width, y, i, j, add) };
             }
         }
     }
 }
 
-/// `y[i, j] (+)= row_scale[i] * total[i, j]` from row `i` and column `j` on, 32 rows or as many as there are scales.
-///
-/// # Safety
-/// `total` holds 32 rows of 32 values; the rectangle lies in the result, and nobody else touches it.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn finish(
-    total: *const f32,
-    row_scales: &[f32],
-    width: usize,
-    y: Output,
-    i: usize,
-    j: usize,
-    add: bool,
-) {
-    for (r, scale) in row_scales.iter().enumerate().take(PANEL) {
-        for half in (0..width).step_by(TILE) {
-            let mask = (1u32 << (width - half).min(TILE)).wrapping_sub(1) as u16;
-            // SAFETY: by the caller's word; lanes behind the mask are not touched.
-            unsafe {
-                let to = y.at(i + r, j + half);
-                let mut value =
-                    _mm512_mul_ps(_mm512_loadu_ps(total.add(r * PANEL + half)), _mm512_set1_ps(*scale));
-                if add {
-                    value = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), value);
-                }
-                if mask == u16::MAX {
-                    _mm512_storeu_ps(to, value);
-                } else {
-                    _mm512_mask_storeu_ps(to, mask, value);
+/// Sums of some pieces that wait to be scaled and added up: the more at a time, the less is stored in between.
+struct Sums {
+    /// Of each piece, 32 rows of 32 integers.
+    squares: *const i32,
+    /// Of pieces, at most [`SUMS`].
+    count: usize,
+    /// One for each column; those of the next piece stand `next_scales` further.
+    scales: *const f32,
+    next_scales: usize,
+    /// Of the pieces before, if there are any.
+    totals: *mut f32,
+    before: bool,
+}
+
+impl Sums {
+    /// To the totals.
+    ///
+    /// # Safety
+    /// Squares and totals are 32 rows of 32 values, and there are 32 scales for each piece.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add_up(&mut self) {
+        for r in 0..PANEL {
+            for half in [0, TILE] {
+                // SAFETY: by the caller's word.
+                unsafe { _mm512_storeu_ps(self.totals.add(r * PANEL + half), self.row::<SUMS>(r, half)) };
+            }
+        }
+        self.scales = self.scales.wrapping_add(SUMS * self.next_scales);
+        (self.count, self.before) = (0, true);
+    }
+
+    /// `y[i, j] (+)= row_scale[i] * total[i, j]` from row `i` and column `j` on, 32 rows or as many as there are scales.
+    ///
+    /// # Safety
+    /// As of [`Sums::add_up`]; the rectangle lies in the result, and nobody else touches it.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn finish(&self, row_scales: &[f32], width: usize, y: Output, i: usize, j: usize, add: bool) {
+        // SAFETY: by the caller's word.
+        unsafe {
+            match self.count {
+                1 => self.finish_some::<1>(row_scales, width, y, i, j, add),
+                2 => self.finish_some::<2>(row_scales, width, y, i, j, add),
+                3 => self.finish_some::<3>(row_scales, width, y, i, j, add),
+                _ => self.finish_some::<SUMS>(row_scales, width, y, i, j, add),
+            }
+        }
+    }
+
+    /// [`Sums::finish`] of `N` pieces.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn finish_some<const N: usize>(
+        &self,
+        row_scales: &[f32],
+        width: usize,
+        y: Output,
+        i: usize,
+        j: usize,
+        add: bool,
+    ) {
+        for (r, scale) in row_scales.iter().enumerate().take(PANEL) {
+            for half in (0..width).step_by(TILE) {
+                let mask = (1u32 << (width - half).min(TILE)).wrapping_sub(1) as u16;
+                // SAFETY: by the caller's word; lanes behind the mask are not touched.
+                unsafe {
+                    let to = y.at(i + r, j + half);
+                    let mut value = _mm512_mul_ps(self.row::<N>(r, half), _mm512_set1_ps(*scale));
+                    if add {
+                        value = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), value);
+                    }
+                    if mask == u16::MAX {
+                        _mm512_storeu_ps(to, value);
+                    } else {
+                        _mm512_mask_storeu_ps(to, mask, value);
+                    }
                 }
             }
         }
     }
-}
 
-/// `total[i, j] += scale[j] * square[i, j]` of integers, product and sum rounded each; 32 by 32 values.
-///
-/// # Safety
-/// `square` holds 32 rows of 32 integers, `scales` 32 values, `total` 32 rows of 32 values.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn add_piece(square: *const i32, scales: *const f32, total: *mut f32, is_first: bool) {
-    // SAFETY: by the caller's word.
-    unsafe {
-        for half in [0, TILE] {
-            let scale = _mm512_loadu_ps(scales.add(half));
-            for i in 0..PANEL {
-                let sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(square.add(i * PANEL + half).cast()));
-                let to = total.add(i * PANEL + half);
-                let product = _mm512_mul_ps(scale, sum);
-                let value = if is_first { product } else { _mm512_add_ps(_mm512_loadu_ps(to), product) };
-                _mm512_storeu_ps(to, value);
+    /// The total of a row's 16 columns from `half` on; products and sums rounded each, one after the other.
+    ///
+    /// # Safety
+    /// As of [`Sums::add_up`], and there are `N` pieces.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn row<const N: usize>(&self, r: usize, half: usize) -> __m512 {
+        let at = r * PANEL + half;
+        // SAFETY: by the caller's word.
+        unsafe {
+            let mut total = if self.before { _mm512_loadu_ps(self.totals.add(at)) } else { _mm512_setzero_ps() };
+            for piece in 0..N {
+                let scale = _mm512_loadu_ps(self.scales.add(piece * self.next_scales + half));
+                let sum = _mm512_load_si512(self.squares.add(piece * PANEL * PANEL + at).cast());
+                let product = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(sum));
+                total = if piece == 0 && !self.before { product } else { _mm512_add_ps(total, product) };
             }
+            total
         }
     }
 }
@@ -207,10 +265,7 @@ fn pack_trits(w: &TernaryMatrix, first: usize, piece: &Range<usize>, to: &mut [L
                 let row = first + p * PANEL + half * TILE;
                 for (i, lines) in tile.chunks_exact_mut(4).enumerate() {
                     let index = begin + 4 * s + i;
-                    let mut words = [ZERO_WORD; 16];
-                    words.iter_mut().enumerate().for_each(|(r, to)| *to = word(w, row + r, index, end));
-                    // SAFETY: sixteen words.
-                    let words = unsafe { _mm512_loadu_si512(words.as_ptr().cast()) };
+                    let words = words_of_rows(w, row, index, end);
                     for (line, byte) in lines.iter_mut().zip(bytes) {
                         let codes = _mm512_shuffle_epi8(words, byte);
                         let plus = _mm512_test_epi8_mask(codes, upper);

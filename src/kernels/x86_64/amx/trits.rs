@@ -33,6 +33,26 @@ pub fn word(w: &TernaryMatrix, row: usize, index: usize, end: usize) -> u32 {
     if row < w.rows() && index < end { w.words()[row * w.row_words() + index] } else { ZERO_WORD }
 }
 
+/// The words at `index` of 16 rows from `row` on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn words_of_rows(w: &TernaryMatrix, row: usize, index: usize, end: usize) -> __m512i {
+    if row + TILE <= w.rows() && index < end {
+        let at = row * w.row_words() + index;
+        let stride = _mm512_set1_epi32(w.row_words() as i32);
+        let offsets = _mm512_mullo_epi32(
+            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+            stride,
+        );
+        // SAFETY: sixteen words, the last in the last of these rows of the matrix.
+        return unsafe { _mm512_i32gather_epi32::<4>(offsets, w.words().as_ptr().add(at).cast()) };
+    }
+    let mut words = [ZERO_WORD; TILE];
+    words.iter_mut().enumerate().for_each(|(r, to)| *to = word(w, row + r, index, end));
+    // SAFETY: sixteen words.
+    unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+}
+
 /// Panels of `Wᵀ` from row `first` of `W` on, as many as `to` holds, of the columns `k0 .. k0 + kc`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub fn pack_rows(w: &TernaryMatrix, first: usize, k0: usize, kc: usize, to: &mut [Line]) {
@@ -46,10 +66,7 @@ pub fn pack_rows(w: &TernaryMatrix, first: usize, k0: usize, kc: usize, to: &mut
                 let row = first + p * PANEL + half * TILE;
                 for (i, lines) in tile.chunks_exact_mut(8).enumerate() {
                     let index = begin + 2 * s + i;
-                    let mut words = [ZERO_WORD; 16];
-                    words.iter_mut().enumerate().for_each(|(r, to)| *to = word(w, row + r, index, end));
-                    // SAFETY: sixteen words.
-                    let mut words = unsafe { _mm512_loadu_si512(words.as_ptr().cast()) };
+                    let mut words = words_of_rows(w, row, index, end);
                     for line in lines {
                         // The index is the low four bits of each lane.
                         let v = _mm512_permutexvar_epi32(words, pairs);
