@@ -321,7 +321,7 @@ fn rope(bench: &mut Bench) {
 /// SwiGLU's gate, which `wiki-75m` has, and the two activations that other models have, on as many values.
 fn activations(bench: &mut Bench) {
     type Forward = fn(&[f32], &mut [f32]);
-    type Backward = fn(&[f32], &[f32], &mut [f32]);
+    type Backward = fn(&[f32], &mut [f32]);
     type Meaning = fn(f64) -> f64;
     let len = N * FFN;
     let slope = |f: Meaning, x: f32| (f(x as f64 + 1e-5) - f(x as f64 - 1e-5)) / 2e-5;
@@ -337,9 +337,9 @@ fn activations(bench: &mut Bench) {
     bench.run(
         "silu_mul_backward",
         Limit::Memory,
-        [read(len), read(len), read(len), written(len), written(len)],
-        |_, [gate, up, dout, dgate, dup]| kernels::silu_mul_backward(gate, up, dout, dgate, dup),
-        |_, [gate, up, dout, dgate, dup]| {
+        [read(len), read(len), both(len), written(len)],
+        |_, [gate, up, d, dgate]| kernels::silu_mul_backward(gate, up, d, dgate),
+        |[_, _, dout, _], [gate, up, dup, dgate]| {
             let d = |i: usize| dout[i] as f64;
             at_some(len, dup, "silu_mul_backward, up", |i| reference::silu(gate[i] as f64) * d(i));
             at_some(len, dgate, "silu_mul_backward, gate", |i| {
@@ -363,9 +363,9 @@ fn activations(bench: &mut Bench) {
         bench.run(
             name,
             Limit::Memory,
-            [read(len), read(len), written(len)],
-            |_, [x, dout, dx]| backward(x, dout, dx),
-            |_, [x, dout, dx]| at_some(len, dx, name, |i| slope(meaning, x[i]) * dout[i] as f64),
+            [read(len), both(len)],
+            |_, [x, d]| backward(x, d),
+            |[_, dout], [x, dx]| at_some(len, dx, name, |i| slope(meaning, x[i]) * dout[i] as f64),
         );
     }
 }

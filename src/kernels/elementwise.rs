@@ -36,7 +36,16 @@ fn sigmoid<S: Simd>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<S>(-x))
 }
 
-/// Runs `f` on matching chunks of one written and two read slices, in parallel when long.
+/// Runs `f` on matching chunks of a slice that is written and one that is read, in parallel when long.
+fn zip(out: &mut [f32], x: &[f32], f: fn(&mut [f32], &[f32])) {
+    assert_eq!(out.len(), x.len());
+    if out.len() <= 2 * CHUNK {
+        return f(out, x);
+    }
+    out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(o, x)| f(o, x));
+}
+
+/// As [`zip`], with two slices that are read.
 fn zip2(out: &mut [f32], a: &[f32], b: &[f32], f: fn(&mut [f32], &[f32], &[f32])) {
     assert!(out.len() == a.len() && a.len() == b.len(), "{}, {}, {} values", out.len(), a.len(), b.len());
     if out.len() <= 2 * CHUNK {
@@ -52,13 +61,13 @@ fn zip2(out: &mut [f32], a: &[f32], b: &[f32], f: fn(&mut [f32], &[f32], &[f32])
 pub fn add_assign(out: &mut [f32], x: &[f32]) {
     let _time = scope(Phase::Elementwise);
     kernel! {
-        fn run<S>(out: &mut [f32], x: &[f32], _twice: &[f32]) {
+        fn run<S>(out: &mut [f32], x: &[f32]) {
             for (o, x) in out.iter_mut().zip(x) {
                 *o += x;
             }
         }
     }
-    zip2(out, x, x, run);
+    zip(out, x, run);
 }
 
 /// `out += x; x = 0`
@@ -88,29 +97,24 @@ pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
     zip2(out, gate, up, run);
 }
 
-/// Backward of [`silu_mul`]: `dup = silu(gate) * dout`, `dgate = silu'(gate) * up * dout`.
-pub fn silu_mul_backward(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+/// Backward of [`silu_mul`]: `dgate = silu'(gate) * up * d`, and `d`, the gradient by the output, becomes that by `up`,
+/// `silu(gate) * d`.
+pub fn silu_mul_backward(gate: &[f32], up: &[f32], d: &mut [f32], dgate: &mut [f32]) {
     let _time = scope(Phase::Elementwise);
     kernel! {
-        fn run<S>(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
-            let inputs = gate.iter().zip(up).zip(dout);
-            for (((g, u), d), (dg, du)) in inputs.zip(dgate.iter_mut().zip(dup)) {
+        fn run<S>(gate: &[f32], up: &[f32], d: &mut [f32], dgate: &mut [f32]) {
+            for ((g, u), (d, dg)) in gate.iter().zip(up).zip(d.iter_mut().zip(dgate)) {
                 let s = sigmoid::<S>(*g);
-                *du = g * s * d;
-                *dg = s * fma::<S>(*g, 1.0 - s, 1.0) * u * d;
+                *dg = s * fma::<S>(*g, 1.0 - s, 1.0) * u * *d;
+                *d *= g * s;
             }
         }
     }
-    assert!(
-        gate.len() == up.len()
-            && up.len() == dout.len()
-            && dgate.len() == gate.len()
-            && dup.len() == gate.len()
-    );
-    let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dout.par_chunks(CHUNK));
+    assert!(gate.len() == up.len() && up.len() == d.len() && dgate.len() == gate.len());
+    let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
     inputs
-        .zip(dgate.par_chunks_mut(CHUNK).zip(dup.par_chunks_mut(CHUNK)))
-        .for_each(|(((g, u), d), (dg, du))| run(g, u, d, dg, du));
+        .zip(d.par_chunks_mut(CHUNK).zip(dgate.par_chunks_mut(CHUNK)))
+        .for_each(|((g, u), (d, dg))| run(g, u, d, dg));
 }
 
 /// `sqrt(2 / pi)` and the cubic term of GELU's tanh form.
@@ -120,55 +124,55 @@ const GELU: (f32, f32) = (0.797_884_6, 0.044_715);
 pub fn gelu(x: &[f32], out: &mut [f32]) {
     let _time = scope(Phase::Elementwise);
     kernel! {
-        fn run<S>(out: &mut [f32], x: &[f32], _twice: &[f32]) {
+        fn run<S>(out: &mut [f32], x: &[f32]) {
             for (o, &x) in out.iter_mut().zip(x) {
                 *o = x * sigmoid::<S>(2.0 * GELU.0 * x * fma::<S>(GELU.1 * x, x, 1.0));
             }
         }
     }
-    zip2(out, x, x, run);
+    zip(out, x, run);
 }
 
-/// Backward of [`gelu`]: `dx = gelu'(x) * dout`.
-pub fn gelu_backward(x: &[f32], dout: &[f32], dx: &mut [f32]) {
+/// Backward of [`gelu`]: `d`, the gradient by the output, becomes that by `x`, `gelu'(x) * d`.
+pub fn gelu_backward(x: &[f32], d: &mut [f32]) {
     let _time = scope(Phase::Elementwise);
     kernel! {
-        fn run<S>(dx: &mut [f32], x: &[f32], dout: &[f32]) {
-            for ((dx, &x), d) in dx.iter_mut().zip(x).zip(dout) {
+        fn run<S>(d: &mut [f32], x: &[f32]) {
+            for (d, &x) in d.iter_mut().zip(x) {
                 let s = sigmoid::<S>(2.0 * GELU.0 * x * fma::<S>(GELU.1 * x, x, 1.0));
                 let slope = 2.0 * GELU.0 * fma::<S>(3.0 * GELU.1 * x, x, 1.0);
-                *dx = s * fma::<S>(x * slope, 1.0 - s, 1.0) * d;
+                *d *= s * fma::<S>(x * slope, 1.0 - s, 1.0);
             }
         }
     }
-    zip2(dx, x, dout, run);
+    zip(d, x, run);
 }
 
 /// ReLU²: `out = max(0, x)^2`.
 pub fn relu2(x: &[f32], out: &mut [f32]) {
     let _time = scope(Phase::Elementwise);
     kernel! {
-        fn run<S>(out: &mut [f32], x: &[f32], _twice: &[f32]) {
+        fn run<S>(out: &mut [f32], x: &[f32]) {
             for (o, &x) in out.iter_mut().zip(x) {
                 let r = if x < 0.0 { 0.0 } else { x };
                 *o = r * r;
             }
         }
     }
-    zip2(out, x, x, run);
+    zip(out, x, run);
 }
 
-/// Backward of [`relu2`]: `dx = 2 max(0, x) * dout`.
-pub fn relu2_backward(x: &[f32], dout: &[f32], dx: &mut [f32]) {
+/// Backward of [`relu2`]: `d`, the gradient by the output, becomes that by `x`, `2 max(0, x) * d`.
+pub fn relu2_backward(x: &[f32], d: &mut [f32]) {
     let _time = scope(Phase::Elementwise);
     kernel! {
-        fn run<S>(dx: &mut [f32], x: &[f32], dout: &[f32]) {
-            for ((dx, &x), d) in dx.iter_mut().zip(x).zip(dout) {
-                *dx = 2.0 * if x < 0.0 { 0.0 } else { x } * d;
+        fn run<S>(d: &mut [f32], x: &[f32]) {
+            for (d, &x) in d.iter_mut().zip(x) {
+                *d *= 2.0 * if x < 0.0 { 0.0 } else { x };
             }
         }
     }
-    zip2(dx, x, dout, run);
+    zip(d, x, run);
 }
 
 /// `sum x^2` in f64, the same for any number of threads.

@@ -74,24 +74,22 @@ impl FeedForward {
         grads: &mut Gradients,
     ) {
         let len = saved.up.len();
-        let (mut act, mut dact, mut dup) = (ws.take(len), ws.take(len), ws.take(len));
+        // `d` is the gradient by the activation, then that by the up projection.
+        let (mut act, mut d) = (ws.take(len), ws.take(len));
         self.activate(saved, &mut act);
-        self.down_proj.backward(&act, dout, &mut dact, false, grads);
+        self.down_proj.backward(&act, dout, &mut d, false, grads);
         match self.activation {
-            Activation::SwiGlu => {
-                kernels::silu_mul_backward(&saved.gate, &saved.up, &dact, &mut act, &mut dup)
-            }
-            Activation::Gelu => kernels::gelu_backward(&saved.up, &dact, &mut dup),
-            Activation::Relu2 => kernels::relu2_backward(&saved.up, &dact, &mut dup),
+            Activation::SwiGlu => kernels::silu_mul_backward(&saved.gate, &saved.up, &mut d, &mut act),
+            Activation::Gelu => kernels::gelu_backward(&saved.up, &mut d),
+            Activation::Relu2 => kernels::relu2_backward(&saved.up, &mut d),
         }
-        self.up_proj.backward(h, &dup, dh, false, grads);
+        self.up_proj.backward(h, &d, dh, false, grads);
         if let Some(gate) = &self.gate_proj {
             // `act` holds the gate's gradient now.
             gate.backward(h, &act, dh, true, grads);
         }
-        for buffer in [act, dact, dup] {
-            ws.give(buffer);
-        }
+        ws.give(act);
+        ws.give(d);
     }
 
     fn activate(&self, saved: &FeedForwardSaved, act: &mut [f32]) {

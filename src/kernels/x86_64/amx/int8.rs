@@ -197,7 +197,8 @@ impl Sums {
         let at = r * PANEL + half;
         // SAFETY: by the caller's word.
         unsafe {
-            let mut total = if self.before { _mm512_loadu_ps(self.totals.add(at)) } else { _mm512_setzero_ps() };
+            let mut total =
+                if self.before { _mm512_loadu_ps(self.totals.add(at)) } else { _mm512_setzero_ps() };
             for piece in 0..N {
                 let scale = _mm512_loadu_ps(self.scales.add(piece * self.next_scales + half));
                 let sum = _mm512_load_si512(self.squares.add(piece * PANEL * PANEL + at).cast());
