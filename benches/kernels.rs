@@ -243,7 +243,7 @@ fn cross_entropy(bench: &mut Bench) {
         "cross_entropy with gradient",
         Limit::Memory,
         [both(rows * VOCAB), written(rows)],
-        |_, [logits, loss]| kernels::cross_entropy(logits, VOCAB, &targets, Some(scale), loss),
+        |_, [logits, loss]| kernels::cross_entropy(logits, VOCAB, VOCAB, &targets, Some(scale), loss),
         |[logits, _], [gradient, loss]| {
             for r in some_of(rows) {
                 let (row, target) = (wide(&logits[r * VOCAB..][..VOCAB]), targets[r] as usize);

@@ -9,18 +9,24 @@ use super::profile::{Phase, scope};
 /// The target of a position that is not scored.
 pub const IGNORE: u32 = u32::MAX;
 
-/// For each row of `classes` logits: writes `-ln softmax(row)[target]` to `loss` (0 where the target is [`IGNORE`]) and,
+/// For each row of `classes` logits, `stride` apart: writes `-ln softmax(row)[target]` to `loss` (0 where the target is [`IGNORE`]) and,
 /// if `scale` is given, replaces the row by its gradient, `scale * (softmax - onehot)`.
 pub fn cross_entropy(
     logits: &mut [f32],
     classes: usize,
+    stride: usize,
     targets: &[u32],
     scale: Option<f32>,
     loss: &mut [f32],
 ) {
     let _time = scope(Phase::CrossEntropy);
-    assert!(logits.len() == targets.len() * classes && loss.len() == targets.len(), "{} rows", targets.len());
-    logits.par_chunks_mut(classes).zip(targets).zip(loss).for_each(|((row, &target), loss)| {
+    let rows = targets.len();
+    assert!(
+        stride >= classes && logits.len() == rows * stride && loss.len() == rows,
+        "{rows} rows of {stride}"
+    );
+    logits.par_chunks_mut(stride).zip(targets).zip(loss).for_each(|((row, &target), loss)| {
+        let row = &mut row[..classes];
         if target == IGNORE {
             *loss = 0.0;
             if scale.is_some() {

@@ -32,6 +32,18 @@ pub struct Target<'a> {
     pub add: bool,
 }
 
+impl Target<'_> {
+    /// Panics unless `m` rows of `n` values lie inside the data.
+    pub(super) fn check(&self, m: usize, n: usize) {
+        let Target { data, stride, .. } = self;
+        assert!(
+            m == 0 || *stride >= n && data.len() >= (m - 1) * stride + n,
+            "[{m}, {n}], {stride} apart, in {} values",
+            data.len()
+        );
+    }
+}
+
 /// Whether a product may use all threads.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Threads {
@@ -152,7 +164,7 @@ pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>
     if m == 0 || n == 0 {
         return;
     }
-    assert!(c.stride >= n && c.data.len() >= (m - 1) * c.stride + n, "the result does not fit its slice");
+    c.check(m, n);
     if k == 0 {
         if !c.add {
             c.data.chunks_mut(c.stride).take(m).for_each(|row| row[..n].fill(0.0));

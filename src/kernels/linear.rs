@@ -60,28 +60,38 @@ const FEW_ROWS: usize = 6;
 /// assert_eq!(y, [-1.0, 24.0]);
 /// ```
 pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
+    assert_eq!(x.len() / w.cols() * w.rows(), y.len(), "rows of {} and of {}", w.cols(), w.rows());
+    forward_to(x, w, Target { data: y, stride: w.rows(), add });
+}
+
+/// [`forward`] to rows that may stand apart.
+pub fn forward_to(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
     let _time = scope(Phase::Forward);
     let (out, inputs) = (w.rows(), w.cols());
     let n = x.len() / inputs;
-    assert_eq!((x.len(), y.len()), (n * inputs, n * out), "x [{n}, {inputs}], y [{n}, {out}]");
+    assert_eq!(x.len(), n * inputs, "x [{n}, {inputs}]");
+    y.check(n, out);
+    if n == 0 {
+        return;
+    }
     #[cfg(target_arch = "x86_64")]
     match w {
-        Matrix::Ternary(t) if on_tiles(n, t) => return amx::forward(x, t, y, add),
-        Matrix::TernaryInt8(t) if on_tiles(n, t) => return amx::forward_int8(x, t, y, add),
+        Matrix::Ternary(t) if on_tiles(n, t) => return amx::forward(x, t, y),
+        Matrix::TernaryInt8(t) if on_tiles(n, t) => return amx::forward_int8(x, t, y),
         _ => {}
     }
     if let Matrix::TernaryInt8(t) = w {
-        return lookup::int8::forward(x, t, y, add);
+        return lookup::int8::forward(x, t, y);
     }
     if n < FEW_ROWS {
-        return few_rows(x, w, y, add);
+        return few_rows(x, w, y);
     }
     let rhs = match w {
         Matrix::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs).t()),
-        Matrix::Ternary(t) if lookup::pays(n, t) => return lookup::forward(x, t, y, add),
+        Matrix::Ternary(t) if lookup::pays(n, t) => return lookup::forward(x, t, y),
         Matrix::Ternary(t) | Matrix::TernaryInt8(t) => Rhs::TernaryT(t),
     };
-    gemm(n, out, inputs, View::rows(x, inputs), rhs, Target { data: y, stride: out, add }, Threads::All);
+    gemm(n, out, inputs, View::rows(x, inputs), rhs, y, Threads::All);
 }
 
 /// Whether the tile units multiply `n` rows with the matrix.
@@ -92,34 +102,50 @@ fn on_tiles(n: usize, w: &TernaryMatrix) -> bool {
 
 /// `dx (+)= dy W` with `dy` `[n, out]`, `dx` `[n, in]`.
 pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], add: bool) {
+    assert_eq!(dx.len() / w.cols() * w.rows(), dy.len(), "rows of {} and of {}", w.cols(), w.rows());
+    backward_input_from(dy, w.rows(), w, dx, add);
+}
+
+/// [`backward_input`] from rows `stride` apart.
+pub fn backward_input_from(dy: &[f32], stride: usize, w: Matrix<'_>, dx: &mut [f32], add: bool) {
     let _time = scope(Phase::InputGradient);
     let (out, inputs) = (w.rows(), w.cols());
-    let n = dy.len() / out;
-    assert_eq!((dx.len(), dy.len()), (n * inputs, n * out), "dx [{n}, {inputs}], dy [{n}, {out}]");
+    let n = dx.len() / inputs;
+    assert!(dx.len() == n * inputs && stride >= out, "dx [{n}, {inputs}], dy [{n}, {out}], {stride} apart");
+    if n == 0 {
+        return;
+    }
+    let dy = &dy[..(n - 1) * stride + out];
     #[cfg(target_arch = "x86_64")]
     if let Matrix::Ternary(t) | Matrix::TernaryInt8(t) = w
         && on_tiles(n, t)
     {
-        return amx::backward_input(dy, t, dx, add);
+        return amx::backward_input(dy, stride, t, dx, add);
     }
     let rhs = match w {
         Matrix::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs)),
         Matrix::Ternary(t) | Matrix::TernaryInt8(t) if lookup::pays(n, t) => {
-            return lookup::backward_input(dy, t, dx, add);
+            return lookup::backward_input(dy, stride, t, dx, add);
         }
         Matrix::Ternary(t) | Matrix::TernaryInt8(t) => Rhs::Ternary(t),
     };
-    gemm(n, inputs, out, View::rows(dy, out), rhs, Target { data: dx, stride: inputs, add }, Threads::All);
+    gemm(n, inputs, out, View::rows(dy, stride), rhs, Target { data: dx, stride: inputs, add }, Threads::All);
 }
 
 /// `dW += dyᵀ x` with `dy` `[n, out]`, `x` `[n, in]`, `dW` `[out, in]`: the gradient at the weights that the forward
 /// pass used.
 pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], out: usize, inputs: usize) {
+    assert_eq!(x.len() / inputs * out, dy.len(), "rows of {inputs} and of {out}");
+    backward_weight_from(dy, out, x, dw, out, inputs);
+}
+
+/// [`backward_weight`] from rows of `dy` that are `stride` apart.
+pub fn backward_weight_from(dy: &[f32], stride: usize, x: &[f32], dw: &mut [f32], out: usize, inputs: usize) {
     let _time = scope(Phase::WeightGradient);
-    let n = dy.len() / out;
+    let n = x.len() / inputs;
     assert_eq!((x.len(), dw.len()), (n * inputs, out * inputs), "x [{n}, {inputs}], dW [{out}, {inputs}]");
     let target = Target { data: dw, stride: inputs, add: true };
-    gemm(out, inputs, n, View::rows(dy, out).t(), Rhs::Dense(View::rows(x, inputs)), target, Threads::All);
+    gemm(out, inputs, n, View::rows(dy, stride).t(), Rhs::Dense(View::rows(x, inputs)), target, Threads::All);
 }
 
 /// Calls `f` with `x` as [`forward`] by `w` uses it, which is where the gradient by the weights is taken: rounded to 8
@@ -155,14 +181,14 @@ pub fn backward_bias(dy: &[f32], db: &mut [f32]) {
 }
 
 /// The product for a few rows of `x`: the weight is read in its own order, once for each row of `x`, and not packed.
-fn few_rows(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
-    let (out, inputs) = (w.rows(), w.cols());
+fn few_rows(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
+    let (out, inputs, add) = (w.rows(), w.cols(), y.add);
     if out == 0 {
         return;
     }
     let block = if out * inputs < 1 << 16 { out } else { 64 };
-    for (x, y) in x.chunks(inputs).zip(y.chunks_mut(out)) {
-        y.par_chunks_mut(block).enumerate().for_each(|(b, y)| match w {
+    for (x, y) in x.chunks(inputs).zip(y.data.chunks_mut(y.stride)) {
+        y[..out].par_chunks_mut(block).enumerate().for_each(|(b, y)| match w {
             Matrix::Dense { data, .. } => dense_dots(x, &data[b * block * inputs..], y, add),
             Matrix::Ternary(t) | Matrix::TernaryInt8(t) => ternary_dots(x, t, b * block, y, add),
         });

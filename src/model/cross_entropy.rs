@@ -1,10 +1,14 @@
 //! Cross-entropy fused with the output head: logits exist for a few rows at a time, never for all `N x V`.
 
 use super::{Gradients, Param, Workspace};
-use crate::kernels::{self, IGNORE, linear};
+use crate::kernels::{self, IGNORE, Target, linear};
 
 /// Bytes of logits that may exist at once.
 const LOGITS: usize = 64 << 20;
+
+/// Values in a line of the cache, and in a page.
+const LINE: usize = 16;
+const PAGE: usize = 1024;
 
 /// A sum over the positions that are scored.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -30,14 +34,22 @@ impl std::ops::AddAssign for Loss {
 
 /// Rows of logits made at a time.
 pub fn rows_at_once(vocab: usize) -> usize {
-    (LOGITS / 4 / vocab).clamp(16, 4096)
+    (LOGITS / 4 / stride(vocab)).clamp(16, 4096)
+}
+
+/// From a row of logits to the next: whole lines of the cache, and not a multiple of a page, whose lines would all be
+/// wanted at the same place of the cache.
+fn stride(vocab: usize) -> usize {
+    let lines = vocab.next_multiple_of(LINE);
+    if lines.is_multiple_of(PAGE) { lines + LINE } else { lines }
 }
 
 /// `-sum ln softmax(h Wᵀ)[targets]` over the positions whose target is not [`IGNORE`].
 pub fn forward(h: &[f32], head: &Param, targets: &[u32], ws: &mut Workspace) -> Loss {
     let mut loss = Loss::default();
     each_chunk(h, head, targets, ws, |logits, targets, losses, _| {
-        kernels::cross_entropy(logits, head.shape[0], targets, None, losses);
+        let vocab = head.shape[0];
+        kernels::cross_entropy(logits, vocab, stride(vocab), targets, None, losses);
         loss += summed(losses, targets);
     });
     loss
@@ -55,15 +67,16 @@ pub fn forward_backward(
     grads: &mut Gradients,
 ) -> Loss {
     let [vocab, width] = head.shape[..] else { unreachable!("a head is a matrix") };
+    let stride = stride(vocab);
     let mut loss = Loss::default();
     let dw = grads.of(head);
     each_chunk(h, head, targets, ws, |logits, targets, losses, row| {
-        kernels::cross_entropy(logits, vocab, targets, Some(scale), losses);
+        kernels::cross_entropy(logits, vocab, stride, targets, Some(scale), losses);
         let rows = row * width..(row + targets.len()) * width;
         linear::as_used(&h[rows.clone()], head.matrix(), |h| {
-            linear::backward_weight(logits, h, dw, vocab, width)
+            linear::backward_weight_from(logits, stride, h, dw, vocab, width)
         });
-        linear::backward_input(logits, head.matrix(), &mut dh[rows], false);
+        linear::backward_input_from(logits, stride, head.matrix(), &mut dh[rows], false);
         loss += summed(losses, targets);
     });
     loss
@@ -74,7 +87,8 @@ pub fn predict(h: &[f32], head: &Param, ws: &mut Workspace) -> Vec<u32> {
     let mut out = Vec::new();
     let targets = vec![IGNORE; h.len() / head.shape[1]];
     each_chunk(h, head, &targets, ws, |logits, _, _, _| {
-        for row in logits.chunks(head.shape[0]) {
+        let vocab = head.shape[0];
+        for row in logits.chunks(stride(vocab)).map(|row| &row[..vocab]) {
             let best = row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best });
             out.push(best as u32);
         }
@@ -82,7 +96,7 @@ pub fn predict(h: &[f32], head: &Param, ws: &mut Workspace) -> Vec<u32> {
     out
 }
 
-/// Calls `f(logits, targets, losses, first row)` for one chunk of rows after the other.
+/// Calls `f(logits, targets, losses, first row)` for one chunk of rows after the other; logits are a [`stride`] apart.
 fn each_chunk(
     h: &[f32],
     head: &Param,
@@ -91,11 +105,11 @@ fn each_chunk(
     mut f: impl FnMut(&mut [f32], &[u32], &mut [f32], usize),
 ) {
     let [vocab, width] = head.shape[..] else { unreachable!("a head is a matrix") };
-    let rows = rows_at_once(vocab);
+    let (rows, stride) = (rows_at_once(vocab), stride(vocab));
     for (i, targets) in targets.chunks(rows).enumerate() {
-        let (mut logits, mut losses) = (ws.take(targets.len() * vocab), ws.take(targets.len()));
+        let (mut logits, mut losses) = (ws.take(targets.len() * stride), ws.take(targets.len()));
         let h = &h[i * rows * width..(i * rows + targets.len()) * width];
-        linear::forward(h, head.matrix(), &mut logits, false);
+        linear::forward_to(h, head.matrix(), Target { data: &mut logits, stride, add: false });
         f(&mut logits, targets, &mut losses, i * rows);
         ws.give(logits);
         ws.give(losses);

@@ -11,6 +11,7 @@ use std::cell::RefCell;
 
 use super::plan::{self, CHUNK, ENTRIES, Plan, Record, TABLES};
 use super::{CHUNK_ENTRIES, Lanes, TILE, from_lanes, into_lanes};
+use crate::kernels::gemm::Target;
 use crate::kernels::isa::kernel;
 use crate::kernels::simd::Simd;
 use crate::ternary::TernaryMatrix;
@@ -52,8 +53,9 @@ thread_local! {
 }
 
 /// `y (+)= x̂ Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`.
-pub(in crate::kernels) fn forward(x: &[f32], w: &TernaryMatrix, y: &mut [f32], add: bool) {
+pub(in crate::kernels) fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
     let (out, inputs) = (w.rows(), w.cols());
+    let Target { data: y, stride, add } = y;
     let mut plan = super::PLAN.take();
     let mut rounded = ROUNDED.take();
     for first in (0..out).step_by(plan::ROWS) {
@@ -62,9 +64,9 @@ pub(in crate::kernels) fn forward(x: &[f32], w: &TernaryMatrix, y: &mut [f32], a
             rounded.fill(&plan, x, inputs);
         }
         let tiles = rounded.inputs.par_chunks(plan.padded()).zip(rounded.scales.par_chunks(TOKENS));
-        tiles.zip(y.par_chunks_mut(TOKENS * out)).for_each(|((inputs, scales), y)| {
+        tiles.zip(y.par_chunks_mut(TOKENS * stride)).for_each(|((inputs, scales), y)| {
             let mut scratch = SCRATCH.take();
-            tile(&plan, inputs, scales, &mut y[first..], out, add, &mut scratch);
+            tile(&plan, inputs, scales, &mut y[first..], stride, add, &mut scratch);
             SCRATCH.set(scratch);
         });
     }

@@ -23,6 +23,7 @@ mod tables;
 use rayon::prelude::*;
 use std::cell::RefCell;
 
+use super::gemm::Target;
 use super::isa::kernel;
 use super::simd::Simd;
 use crate::ternary::TernaryMatrix;
@@ -49,22 +50,23 @@ thread_local! {
 }
 
 /// `y (+)= x Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`.
-pub(super) fn forward(x: &[f32], w: &TernaryMatrix, y: &mut [f32], add: bool) {
+pub(super) fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
+    let Target { data, stride, add } = y;
     let mut plan = PLAN.take();
     for first in (0..w.rows()).step_by(plan::ROWS) {
         plan.pack_rows(w, first, plan::ROWS.min(w.rows() - first));
-        run(&plan, x, w.cols(), 0, &mut Output { data: y, stride: w.rows(), first, add });
+        run(&plan, x, w.cols(), 0, &mut Output { data, stride, first, add });
     }
     PLAN.set(plan);
 }
 
-/// `dx (+)= dy Ŵ`, `dy` `[n, out]`, `dx` `[n, in]`.
-pub(super) fn backward_input(dy: &[f32], w: &TernaryMatrix, dx: &mut [f32], add: bool) {
+/// `dx (+)= dy Ŵ`, `dy` `[n, out]`, rows `stride` apart, `dx` `[n, in]`.
+pub(super) fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f32], add: bool) {
     let mut plan = PLAN.take();
     for first in (0..w.rows()).step_by(plan::INNER) {
         plan.pack_columns(w, first, plan::INNER.min(w.rows() - first));
         let add = add || first > 0;
-        run(&plan, dy, w.rows(), first, &mut Output { data: dx, stride: w.cols(), first: 0, add });
+        run(&plan, dy, stride, first, &mut Output { data: dx, stride: w.cols(), first: 0, add });
     }
     PLAN.set(plan);
 }

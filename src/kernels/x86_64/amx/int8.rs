@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::tiles::{Accumulators, Line, PANEL, STEP, TILE, Tiles, times_trits_int8};
 use super::trits::words_of_rows;
 use super::{BLOCK, Output, ROWS, SOME_COLUMNS, Scratch, each, first, pieces, scales_of};
+use crate::kernels::gemm::Target;
 use crate::kernels::lookup::PIECE;
 use crate::kernels::lookup::int8::{inverse, scale_of};
 use crate::ternary::{CODES_PER_WORD, TernaryMatrix};
@@ -19,10 +20,10 @@ const SUMS: usize = 4;
 const _: () = assert!(BLOCK == PIECE);
 
 /// `y (+)= x̂ Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`; `w` [`fits`](super::fits).
-pub fn forward(x: &[f32], w: &TernaryMatrix, y: &mut [f32], add: bool) {
-    let (out, inputs) = (w.rows(), w.cols());
+pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
+    let (out, inputs, add) = (w.rows(), w.cols(), y.add);
     let pieces = pieces(w);
-    let y = Output::new(y, out, x.len() / inputs, out);
+    let y = Output::new(y, x.len() / inputs, out);
     // SAFETY: this instruction set was found on this machine.
     each(y, ROWS, out, |rows, columns, scratch| unsafe {
         let x = &x[rows.start * inputs..rows.end * inputs];

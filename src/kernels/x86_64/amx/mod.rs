@@ -114,13 +114,9 @@ unsafe impl Send for Output {}
 unsafe impl Sync for Output {}
 
 impl Output {
-    fn new(data: &mut [f32], stride: usize, rows: usize, columns: usize) -> Self {
-        assert!(
-            rows == 0 || data.len() >= (rows - 1) * stride + columns,
-            "[{rows}, {columns}] of {}",
-            data.len()
-        );
-        Self { at: data.as_mut_ptr(), stride, rows, columns }
+    fn new(target: Target<'_>, rows: usize, columns: usize) -> Self {
+        target.check(rows, columns);
+        Self { at: target.data.as_mut_ptr(), stride: target.stride, rows, columns }
     }
 
     /// Asks for the panel of rows below `(row, column)`: its turn comes soon, and it comes from memory.
@@ -193,11 +189,12 @@ fn scales_of(w: &TernaryMatrix, rows: Range<usize>, group: usize, to: &mut [f32]
 }
 
 /// `y (+)= x Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`; `w` [`fits`].
-pub fn forward(x: &[f32], w: &TernaryMatrix, y: &mut [f32], add: bool) {
+pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
     let (out, inputs) = (w.rows(), w.cols());
     let n = x.len() / inputs;
     let x = Operand::a(View::rows(x, inputs), n, inputs).expect("rows are contiguous");
-    let y = Output::new(y, out, n, out);
+    let add = y.add;
+    let y = Output::new(y, n, out);
     let pieces = pieces(w);
     // SAFETY: this instruction set was found on this machine.
     each(y, ROWS, out, |rows, columns, scratch| unsafe {
@@ -308,12 +305,12 @@ unsafe fn scale_into(
     }
 }
 
-/// `dx (+)= dy Ŵ`, `dy` `[n, out]`, `dx` `[n, in]`; `w` [`fits`].
-pub fn backward_input(dy: &[f32], w: &TernaryMatrix, dx: &mut [f32], add: bool) {
+/// `dx (+)= dy Ŵ`, `dy` `[n, out]`, rows `stride` apart, `dx` `[n, in]`; `w` [`fits`].
+pub fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f32], add: bool) {
     let (out, inputs) = (w.rows(), w.cols());
-    let n = dy.len() / out;
-    let dy = Operand::a(View::rows(dy, out), n, out).expect("rows are contiguous");
-    let dx = Output::new(dx, inputs, n, inputs);
+    let n = dx.len() / inputs;
+    let dy = Operand::a(View::rows(dy, stride), n, out).expect("rows are contiguous");
+    let dx = Output::new(Target { data: dx, stride: inputs, add }, n, inputs);
     // SAFETY: this instruction set was found on this machine.
     each(dx, ROWS, inputs, |rows, columns, scratch| unsafe {
         backward_input_task(dy, w, rows, columns, dx, add, scratch)
@@ -408,7 +405,7 @@ unsafe fn into(
 pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: View<'_>, c: Target<'_>, parallel: bool) -> bool {
     let (Some(a), Some(b)) = (Operand::a(a, m, k), Operand::b(b, k, n)) else { return false };
     let add = c.add;
-    let c = Output::new(c.data, c.stride, m, n);
+    let c = Output::new(c, m, n);
     // SAFETY: this instruction set was found on this machine.
     let task = |rows: Range<usize>, columns: Range<usize>, scratch: &mut Scratch| unsafe {
         gemm_task(a, b, k, rows, columns, c, add, scratch)
