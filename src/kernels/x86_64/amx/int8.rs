@@ -21,19 +21,18 @@ const _: () = assert!(BLOCK == PIECE);
 
 /// `y (+)= x̂ Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`; `w` [`fits`](super::fits).
 pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
-    let (out, inputs, add) = (w.rows(), w.cols(), y.add);
+    let (out, inputs) = (w.rows(), w.cols());
     let pieces = pieces(w);
     let y = Output::new(y, x.len() / inputs, out);
     // SAFETY: this instruction set was found on this machine.
     each(y, ROWS, out, |rows, columns, scratch| unsafe {
         let x = &x[rows.start * inputs..rows.end * inputs];
-        task(x, w, &pieces, rows, columns, y, add, scratch)
+        task(x, w, &pieces, rows, columns, y, scratch)
     });
 }
 
 /// The rows that `x` holds, and those columns of the result.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-#[allow(clippy::too_many_arguments)]
 fn task(
     x: &[f32],
     w: &TernaryMatrix,
@@ -41,7 +40,6 @@ fn task(
     rows: Range<usize>,
     columns: Range<usize>,
     y: Output,
-    add: bool,
     scratch: &mut Scratch,
 ) {
     // SAFETY: this instruction set was found on this machine.
@@ -96,7 +94,7 @@ fn task(
                         sums.count += 1;
                         if number + 1 == pieces.len() {
                             let width = (some - q * PANEL).min(PANEL);
-                            sums.finish(&row_scales[p * PANEL..], width, y, i, j, add);
+                            sums.finish(&row_scales[p * PANEL..], width, y, i, j);
                         } else if sums.count == SUMS {
                             sums.add_up();
                         }
@@ -144,14 +142,14 @@ impl Sums {
     /// # Safety
     /// As of [`Sums::add_up`]; the rectangle lies in the result, and nobody else touches it.
     #[target_feature(enable = "avx512f")]
-    unsafe fn finish(&self, row_scales: &[f32], width: usize, y: Output, i: usize, j: usize, add: bool) {
+    unsafe fn finish(&self, row_scales: &[f32], width: usize, y: Output, i: usize, j: usize) {
         // SAFETY: by the caller's word.
         unsafe {
             match self.count {
-                1 => self.finish_some::<1>(row_scales, width, y, i, j, add),
-                2 => self.finish_some::<2>(row_scales, width, y, i, j, add),
-                3 => self.finish_some::<3>(row_scales, width, y, i, j, add),
-                _ => self.finish_some::<SUMS>(row_scales, width, y, i, j, add),
+                1 => self.finish_some::<1>(row_scales, width, y, i, j),
+                2 => self.finish_some::<2>(row_scales, width, y, i, j),
+                3 => self.finish_some::<3>(row_scales, width, y, i, j),
+                _ => self.finish_some::<SUMS>(row_scales, width, y, i, j),
             }
         }
     }
@@ -166,7 +164,6 @@ impl Sums {
         y: Output,
         i: usize,
         j: usize,
-        add: bool,
     ) {
         for (r, scale) in row_scales.iter().enumerate().take(PANEL) {
             for half in (0..width).step_by(TILE) {
@@ -175,7 +172,7 @@ impl Sums {
                 unsafe {
                     let to = y.at(i + r, j + half);
                     let mut value = _mm512_mul_ps(self.row::<N>(r, half), _mm512_set1_ps(*scale));
-                    if add {
+                    if y.add {
                         value = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), value);
                     }
                     if mask == u16::MAX {

@@ -107,6 +107,8 @@ struct Output {
     stride: usize,
     rows: usize,
     columns: usize,
+    /// Add to what is there, instead of replacing it.
+    add: bool,
 }
 // SAFETY: every task writes a rectangle of its own.
 unsafe impl Send for Output {}
@@ -116,7 +118,7 @@ unsafe impl Sync for Output {}
 impl Output {
     fn new(target: Target<'_>, rows: usize, columns: usize) -> Self {
         target.check(rows, columns);
-        Self { at: target.data.as_mut_ptr(), stride: target.stride, rows, columns }
+        Self { at: target.data.as_mut_ptr(), stride: target.stride, rows, columns, add: target.add }
     }
 
     /// Asks for the panel of rows below `(row, column)`: its turn comes soon, and it comes from memory.
@@ -193,17 +195,15 @@ pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
     let (out, inputs) = (w.rows(), w.cols());
     let n = x.len() / inputs;
     let x = Operand::a(View::rows(x, inputs), n, inputs).expect("rows are contiguous");
-    let add = y.add;
     let y = Output::new(y, n, out);
     let pieces = pieces(w);
     // SAFETY: this instruction set was found on this machine.
     each(y, ROWS, out, |rows, columns, scratch| unsafe {
-        forward_task(x, w, &pieces, rows, columns, y, add, scratch)
+        forward_task(x, w, &pieces, rows, columns, y, scratch)
     });
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-#[allow(clippy::too_many_arguments)]
 fn forward_task(
     x: Operand<'_>,
     w: &TernaryMatrix,
@@ -211,7 +211,6 @@ fn forward_task(
     rows: Range<usize>,
     columns: Range<usize>,
     y: Output,
-    add: bool,
     scratch: &mut Scratch,
 ) {
     // SAFETY: this instruction set was found on this machine.
@@ -240,7 +239,7 @@ fn forward_task(
                 let scales = first(&mut scratch.factors, across * PANEL, 0.0);
                 let group = piece.start / w.group();
                 scales_of(w, j0..j0 + some, group, scales);
-                let add = add || block + at > 0;
+                let add = y.add || block + at > 0;
                 for (p, a) in part.chunks_exact(LINES * steps).enumerate() {
                     let i = rows.start + p * PANEL;
                     for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
@@ -313,7 +312,7 @@ pub fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f3
     let dx = Output::new(Target { data: dx, stride: inputs, add }, n, inputs);
     // SAFETY: this instruction set was found on this machine.
     each(dx, ROWS, inputs, |rows, columns, scratch| unsafe {
-        backward_input_task(dy, w, rows, columns, dx, add, scratch)
+        backward_input_task(dy, w, rows, columns, dx, scratch)
     });
 }
 
@@ -324,7 +323,6 @@ fn backward_input_task(
     rows: Range<usize>,
     columns: Range<usize>,
     dx: Output,
-    add: bool,
     scratch: &mut Scratch,
 ) {
     // SAFETY: this instruction set was found on this machine.
@@ -334,7 +332,7 @@ fn backward_input_task(
         let kc = (w.rows() - k0).min(BLOCK);
         let steps = kc.div_ceil(DEPTH);
         let a = &mut a[..LINES * steps];
-        let add = add || k0 > 0;
+        let add = dx.add || k0 > 0;
         for group in columns.start / w.group()..columns.end.div_ceil(w.group()) {
             let scales = first(&mut scratch.factors, kc, 0.0);
             scales_of(w, k0..k0 + kc, group, scales);
@@ -404,11 +402,10 @@ unsafe fn into(
 /// operand is not contiguous in either direction. On this thread alone, unless `parallel`.
 pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: View<'_>, c: Target<'_>, parallel: bool) -> bool {
     let (Some(a), Some(b)) = (Operand::a(a, m, k), Operand::b(b, k, n)) else { return false };
-    let add = c.add;
     let c = Output::new(c, m, n);
     // SAFETY: this instruction set was found on this machine.
     let task = |rows: Range<usize>, columns: Range<usize>, scratch: &mut Scratch| unsafe {
-        gemm_task(a, b, k, rows, columns, c, add, scratch)
+        gemm_task(a, b, k, rows, columns, c, scratch)
     };
     if parallel {
         each(c, ROWS, COLUMNS, task);
@@ -425,7 +422,6 @@ pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: View<'_>, c: Target<'_
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-#[allow(clippy::too_many_arguments)]
 fn gemm_task(
     a: Operand<'_>,
     b: Operand<'_>,
@@ -433,7 +429,6 @@ fn gemm_task(
     rows: Range<usize>,
     columns: Range<usize>,
     c: Output,
-    add: bool,
     scratch: &mut Scratch,
 ) {
     // SAFETY: this instruction set was found on this machine.
@@ -441,7 +436,7 @@ fn gemm_task(
     for k0 in (0..k).step_by(BLOCK) {
         let kc = (k - k0).min(BLOCK);
         let steps = kc.div_ceil(DEPTH);
-        let add = add || k0 > 0;
+        let add = c.add || k0 > 0;
         let b_packed = first(&mut scratch.b, columns.len().div_ceil(PANEL) * LINES * steps, Line::ZERO);
         split::pack(b, Side::B, columns.start, k0, kc, None, b_packed);
         let a_packed = first(&mut scratch.a, LINES * steps, Line::ZERO);
