@@ -9,6 +9,8 @@ const LOGITS: usize = 64 << 20;
 /// Values in a line of the cache, and in a page.
 const LINE: usize = 16;
 const PAGE: usize = 1024;
+/// Rows that kernels take together: what is left over costs as much as a whole one.
+const PANEL: usize = 32;
 
 /// A sum over the positions that are scored.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -34,7 +36,7 @@ impl std::ops::AddAssign for Loss {
 
 /// Rows of logits made at a time.
 pub fn rows_at_once(vocab: usize) -> usize {
-    (LOGITS / 4 / stride(vocab)).clamp(16, 4096)
+    (LOGITS / 4 / stride(vocab)).clamp(PANEL, 4096) / PANEL * PANEL
 }
 
 /// From a row of logits to the next: whole lines of the cache, and not a multiple of a page, whose lines would all be
