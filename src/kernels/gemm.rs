@@ -4,8 +4,8 @@
 //! The blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008): one panel stays
 //! in the first-level cache while those of the other operand stream past it from the second.
 
-use rayon::prelude::*;
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::isa::kernel;
 use super::pack::{A_SLACK, Rhs, TOGETHER, View, pack_a, pack_b};
@@ -13,12 +13,11 @@ use super::threads;
 #[cfg(target_arch = "x86_64")]
 use super::{isa::Isa, x86_64::amx};
 
-/// Columns of `B` and rows of `A` packed at a time, for all threads; multiples of every register tile.
-const NC: usize = 4096;
-const MC: usize = 16 * 14 * 12;
-/// Columns of a task: 256 x 384 x 4 bytes lie in a second-level cache beside the task's panels of `A`. More tasks than
-/// workers, so that a worker that something else slows down does less.
-const TASK_COLUMNS: usize = 256;
+/// Columns of `B` and rows of `A` packed at a time; multiples of every register tile.
+const NC: usize = 1024;
+const MC: usize = 14 * 6 * 4;
+/// Columns of `B` that panels of `A` meet one after the other: 256 x 384 x 4 bytes lie in a second-level cache.
+const SOME_COLUMNS: usize = 256;
 /// Values in a cache line.
 const LINE: usize = 16;
 /// Multiplications below which a fork costs more than it brings.
@@ -171,71 +170,68 @@ pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>
         }
         return;
     }
+    let workers = if threads == Threads::All && m * n * k >= SERIAL { threads::count() } else { 1 };
     #[cfg(target_arch = "x86_64")]
     if let Rhs::Dense(b) = b
         && Isa::current() == Isa::Amx
         && amx::pays(m, n, k)
     {
         let c = Target { data: &mut *c.data, ..c };
-        let parallel = threads == Threads::All && m * n * k >= SERIAL;
-        if amx::gemm(m, n, k, a, b, c, parallel) {
+        if amx::gemm(m, n, k, a, b, c, workers) {
             return;
         }
     }
-    let workers = match threads {
-        Threads::All if m * n * k >= SERIAL => threads::count(),
-        _ => 1,
-    };
+    let (mr, nr, ..) = blocking();
+    let to = SendPtr(c.data.as_mut_ptr());
+    threads::rectangles((m, n), (m, n), (mr, nr), workers, |rows, columns| {
+        rectangle((m, n, k), a, b, rows, columns, to, c.stride, c.add)
+    });
+}
+
+/// Some rows and columns of [`gemm`]'s result, on this thread: it packs what it needs for itself, and waits for no other.
+#[allow(clippy::too_many_arguments)]
+fn rectangle(
+    (m, n, k): (usize, usize, usize),
+    a: View<'_>,
+    b: Rhs<'_>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    c: SendPtr,
+    ldc: usize,
+    add: bool,
+) {
     let (mr, nr, kc, stream) = blocking();
-    let out = SendPtr(c.data.as_mut_ptr());
     let kc = k.div_ceil(k.div_ceil(kc)).next_multiple_of(16);
-    // Columns of a task: every worker has one, also where the result is narrow and low.
-    let width = n.div_ceil(workers).clamp(nr, TASK_COLUMNS).next_multiple_of(nr);
-    for j0 in (0..n).step_by(NC) {
-        let nc = NC.min(n - j0);
+    for j0 in columns.clone().step_by(NC) {
+        let nc = NC.min(columns.end - j0);
         for k0 in (0..k).step_by(kc) {
             let kc = kc.min(k - k0);
-            let add = c.add || k0 > 0;
+            let add = add || k0 > 0;
             let b_stride = kc.next_multiple_of(16) * nr;
             with_buffer(&B_BUFFER, nc.div_ceil(nr) * b_stride, |b_packed| {
-                each(workers, b_packed, b_stride, |p, panel| pack_b(b, n, j0 + p * nr, k0, kc, panel));
-                for i0 in (0..m).step_by(MC) {
-                    let mc = MC.min(m - i0);
+                for (p, panel) in b_packed.chunks_mut(b_stride).enumerate() {
+                    pack_b(b, n, j0 + p * nr, k0, kc, panel);
+                }
+                for i0 in rows.clone().step_by(MC) {
+                    let mc = MC.min(rows.end - i0);
                     let (panels, a_stride) = (mc.div_ceil(mr), kc * mr + A_SLACK);
                     with_buffer(&A_BUFFER, panels * a_stride, |a_packed| {
-                        each(workers, a_packed, TOGETHER * a_stride, |p, panels| {
-                            pack_a(a, m, i0 + p * TOGETHER * mr, k0, kc, panels, a_stride)
-                        });
-                        let groups = panels.div_ceil(TOGETHER);
-                        let task = |t: usize| {
-                            let (j, first) = (t / groups * width, t % groups * TOGETHER);
-                            let cols = width.min(nc - j);
-                            for p in (first..panels.min(first + TOGETHER)).step_by(stream) {
+                        for (p, panels) in a_packed.chunks_mut(TOGETHER * a_stride).enumerate() {
+                            pack_a(a, m, i0 + p * TOGETHER * mr, k0, kc, panels, a_stride);
+                        }
+                        for j in (0..nc).step_by(SOME_COLUMNS) {
+                            let cols = SOME_COLUMNS.min(nc - j);
+                            for p in (0..panels).step_by(stream) {
                                 let row = p * mr;
                                 let rows = (stream * mr).min(mc - row);
                                 let (a, b) = (&a_packed[p * a_stride..], &b_packed[j / nr * b_stride..]);
-                                let target = out.at((i0 + row) * c.stride + j0 + j);
-                                panels_times_block(rows, cols, kc, a, a_stride, b, target, c.stride, add);
+                                let c = c.at((i0 + row) * ldc + j0 + j);
+                                panels_times_block(rows, cols, kc, a, a_stride, b, c, ldc, add);
                             }
-                        };
-                        let tasks = nc.div_ceil(width) * groups;
-                        if workers > 1 {
-                            (0..tasks).into_par_iter().with_max_len(1).for_each(task);
-                        } else {
-                            (0..tasks).for_each(task);
                         }
                     });
                 }
             });
         }
-    }
-}
-
-/// Calls `f(index, chunk)` on chunks of `size` values, in parallel when there is more than one worker.
-fn each(workers: usize, data: &mut [f32], size: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
-    if workers > 1 {
-        data.par_chunks_mut(size).enumerate().for_each(|(i, chunk)| f(i, chunk));
-    } else {
-        data.chunks_mut(size).enumerate().for_each(|(i, chunk)| f(i, chunk));
     }
 }

@@ -2,6 +2,10 @@
 
 use rayon::prelude::*;
 use std::cell::Cell;
+use std::ops::Range;
+
+/// Rectangles for each thread, so that one that something else slows down does less.
+const EACH: usize = 2;
 
 thread_local! {
     static ALONE: Cell<bool> = const { Cell::new(false) };
@@ -23,4 +27,81 @@ pub fn side_by_side<T: Send, R: Send>(work: Vec<T>, f: impl Fn((usize, T)) -> R 
         result
     };
     work.into_par_iter().enumerate().with_max_len(1).map(run).collect()
+}
+
+/// Calls `f` on rectangles of a result, rows and columns, that cover all of it: on each of `threads` the same work.
+/// They are at most `most` high and wide, and multiples of `unit` except at the ends.
+pub(super) fn rectangles(
+    (rows, columns): (usize, usize),
+    most: (usize, usize),
+    unit: (usize, usize),
+    threads: usize,
+    f: impl Fn(Range<usize>, Range<usize>) + Sync,
+) {
+    let part = |len: usize, most: usize, unit: usize| len.div_ceil(len.div_ceil(most)).next_multiple_of(unit);
+    let (mut height, mut width) = (part(rows, most.0, unit.0), part(columns, most.1, unit.1));
+    let wanted = if threads > 1 { EACH * threads } else { 1 };
+    while rows.div_ceil(height) * columns.div_ceil(width) < wanted {
+        // The longer side, of those that leave two units.
+        let (low, narrow) = (height <= 2 * unit.0, width <= 2 * unit.1);
+        let (side, unit) = match (low, narrow) {
+            (true, true) => break,
+            (true, false) => (&mut width, unit.1),
+            (false, false) if width >= height => (&mut width, unit.1),
+            (false, _) => (&mut height, unit.0),
+        };
+        *side = (*side / 2).next_multiple_of(unit);
+    }
+    let across = columns.div_ceil(width);
+    let task = |t: usize| {
+        let (i, j) = (t / across * height, t % across * width);
+        f(i..(i + height).min(rows), j..(j + width).min(columns));
+    };
+    let tasks = rows.div_ceil(height) * across;
+    if wanted > 1 && tasks > 1 {
+        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+    } else {
+        (0..tasks).for_each(task);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn rectangles_cover_everything_once() {
+        for (size, most, unit) in [
+            ((1, 1), (9, 9), (4, 8)),
+            ((100, 37), (100, 37), (14, 32)),
+            ((513, 70), (384, 64), (32, 32)),
+            ((5, 1000), (96, 1000), (6, 16)),
+        ] {
+            for threads in [1, 2, 3, 16] {
+                let seen = Mutex::new(vec![0; size.0 * size.1]);
+                let count = Mutex::new(0);
+                rectangles(size, most, unit, threads, |rows, columns| {
+                    assert!(rows.start.is_multiple_of(unit.0) && columns.start.is_multiple_of(unit.1));
+                    *count.lock().unwrap() += 1;
+                    let mut seen = seen.lock().unwrap();
+                    rows.for_each(|i| columns.clone().for_each(|j| seen[i * size.1 + j] += 1));
+                });
+                assert!(seen.into_inner().unwrap().iter().all(|n| *n == 1), "{size:?}, {threads} threads");
+                let enough = size.0.div_ceil(2 * unit.0) * size.1.div_ceil(2 * unit.1);
+                assert!(count.into_inner().unwrap() >= enough.min(threads), "{size:?}, {threads} threads");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_side_by_side_keep_to_their_threads_and_their_order() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        for (parts, alone) in [(2, false), (3, true), (8, true)] {
+            let counts = pool.install(|| side_by_side((0..parts).collect(), |(i, x)| (i, x, count())));
+            let wanted: Vec<_> = (0..parts).map(|i| (i, i, if alone { 1 } else { 3 })).collect();
+            assert_eq!(counts, wanted);
+        }
+        assert_eq!(pool.install(count), 3, "afterwards they share their work again");
+    }
 }

@@ -10,6 +10,7 @@ use super::{BLOCK, Output, ROWS, SOME_COLUMNS, Scratch, each, first, pieces, sca
 use crate::kernels::gemm::Target;
 use crate::kernels::lookup::PIECE;
 use crate::kernels::lookup::int8::{inverse, scale_of};
+use crate::kernels::threads;
 use crate::ternary::{CODES_PER_WORD, TernaryMatrix};
 
 /// Values of `k` in a step.
@@ -25,7 +26,7 @@ pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
     let pieces = pieces(w);
     let y = Output::new(y, x.len() / inputs, out);
     // SAFETY: this instruction set was found on this machine.
-    each(y, ROWS, out, |rows, columns, scratch| unsafe {
+    each(y, ROWS, out, threads::count(), |rows, columns, scratch| unsafe {
         let x = &x[rows.start * inputs..rows.end * inputs];
         task(x, w, &pieces, rows, columns, y, scratch)
     });

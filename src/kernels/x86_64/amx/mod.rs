@@ -18,7 +18,6 @@ mod split;
 mod tiles;
 mod trits;
 
-use rayon::prelude::*;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -43,8 +42,6 @@ const COLUMNS: usize = 512;
 const TOGETHER: usize = 4;
 /// Columns of `B` packed at a time, of trits.
 const SOME_COLUMNS: usize = 256;
-/// Tasks for each thread, so that one that something else slows down does less.
-const TASKS: usize = 2;
 /// Multiplications below which packing into tiles costs more than it brings: 32 x 64 x 64 is faster in tiles, 48 x 48 x 48
 /// and 32 x 32 x 64 are not.
 const SMALL: usize = 1 << 17;
@@ -140,37 +137,20 @@ impl Output {
     }
 }
 
-/// Calls `f` on rectangles that cover the result, at most `rows` by `columns`, in parallel.
+/// Calls `f` on rectangles that cover the result, at most `rows` by `columns`, shared out among `threads`.
 fn each(
     result: Output,
     rows: usize,
     columns: usize,
+    threads: usize,
     f: impl Fn(Range<usize>, Range<usize>, &mut Scratch) + Sync,
 ) {
-    let wanted = if threads::count() > 1 { TASKS * threads::count() } else { 1 };
-    // Blocks of about the same size, whole panels each.
-    let parts = |len: usize, most: usize| len.div_ceil(len.div_ceil(most)).next_multiple_of(PANEL);
-    let (mut height, mut width) =
-        (parts(result.rows, rows), parts(result.columns, columns.min(result.columns)));
-    while result.rows.div_ceil(height) * result.columns.div_ceil(width) < wanted
-        && height.max(width) > 2 * PANEL
-    {
-        let side = if width >= height { &mut width } else { &mut height };
-        *side = (*side / 2).next_multiple_of(PANEL);
-    }
-    let across = result.columns.div_ceil(width);
-    let task = |t: usize| {
-        let (i, j) = (t / across * height, t % across * width);
+    let size = (result.rows, result.columns);
+    threads::rectangles(size, (rows, columns), (PANEL, PANEL), threads, |rows, columns| {
         let mut scratch = SCRATCH.take();
-        f(i..(i + height).min(result.rows), j..(j + width).min(result.columns), &mut scratch);
+        f(rows, columns, &mut scratch);
         SCRATCH.set(scratch);
-    };
-    let tasks = result.rows.div_ceil(height) * across;
-    if wanted > 1 && tasks > 1 {
-        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
-    } else {
-        (0..tasks).for_each(task);
-    }
+    });
 }
 
 /// Inputs in pieces of a group, each at most a block.
@@ -198,7 +178,7 @@ pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
     let y = Output::new(y, n, out);
     let pieces = pieces(w);
     // SAFETY: this instruction set was found on this machine.
-    each(y, ROWS, out, |rows, columns, scratch| unsafe {
+    each(y, ROWS, out, threads::count(), |rows, columns, scratch| unsafe {
         forward_task(x, w, &pieces, rows, columns, y, scratch)
     });
 }
@@ -311,7 +291,7 @@ pub fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f3
     let dy = Operand::a(View::rows(dy, stride), n, out).expect("rows are contiguous");
     let dx = Output::new(Target { data: dx, stride: inputs, add }, n, inputs);
     // SAFETY: this instruction set was found on this machine.
-    each(dx, ROWS, inputs, |rows, columns, scratch| unsafe {
+    each(dx, ROWS, inputs, threads::count(), |rows, columns, scratch| unsafe {
         backward_input_task(dy, w, rows, columns, dx, scratch)
     });
 }
@@ -399,25 +379,15 @@ unsafe fn into(
 }
 
 /// `C (+)= A B` as [`gemm`](super::super::gemm::gemm), whose checks have been made; false, and nothing done, when an
-/// operand is not contiguous in either direction. On this thread alone, unless `parallel`.
-pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: View<'_>, c: Target<'_>, parallel: bool) -> bool {
+/// operand is not contiguous in either direction. On so many threads at most.
+pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: View<'_>, c: Target<'_>, threads: usize) -> bool {
     let (Some(a), Some(b)) = (Operand::a(a, m, k), Operand::b(b, k, n)) else { return false };
     let c = Output::new(c, m, n);
     // SAFETY: this instruction set was found on this machine.
     let task = |rows: Range<usize>, columns: Range<usize>, scratch: &mut Scratch| unsafe {
         gemm_task(a, b, k, rows, columns, c, scratch)
     };
-    if parallel {
-        each(c, ROWS, COLUMNS, task);
-    } else {
-        let mut scratch = SCRATCH.take();
-        for i in (0..m).step_by(ROWS) {
-            for j in (0..n).step_by(COLUMNS) {
-                task(i..(i + ROWS).min(m), j..(j + COLUMNS).min(n), &mut scratch);
-            }
-        }
-        SCRATCH.set(scratch);
-    }
+    each(c, ROWS, COLUMNS, threads, task);
     true
 }
 
