@@ -58,7 +58,6 @@ pub fn forward(h: &[f32], head: &Param, targets: &[u32], ws: &mut Workspace) -> 
 }
 
 /// [`forward`] together with its backward: `dh = scale * dloss/dh`, and the head's gradient added to.
-#[allow(clippy::too_many_arguments)]
 pub fn forward_backward(
     h: &[f32],
     head: &Param,

@@ -63,7 +63,6 @@ impl FeedForward {
     }
 
     /// Mirror of [`FeedForward::forward`]: from `dout` the gradients of all weights, and `dh`.
-    #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
         h: &[f32],

@@ -32,7 +32,9 @@ impl Gradients {
 
     /// That of one of the parameters that these were taken from.
     pub fn of(&mut self, param: &Param) -> &mut [f32] {
-        &mut self.0[param.place()]
+        let grad = &mut self.0[param.place()];
+        assert_eq!(grad.len(), param.len(), "the gradient of {}", param.name);
+        grad
     }
 
     /// Makes these as large as `other`, zeros where they are new.
