@@ -170,6 +170,12 @@ fn elementwise_kernels_equal_the_reference() {
             close(&out, &x.iter().map(|x| reference::gelu(*x as f64)).collect::<Vec<_>>(), 4, "gelu");
             k::relu2(&x, &mut out);
             close(&out, &x.iter().map(|x| reference::relu2(*x as f64)).collect::<Vec<_>>(), 4, "relu2");
+            k::copy(&mut out, &x);
+            assert!(out == x, "copy");
+            let mut added = y.clone();
+            k::absorb(&mut out, &mut added);
+            assert!(out.iter().zip(x.iter().zip(&y)).all(|(sum, (x, y))| *sum == x + y), "absorb");
+            assert!(added.iter().all(|x| *x == 0.0), "absorb leaves zeros");
             let squares: f64 = x.iter().map(|x| (*x as f64).powi(2)).sum();
             assert!((k::sum_squares(&x) - squares).abs() <= 1e-12 * squares);
         }

@@ -14,7 +14,7 @@ use crate::formats::Form;
 use crate::formats::hf::HfConfig;
 use crate::formats::tensors::{Data, Tensor, write_safetensors};
 use crate::kernels::{self, peak, profile};
-use crate::model::{Decoder, Model, cross_entropy};
+use crate::model::{Decoder, Model, Sequences, cross_entropy};
 use crate::train::{Source, Synthetic, Trainer};
 
 #[derive(Args)]
@@ -242,7 +242,8 @@ fn min_bytes_per_step(trainer: &Trainer) -> f64 {
     let rows = t.batch * trainer.source.seq();
     let moments: usize =
         trainer.optimizer.tensors(decoder).iter().map(|m| m.shape.iter().product::<usize>()).sum();
-    let chunks = rows.div_ceil(cross_entropy::rows_at_once(c.vocab_size));
+    let parts = decoder.parts(Sequences::new(t.batch, trainer.source.seq()));
+    let chunks = rows.div_ceil(parts).div_ceil(cross_entropy::rows_at_once(c.vocab_size));
     let head = if c.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
 
     // Of the update: gradients are zeroed, read for the norm and read again; weights are read and written, moments too.
@@ -257,7 +258,7 @@ fn min_bytes_per_step(trainer: &Trainer) -> f64 {
         if p.ternary().is_some() {
             once += used;
         }
-        // Forward and input gradient read the weights; the weight gradient reads and writes the sum. The head's
+        // Of each part, forward and input gradient read the weights; the weight gradient reads and writes the sum. The head's
         // products are made chunk by chunk. Of an embedding that is no head a batch touches some rows, which count
         // nothing.
         let passes = match p.name.as_str() {
@@ -265,7 +266,9 @@ fn min_bytes_per_step(trainer: &Trainer) -> f64 {
             "model.embed_tokens.weight" => 0,
             _ => 1,
         };
-        each_batch += passes * (2 * used + 8 * p.len());
+        each_batch += parts * passes * (2 * used + 8 * p.len());
+        // Gradients of further parts are added to those of the first and set to zero.
+        each_batch += (parts - 1) * 4 * 4 * p.len();
     }
     // Logits are made, replaced by their gradient, and read by two products.
     each_batch += 4 * rows * (5 * c.vocab_size + 2 * c.layers * saved_by_block(c));

@@ -9,8 +9,19 @@ use super::profile::{Phase, scope};
 /// The target of a position that is not scored.
 pub const IGNORE: u32 = u32::MAX;
 
-/// For each row of `classes` logits, `stride` apart: writes `-ln softmax(row)[target]` to `loss` (0 where the target is [`IGNORE`]) and,
-/// if `scale` is given, replaces the row by its gradient, `scale * (softmax - onehot)`.
+/// Values in a line of the cache, and in a page.
+const LINE: usize = 16;
+const PAGE: usize = 1024;
+
+/// From a row of logits to the next, best: whole lines of the cache, and not a multiple of a page, whose lines would all be
+/// wanted at the same place of the cache.
+pub fn logits_stride(classes: usize) -> usize {
+    let lines = classes.next_multiple_of(LINE);
+    if lines.is_multiple_of(PAGE) { lines + LINE } else { lines }
+}
+
+/// For each row of `classes` logits, `stride` apart: writes `-ln softmax(row)[target]` to `loss` (0 where the target is
+/// [`IGNORE`]) and, if `scale` is given, replaces the row by its gradient, `scale * (softmax - onehot)`.
 pub fn cross_entropy(
     logits: &mut [f32],
     classes: usize,

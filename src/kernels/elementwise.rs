@@ -57,6 +57,12 @@ fn zip2(out: &mut [f32], a: &[f32], b: &[f32], f: fn(&mut [f32], &[f32], &[f32])
         .for_each(|((o, a), b)| f(o, a, b));
 }
 
+/// `out = x`
+pub fn copy(out: &mut [f32], x: &[f32]) {
+    let _time = scope(Phase::Elementwise);
+    zip(out, x, |out, x| out.copy_from_slice(x));
+}
+
 /// `out += x`
 pub fn add_assign(out: &mut [f32], x: &[f32]) {
     let _time = scope(Phase::Elementwise);
@@ -70,8 +76,9 @@ pub fn add_assign(out: &mut [f32], x: &[f32]) {
     zip(out, x, run);
 }
 
-/// `out += x; x = 0`
+/// `out += x; x = 0`: a gradient added to another.
 pub fn absorb(out: &mut [f32], x: &mut [f32]) {
+    let _time = scope(Phase::WeightGradient);
     kernel! {
         fn run<S>(out: &mut [f32], x: &mut [f32]) {
             for (o, x) in out.iter_mut().zip(x) {
@@ -81,6 +88,9 @@ pub fn absorb(out: &mut [f32], x: &mut [f32]) {
         }
     }
     assert_eq!(out.len(), x.len());
+    if out.len() <= 2 * CHUNK {
+        return run(out, x);
+    }
     out.par_chunks_mut(CHUNK).zip(x.par_chunks_mut(CHUNK)).for_each(|(out, x)| run(out, x));
 }
 

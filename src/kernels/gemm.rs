@@ -16,7 +16,7 @@ use super::{isa::Isa, x86_64::amx};
 /// Columns of `B` and rows of `A` packed at a time; multiples of every register tile.
 const NC: usize = 1024;
 const MC: usize = 14 * 6 * 4;
-/// Columns of `B` that panels of `A` meet one after the other: 256 x 384 x 4 bytes lie in a second-level cache.
+/// Columns of `B` that panels of `A` meet one after the other: at most 256 x 512 x 4 bytes, in a second-level cache.
 const SOME_COLUMNS: usize = 256;
 /// Values in a cache line.
 const LINE: usize = 16;
@@ -43,6 +43,35 @@ impl Target<'_> {
     }
 }
 
+/// A result that tasks write disjoint rectangles of.
+#[derive(Clone, Copy)]
+pub(super) struct Output {
+    at: *mut f32,
+    /// In values.
+    pub stride: usize,
+    pub rows: usize,
+    pub columns: usize,
+    /// Add to what is there, instead of replacing it.
+    pub add: bool,
+}
+// SAFETY: every task writes a rectangle of its own.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+impl Output {
+    pub fn new(target: Target<'_>, rows: usize, columns: usize) -> Self {
+        target.check(rows, columns);
+        Self { at: target.data.as_mut_ptr(), stride: target.stride, rows, columns, add: target.add }
+    }
+
+    /// Where a value stands; inside the result if it is one of these.
+    #[inline(always)]
+    pub fn at(&self, row: usize, column: usize) -> *mut f32 {
+        self.at.wrapping_add(row * self.stride + column)
+    }
+}
+
 /// Whether a product may use all threads.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Threads {
@@ -63,7 +92,7 @@ kernel! {
     /// result at `c`.
     ///
     /// The caller vouches that `c` points at `rows` rows of `cols` values, `ldc` apart, that nobody else touches.
-    fn panels_times_block<S>(rows: usize, cols: usize, kc: usize, a: &[f32], a_stride: usize, b: &[f32], c: SendPtr, ldc: usize, add: bool) {
+    fn panels_times_block<S>(rows: usize, cols: usize, kc: usize, a: &[f32], a_stride: usize, b: &[f32], c: *mut f32, ldc: usize, add: bool) {
         let nr = S::NV * S::LANES;
         let b_stride = kc.next_multiple_of(16) * nr;
         assert!(a_stride >= kc * S::MR && a.len() >= (rows.div_ceil(S::MR) - 1) * a_stride + kc * S::MR);
@@ -75,7 +104,7 @@ kernel! {
                 unsafe {
                     let a = a.as_ptr().add(q * a_stride);
                     let b = b.as_ptr().add(p * b_stride);
-                    let c = c.at(i * ldc + j).0;
+                    let c = c.add(i * ldc + j);
                     if j + nr <= cols {
                         S::tile(rows, kc, a, b, c, ldc, add);
                         continue;
@@ -94,27 +123,12 @@ kernel! {
     }
 }
 
-/// A pointer into a result whose rectangles are written by different threads.
-#[derive(Clone, Copy)]
-struct SendPtr(*mut f32);
-// SAFETY: every task of `gemm` writes a rectangle of its own.
-unsafe impl Send for SendPtr {}
-// SAFETY: as above.
-unsafe impl Sync for SendPtr {}
-
-impl SendPtr {
-    fn at(self, offset: usize) -> SendPtr {
-        SendPtr(self.0.wrapping_add(offset))
-    }
-}
-
 thread_local! {
     static A_BUFFER: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static B_BUFFER: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `f` on a buffer of this thread that is kept from call to call. It is taken out while in use: a task that rayon
-/// runs on this thread in the meantime gets another.
+/// Runs `f` on a buffer of this thread that is kept from call to call.
 fn with_buffer<R>(
     key: &'static std::thread::LocalKey<RefCell<Vec<f32>>>,
     len: usize,
@@ -170,54 +184,44 @@ pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>
         }
         return;
     }
-    let workers = if threads == Threads::All && m * n * k >= SERIAL { threads::count() } else { 1 };
+    let wanted = if threads == Threads::All && m * n * k >= SERIAL { threads::pieces() } else { 1 };
     #[cfg(target_arch = "x86_64")]
     if let Rhs::Dense(b) = b
         && Isa::current() == Isa::Amx
         && amx::pays(m, n, k)
     {
         let c = Target { data: &mut *c.data, ..c };
-        if amx::gemm(m, n, k, a, b, c, workers) {
+        if amx::gemm(m, n, k, a, b, c, wanted) {
             return;
         }
     }
     let (mr, nr, ..) = blocking();
-    let to = SendPtr(c.data.as_mut_ptr());
-    threads::rectangles((m, n), (m, n), (mr, nr), workers, |rows, columns| {
-        rectangle((m, n, k), a, b, rows, columns, to, c.stride, c.add)
+    let c = Output::new(c, m, n);
+    threads::rectangles((m, n), (m, n), (mr, nr), wanted, |rows, columns| {
+        rectangle(k, a, b, rows, columns, c)
     });
 }
 
 /// Some rows and columns of [`gemm`]'s result, on this thread: it packs what it needs for itself, and waits for no other.
-#[allow(clippy::too_many_arguments)]
-fn rectangle(
-    (m, n, k): (usize, usize, usize),
-    a: View<'_>,
-    b: Rhs<'_>,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    c: SendPtr,
-    ldc: usize,
-    add: bool,
-) {
+fn rectangle(k: usize, a: View<'_>, b: Rhs<'_>, rows: Range<usize>, columns: Range<usize>, c: Output) {
     let (mr, nr, kc, stream) = blocking();
     let kc = k.div_ceil(k.div_ceil(kc)).next_multiple_of(16);
     for j0 in columns.clone().step_by(NC) {
         let nc = NC.min(columns.end - j0);
         for k0 in (0..k).step_by(kc) {
             let kc = kc.min(k - k0);
-            let add = add || k0 > 0;
+            let add = c.add || k0 > 0;
             let b_stride = kc.next_multiple_of(16) * nr;
             with_buffer(&B_BUFFER, nc.div_ceil(nr) * b_stride, |b_packed| {
                 for (p, panel) in b_packed.chunks_mut(b_stride).enumerate() {
-                    pack_b(b, n, j0 + p * nr, k0, kc, panel);
+                    pack_b(b, c.columns, j0 + p * nr, k0, kc, panel);
                 }
                 for i0 in rows.clone().step_by(MC) {
                     let mc = MC.min(rows.end - i0);
                     let (panels, a_stride) = (mc.div_ceil(mr), kc * mr + A_SLACK);
                     with_buffer(&A_BUFFER, panels * a_stride, |a_packed| {
                         for (p, panels) in a_packed.chunks_mut(TOGETHER * a_stride).enumerate() {
-                            pack_a(a, m, i0 + p * TOGETHER * mr, k0, kc, panels, a_stride);
+                            pack_a(a, c.rows, i0 + p * TOGETHER * mr, k0, kc, panels, a_stride);
                         }
                         for j in (0..nc).step_by(SOME_COLUMNS) {
                             let cols = SOME_COLUMNS.min(nc - j);
@@ -225,8 +229,8 @@ fn rectangle(
                                 let row = p * mr;
                                 let rows = (stream * mr).min(mc - row);
                                 let (a, b) = (&a_packed[p * a_stride..], &b_packed[j / nr * b_stride..]);
-                                let c = c.at((i0 + row) * ldc + j0 + j);
-                                panels_times_block(rows, cols, kc, a, a_stride, b, c, ldc, add);
+                                let to = c.at(i0 + row, j0 + j);
+                                panels_times_block(rows, cols, kc, a, a_stride, b, to, c.stride, add);
                             }
                         }
                     });

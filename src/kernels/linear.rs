@@ -64,7 +64,7 @@ pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
     forward_to(x, w, Target { data: y, stride: w.rows(), add });
 }
 
-/// [`forward`] to rows that may stand apart.
+/// [`forward`] to rows that may stand apart; more of them stay as they are.
 pub fn forward_to(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
     let _time = scope(Phase::Forward);
     let (out, inputs) = (w.rows(), w.cols());
@@ -74,6 +74,7 @@ pub fn forward_to(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
     if n == 0 {
         return;
     }
+    let y = Target { data: &mut y.data[..(n - 1) * y.stride + out], ..y };
     #[cfg(target_arch = "x86_64")]
     match w {
         Matrix::Ternary(t) if on_tiles(n, t) => return amx::forward(x, t, y),
@@ -144,6 +145,7 @@ pub fn backward_weight_from(dy: &[f32], stride: usize, x: &[f32], dw: &mut [f32]
     let _time = scope(Phase::WeightGradient);
     let n = x.len() / inputs;
     assert_eq!((x.len(), dw.len()), (n * inputs, out * inputs), "x [{n}, {inputs}], dW [{out}, {inputs}]");
+    assert!(stride >= out, "rows of {out}, {stride} apart");
     let target = Target { data: dw, stride: inputs, add: true };
     gemm(out, inputs, n, View::rows(dy, stride).t(), Rhs::Dense(View::rows(x, inputs)), target, Threads::All);
 }

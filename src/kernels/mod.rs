@@ -29,9 +29,9 @@ mod threads;
 mod x86_64;
 
 pub use attention::{AttentionShape, attention, attention_backward};
-pub use cross_entropy::{IGNORE, cross_entropy};
+pub use cross_entropy::{IGNORE, cross_entropy, logits_stride};
 pub use elementwise::{
-    absorb, add_assign, all_finite, fill_zero, gelu, gelu_backward, relu2, relu2_backward, silu_mul,
+    absorb, add_assign, all_finite, copy, fill_zero, gelu, gelu_backward, relu2, relu2_backward, silu_mul,
     silu_mul_backward, sum_squares,
 };
 pub use embedding::{gather, scatter_add, unpack_row};
@@ -45,4 +45,4 @@ pub use optimizer::{AdamW, Latents, Pass, Rule, Updated, scale_add, update};
 pub use pack::{Rhs, View};
 pub use project::project;
 pub use rope::{RopeTable, rope};
-pub use threads::side_by_side;
+pub(crate) use threads::side_by_side;

@@ -55,8 +55,8 @@ static ZEROS: [f32; 16] = [0.0; 16];
 /// Space between two panels of `A`: the last transposed store reaches past the panel's end.
 pub(super) const A_SLACK: usize = 16;
 
-/// Panels of `A` packed in one call, and multiplied in one task: of a transposed operand, a row holds a few values of
-/// each.
+/// Panels of `A` packed in one call, and streamed past one panel of `B`: of a transposed operand, a row holds a few values
+/// of each.
 pub(super) const TOGETHER: usize = 16;
 
 kernel! {

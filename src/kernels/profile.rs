@@ -1,4 +1,5 @@
-//! Where the time of a step goes. Off unless [`start`] was called on the thread that runs the step.
+//! Where the time of a step goes. Off unless [`start`] was called on the thread that runs the step, whose time alone is
+//! counted: of a batch taken in parts that of one part, and the wait for others as [`Phase::Other`].
 
 use std::cell::RefCell;
 use std::time::Instant;

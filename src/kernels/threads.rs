@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Rectangles for each thread, so that one that something else slows down does less.
+/// Pieces of an operation for each thread.
 const EACH: usize = 2;
 
 thread_local! {
@@ -16,8 +16,15 @@ pub(super) fn count() -> usize {
     if ALONE.get() { 1 } else { rayon::current_num_threads() }
 }
 
+/// Pieces that the operation at hand is best cut into: several for each thread, so that one that something else slows down
+/// does less; 1 where there is but one thread.
+pub(super) fn pieces() -> usize {
+    if count() > 1 { EACH * count() } else { 1 }
+}
+
 /// Calls `f` with each part of some work and its number, at the same time; the results in order. With as many parts as
-/// threads, or more, products within a part stay on the part's thread.
+/// threads, or more, [`count`] is 1 within a part: dense products and those on tiles are not cut for other threads. What is
+/// shared out by rayon alone may still be finished by a thread that has nothing else to do.
 pub fn side_by_side<T: Send, R: Send>(work: Vec<T>, f: impl Fn((usize, T)) -> R + Sync) -> Vec<R> {
     let enough = work.len() >= rayon::current_num_threads();
     let run = |part| {
@@ -29,18 +36,18 @@ pub fn side_by_side<T: Send, R: Send>(work: Vec<T>, f: impl Fn((usize, T)) -> R 
     work.into_par_iter().enumerate().with_max_len(1).map(run).collect()
 }
 
-/// Calls `f` on rectangles of a result, rows and columns, that cover all of it: on each of `threads` the same work.
-/// They are at most `most` high and wide, and multiples of `unit` except at the ends.
+/// Calls `f` on rectangles of a result, rows and columns, that cover all of it: at least as many as `wanted` if it is large
+/// enough, on this thread alone where that is 1. They are at most `most` high and wide, which are multiples of `unit` or
+/// the whole size, and multiples of `unit` except at the ends.
 pub(super) fn rectangles(
     (rows, columns): (usize, usize),
     most: (usize, usize),
     unit: (usize, usize),
-    threads: usize,
+    wanted: usize,
     f: impl Fn(Range<usize>, Range<usize>) + Sync,
 ) {
     let part = |len: usize, most: usize, unit: usize| len.div_ceil(len.div_ceil(most)).next_multiple_of(unit);
     let (mut height, mut width) = (part(rows, most.0, unit.0), part(columns, most.1, unit.1));
-    let wanted = if threads > 1 { EACH * threads } else { 1 };
     while rows.div_ceil(height) * columns.div_ceil(width) < wanted {
         // The longer side, of those that leave two units.
         let (low, narrow) = (height <= 2 * unit.0, width <= 2 * unit.1);
@@ -73,29 +80,30 @@ mod tests {
     #[test]
     fn rectangles_cover_everything_once() {
         for (size, most, unit) in [
-            ((1, 1), (9, 9), (4, 8)),
+            ((1, 1), (8, 8), (4, 8)),
             ((100, 37), (100, 37), (14, 32)),
             ((513, 70), (384, 64), (32, 32)),
             ((5, 1000), (96, 1000), (6, 16)),
         ] {
-            for threads in [1, 2, 3, 16] {
+            for wanted in [1, 2, 3, 16] {
                 let seen = Mutex::new(vec![0; size.0 * size.1]);
                 let count = Mutex::new(0);
-                rectangles(size, most, unit, threads, |rows, columns| {
+                rectangles(size, most, unit, wanted, |rows, columns| {
                     assert!(rows.start.is_multiple_of(unit.0) && columns.start.is_multiple_of(unit.1));
+                    assert!(rows.len() <= most.0 && columns.len() <= most.1);
                     *count.lock().unwrap() += 1;
                     let mut seen = seen.lock().unwrap();
                     rows.for_each(|i| columns.clone().for_each(|j| seen[i * size.1 + j] += 1));
                 });
-                assert!(seen.into_inner().unwrap().iter().all(|n| *n == 1), "{size:?}, {threads} threads");
+                assert!(seen.into_inner().unwrap().iter().all(|n| *n == 1), "{size:?}, {wanted} wanted");
                 let enough = size.0.div_ceil(2 * unit.0) * size.1.div_ceil(2 * unit.1);
-                assert!(count.into_inner().unwrap() >= enough.min(threads), "{size:?}, {threads} threads");
+                assert!(count.into_inner().unwrap() >= enough.min(wanted), "{size:?}, {wanted} wanted");
             }
         }
     }
 
     #[test]
-    fn parts_side_by_side_keep_to_their_threads_and_their_order() {
+    fn parts_side_by_side_know_that_they_are_and_keep_their_order() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         for (parts, alone) in [(2, false), (3, true), (8, true)] {
             let counts = pool.install(|| side_by_side((0..parts).collect(), |(i, x)| (i, x, count())));

@@ -191,7 +191,7 @@ fn rotate(
 ) {
     match norm {
         Some(norm) => norm.forward(x, out),
-        None => out.copy_from_slice(x),
+        None => kernels::copy(out, x),
     }
     kernels::rope(out, heads, rope, seqs.len, seqs.start, false);
 }
@@ -211,6 +211,6 @@ fn rotate_backward(
     kernels::rope(dout, heads, rope, seqs.len, seqs.start, true);
     match norm {
         Some(norm) => norm.backward(x, dout, dx, false, grads),
-        None => dx.copy_from_slice(dout),
+        None => kernels::copy(dx, dout),
     }
 }

@@ -1,14 +1,10 @@
 //! Cross-entropy fused with the output head: logits exist for a few rows at a time, never for all `N x V`.
 
 use super::{Gradients, Param, Workspace};
-use crate::kernels::{self, IGNORE, Target, linear};
+use crate::kernels::{self, IGNORE, Target, linear, logits_stride};
 
-/// Bytes of logits that may exist at once.
+/// Bytes of logits of a part of a batch that may exist at once.
 const LOGITS: usize = 64 << 20;
-
-/// Values in a line of the cache, and in a page.
-const LINE: usize = 16;
-const PAGE: usize = 1024;
 /// Rows that kernels take together: what is left over costs as much as a whole one.
 const PANEL: usize = 32;
 
@@ -36,14 +32,12 @@ impl std::ops::AddAssign for Loss {
 
 /// Rows of logits made at a time.
 pub fn rows_at_once(vocab: usize) -> usize {
-    (LOGITS / 4 / stride(vocab)).clamp(PANEL, 4096) / PANEL * PANEL
+    (LOGITS / 4 / logits_stride(vocab)).clamp(PANEL, 4096) / PANEL * PANEL
 }
 
-/// From a row of logits to the next: whole lines of the cache, and not a multiple of a page, whose lines would all be
-/// wanted at the same place of the cache.
-fn stride(vocab: usize) -> usize {
-    let lines = vocab.next_multiple_of(LINE);
-    if lines.is_multiple_of(PAGE) { lines + LINE } else { lines }
+/// Values of logits that exist at once for so many rows.
+pub fn logits_at_once(vocab: usize, rows: usize) -> usize {
+    rows.min(rows_at_once(vocab)) * logits_stride(vocab)
 }
 
 /// `-sum ln softmax(h Wᵀ)[targets]` over the positions whose target is not [`IGNORE`].
@@ -51,7 +45,7 @@ pub fn forward(h: &[f32], head: &Param, targets: &[u32], ws: &mut Workspace) -> 
     let mut loss = Loss::default();
     each_chunk(h, head, targets, ws, |logits, targets, losses, _| {
         let vocab = head.shape[0];
-        kernels::cross_entropy(logits, vocab, stride(vocab), targets, None, losses);
+        kernels::cross_entropy(logits, vocab, logits_stride(vocab), targets, None, losses);
         loss += summed(losses, targets);
     });
     loss
@@ -68,7 +62,7 @@ pub fn forward_backward(
     grads: &mut Gradients,
 ) -> Loss {
     let [vocab, width] = head.shape[..] else { unreachable!("a head is a matrix") };
-    let stride = stride(vocab);
+    let stride = logits_stride(vocab);
     let mut loss = Loss::default();
     let dw = grads.of(head);
     each_chunk(h, head, targets, ws, |logits, targets, losses, row| {
@@ -89,7 +83,7 @@ pub fn predict(h: &[f32], head: &Param, ws: &mut Workspace) -> Vec<u32> {
     let targets = vec![IGNORE; h.len() / head.shape[1]];
     each_chunk(h, head, &targets, ws, |logits, _, _, _| {
         let vocab = head.shape[0];
-        for row in logits.chunks(stride(vocab)).map(|row| &row[..vocab]) {
+        for row in logits.chunks(logits_stride(vocab)).map(|row| &row[..vocab]) {
             let best = row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best });
             out.push(best as u32);
         }
@@ -97,7 +91,7 @@ pub fn predict(h: &[f32], head: &Param, ws: &mut Workspace) -> Vec<u32> {
     out
 }
 
-/// Calls `f(logits, targets, losses, first row)` for one chunk of rows after the other; logits are a [`stride`] apart.
+/// Calls `f(logits, targets, losses, first row)` for one chunk of rows after the other; logits are a [`logits_stride`] apart.
 fn each_chunk(
     h: &[f32],
     head: &Param,
@@ -106,7 +100,7 @@ fn each_chunk(
     mut f: impl FnMut(&mut [f32], &[u32], &mut [f32], usize),
 ) {
     let [vocab, width] = head.shape[..] else { unreachable!("a head is a matrix") };
-    let (rows, stride) = (rows_at_once(vocab), stride(vocab));
+    let (rows, stride) = (rows_at_once(vocab), logits_stride(vocab));
     for (i, targets) in targets.chunks(rows).enumerate() {
         let (mut logits, mut losses) = (ws.take(targets.len() * stride), ws.take(targets.len()));
         let h = &h[i * rows * width..(i * rows + targets.len()) * width];

@@ -7,7 +7,7 @@ use super::feed_forward::{FeedForward, FeedForwardSaved};
 use super::{Embedding, Gradients, Linear, Loss, Param, RmsNorm, Workspace, cross_entropy};
 use crate::config::{Activations, ModelConfig, Scope};
 use crate::error::Result;
-use crate::kernels::RopeTable;
+use crate::kernels::{self, RopeTable};
 use crate::ternary::Grouping;
 
 /// `batch` sequences of `len` tokens each, the first of them at position `start`.
@@ -30,12 +30,14 @@ impl Sequences {
     }
 }
 
-/// Parameters above which a batch is not taken in parts: a second set of gradients is too much memory.
-const SMALL: usize = 1 << 23;
-/// Tokens of a part at least: this many, and one for so many parameters. And the most parts.
-const PART: usize = 256;
-const PARAMETERS_A_TOKEN: usize = 1 << 13;
-const MOST_PARTS: usize = 16;
+/// The most parts that a batch is taken in, and the most values that gradients and logits of all after the first have.
+const PARTS: usize = 16;
+const EXTRA: usize = 1 << 25;
+/// Tokens of a part, about, at least: what a part costs is its gradients, written and added up once.
+const PART: usize = 1024;
+/// The same of a model of few parameters, whose gradients stay in a second-level cache of 2 MiB.
+const SMALL_PART: usize = 256;
+const SMALL: usize = 1 << 19;
 
 /// One block: `x += attention(norm(x)); x += feed_forward(norm(x))`.
 #[derive(Clone, Debug)]
@@ -89,10 +91,10 @@ impl Block {
         ws: &mut Workspace,
     ) {
         let mut h = ws.take(x.len());
-        copy(x, &mut saved.x);
+        set(&mut saved.x, x);
         self.input_layernorm.forward(x, &mut h);
         self.self_attn.forward(&h, seqs, rope, &mut saved.attention, cache, ws, x);
-        copy(x, &mut saved.mid);
+        set(&mut saved.mid, x);
         self.post_attention_layernorm.forward(x, &mut h);
         self.mlp.forward(&h, seqs.rows(), &mut saved.feed_forward, ws, x);
         ws.give(h);
@@ -131,9 +133,9 @@ impl Block {
     }
 }
 
-fn copy(from: &[f32], to: &mut Vec<f32>) {
-    to.clear();
-    to.extend_from_slice(from);
+fn set(to: &mut Vec<f32>, from: &[f32]) {
+    to.resize(from.len(), 0.0);
+    kernels::copy(to, from);
 }
 
 /// Activations and scratch of one model, kept from step to step.
@@ -358,7 +360,7 @@ impl Decoder {
             let cache = cache.as_deref_mut().map(|c| &mut c.layers[i]);
             block.forward(&mut x, seqs, &self.rope, saved, cache, ws);
         }
-        copy(&x, last);
+        set(last, &x);
         self.norm.forward(last, &mut x);
         x
     }
@@ -376,7 +378,7 @@ impl Decoder {
 
     /// [`Decoder::loss`], and `scale` times its gradient added to every parameter's.
     ///
-    /// A small model takes a large batch in parts, side by side (see [`Decoder::parts`]).
+    /// A batch of many tokens passes through a model that is not large in parts, side by side.
     pub fn loss_and_gradient(
         &mut self,
         tokens: &[u32],
@@ -393,6 +395,7 @@ impl Decoder {
         self.reach(seqs);
         let mut grads = Gradients::take(self.params_mut());
         let parts = self.parts(seqs);
+        state.others.resize_with(parts - 1, Default::default);
         if parts == 1 {
             let loss = self.forward_backward(tokens, targets, seqs, scale, &mut state.pass, &mut grads);
             grads.put_back(self.params_mut());
@@ -400,7 +403,6 @@ impl Decoder {
         }
 
         let State { pass, others } = state;
-        others.resize_with(parts - 1, Default::default);
         others.iter_mut().for_each(|(_, part)| part.fit(&grads));
         let decoder = &*self;
         let run = |(part, (pass, grads)): (usize, (&mut Pass, &mut Gradients))| {
@@ -411,7 +413,7 @@ impl Decoder {
         };
         let mut work = vec![(pass, &mut grads)];
         work.extend(others.iter_mut().map(|(pass, part)| (pass, part)));
-        let losses: Vec<Loss> = crate::kernels::side_by_side(work, run);
+        let losses: Vec<Loss> = kernels::side_by_side(work, run);
         others.iter_mut().for_each(|(_, part)| grads.absorb(part));
         grads.put_back(self.params_mut());
         let mut loss = Loss::default();
@@ -419,16 +421,15 @@ impl Decoder {
         loss
     }
 
-    /// Parts of a batch that pass through the model side by side, each on a thread and with gradients of its own. Where an
-    /// operation takes microseconds, sharing out every single one costs more than adding up gradients at the end. Depends
-    /// on sizes alone, so that sums are the same for any number of threads.
-    fn parts(&self, seqs: Sequences) -> usize {
+    /// Parts of a batch that pass through the model side by side, each on a thread and with gradients of its own: sharing
+    /// out every single operation moves half of its operands from core to core, which costs more than adding up gradients
+    /// at the end. Depends on sizes alone, so that sums are the same for any number of threads.
+    pub fn parts(&self, seqs: Sequences) -> usize {
         let parameters: usize = self.params().map(Param::len).sum();
-        if parameters > SMALL {
-            return 1;
-        }
-        let parts = seqs.rows() / PART.max(parameters / PARAMETERS_A_TOKEN);
-        1 << parts.clamp(1, MOST_PARTS.min(seqs.batch)).ilog2()
+        let tokens = if parameters <= SMALL { SMALL_PART } else { PART };
+        let extra = parameters + cross_entropy::logits_at_once(self.config.vocab_size, seqs.rows());
+        let most = PARTS.min(1 + EXTRA / extra).min(seqs.batch.max(1));
+        1 << (seqs.rows() / tokens).clamp(1, most).ilog2()
     }
 
     /// Forward and backward of some sequences.
@@ -460,7 +461,7 @@ impl Decoder {
 
     /// The first tensor, in the order of the last forward pass, that holds a value that is not finite.
     pub fn first_not_finite(&self, state: &State) -> Option<String> {
-        let bad = |x: &[f32]| !crate::kernels::all_finite(x);
+        let bad = |x: &[f32]| !kernels::all_finite(x);
         if let Some(param) = self.params().find(|p| bad(&p.value)) {
             return Some(param.name.clone());
         }
@@ -478,7 +479,7 @@ impl Decoder {
         self.reach(seqs);
         let h = self.hidden(tokens, seqs, &mut state.pass, None, true);
         let mut logits = vec![0.0; tokens.len() * self.config.vocab_size];
-        crate::kernels::linear::forward(&h, self.head().matrix(), &mut logits, false);
+        kernels::linear::forward(&h, self.head().matrix(), &mut logits, false);
         state.pass.ws.give(h);
         logits
     }
@@ -508,7 +509,7 @@ impl Decoder {
         cache.len += tokens.len();
         let mut logits = vec![0.0; self.config.vocab_size];
         let last = &h[h.len() - self.config.hidden_size..];
-        crate::kernels::linear::forward(last, self.head().matrix(), &mut logits, false);
+        kernels::linear::forward(last, self.head().matrix(), &mut logits, false);
         state.pass.ws.give(h);
         logits
     }

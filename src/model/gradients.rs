@@ -27,13 +27,17 @@ impl Gradients {
 
     /// Puts them back into the same parameters.
     pub fn put_back<'a>(self, params: impl IntoIterator<Item = &'a mut Param>) {
-        params.into_iter().zip(self.0).for_each(|(param, grad)| param.put_grad(grad));
+        let mut params = params.into_iter();
+        for grad in self.0 {
+            params.next().expect("as many parameters as gradients were taken").put_grad(grad);
+        }
     }
 
     /// That of one of the parameters that these were taken from.
     pub fn of(&mut self, param: &Param) -> &mut [f32] {
-        let grad = &mut self.0[param.place()];
-        assert_eq!(grad.len(), param.len(), "the gradient of {}", param.name);
+        let place = param.place().unwrap_or_else(|| panic!("the gradient of {} was not taken", param.name));
+        let grad = &mut self.0[place];
+        assert_eq!(grad.len(), param.len(), "values in the gradient of {}", param.name);
         grad
     }
 

@@ -24,7 +24,7 @@ pub struct Param {
     /// Nothing has been added to `grad` since it was set to zero.
     grad_is_zero: bool,
     /// Which of the [`Gradients`](super::Gradients) is this one's, while they are taken out.
-    place: usize,
+    place: Option<usize>,
     ternary: Option<(Grouping, TernaryMatrix)>,
     /// Of products with the tensor, if it is ternary.
     pub activations: Activations,
@@ -155,15 +155,15 @@ impl Param {
     }
 
     pub(super) fn take_grad(&mut self, place: usize) -> Vec<f32> {
-        (self.place, self.grad_is_zero) = (place, false);
+        (self.place, self.grad_is_zero) = (Some(place), false);
         std::mem::take(&mut self.grad)
     }
 
     pub(super) fn put_grad(&mut self, grad: Vec<f32>) {
-        self.grad = grad;
+        (self.place, self.grad) = (None, grad);
     }
 
-    pub(super) fn place(&self) -> usize {
+    pub(super) fn place(&self) -> Option<usize> {
         self.place
     }
 

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use super::tiles::{Accumulators, Line, PANEL, STEP, TILE, Tiles, times_trits_int8};
 use super::trits::words_of_rows;
-use super::{BLOCK, Output, ROWS, SOME_COLUMNS, Scratch, each, first, pieces, scales_of};
-use crate::kernels::gemm::Target;
+use super::{BLOCK, ROWS, SOME_COLUMNS, Scratch, each, first, pieces, scales_of};
+use crate::kernels::gemm::{Output, Target};
 use crate::kernels::lookup::PIECE;
 use crate::kernels::lookup::int8::{inverse, scale_of};
 use crate::kernels::threads;
@@ -17,6 +17,8 @@ use crate::ternary::{CODES_PER_WORD, TernaryMatrix};
 const DEPTH: usize = 64;
 /// Pieces whose sums wait for each other in the first-level cache, 4 KiB each.
 const SUMS: usize = 4;
+// As many as `Sums::finish` tells apart.
+const _: () = assert!(SUMS == 4);
 // The definition is by pieces.
 const _: () = assert!(BLOCK == PIECE);
 
@@ -26,7 +28,7 @@ pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
     let pieces = pieces(w);
     let y = Output::new(y, x.len() / inputs, out);
     // SAFETY: this instruction set was found on this machine.
-    each(y, ROWS, out, threads::count(), |rows, columns, scratch| unsafe {
+    each(y, ROWS, out, threads::pieces(), |rows, columns, scratch| unsafe {
         let x = &x[rows.start * inputs..rows.end * inputs];
         task(x, w, &pieces, rows, columns, y, scratch)
     });

@@ -24,7 +24,7 @@ use std::ops::Range;
 
 use self::split::{DEPTH, LINES, Operand, Side};
 use self::tiles::{Accumulators, Line, PANEL, STEP, TILE, Tiles};
-use super::super::gemm::Target;
+use super::super::gemm::{Output, Target};
 use super::super::pack::View;
 use super::super::threads;
 use crate::ternary::TernaryMatrix;
@@ -81,9 +81,9 @@ struct Scratch {
     a: Vec<Line>,
     b: Vec<Line>,
     factors: Vec<f32>,
-    /// One panel times another, where the result does not take whole tiles.
+    /// One panel times another, where the result does not take whole tiles; of 8-bit inputs, sums of some pieces.
     square: Vec<Line>,
-    /// Sums of 8-bit products, and the scales of their rows.
+    /// Of 8-bit inputs: sums of earlier pieces, scaled, and the scales of rows.
     totals: Vec<Line>,
     row_scales: Vec<f32>,
 }
@@ -96,33 +96,12 @@ fn first<T: Clone>(buffer: &mut Vec<T>, len: usize, fill: T) -> &mut [T] {
     &mut buffer[..len]
 }
 
-/// A result that tasks write disjoint rectangles of.
-#[derive(Clone, Copy)]
-struct Output {
-    at: *mut f32,
-    /// In values.
-    stride: usize,
-    rows: usize,
-    columns: usize,
-    /// Add to what is there, instead of replacing it.
-    add: bool,
-}
-// SAFETY: every task writes a rectangle of its own.
-unsafe impl Send for Output {}
-// SAFETY: as above.
-unsafe impl Sync for Output {}
-
 impl Output {
-    fn new(target: Target<'_>, rows: usize, columns: usize) -> Self {
-        target.check(rows, columns);
-        Self { at: target.data.as_mut_ptr(), stride: target.stride, rows, columns, add: target.add }
-    }
-
     /// Asks for the panel of rows below `(row, column)`: its turn comes soon, and it comes from memory.
     #[inline(always)]
     fn fetch_below(&self, row: usize, column: usize) {
         for r in row + PANEL..(row + 2 * PANEL).min(self.rows) {
-            let at = self.at.wrapping_add(r * self.stride + column);
+            let at = self.at(r, column);
             // SAFETY: hints; no address can make them fault.
             unsafe {
                 _mm_prefetch::<_MM_HINT_T1>(at.cast());
@@ -130,23 +109,18 @@ impl Output {
             }
         }
     }
-
-    fn at(&self, row: usize, column: usize) -> *mut f32 {
-        debug_assert!(row < self.rows && column < self.columns);
-        self.at.wrapping_add(row * self.stride + column)
-    }
 }
 
-/// Calls `f` on rectangles that cover the result, at most `rows` by `columns`, shared out among `threads`.
+/// Calls `f` on rectangles that cover the result, at most `rows` by `columns`, as many as `wanted` or more.
 fn each(
     result: Output,
     rows: usize,
     columns: usize,
-    threads: usize,
+    wanted: usize,
     f: impl Fn(Range<usize>, Range<usize>, &mut Scratch) + Sync,
 ) {
     let size = (result.rows, result.columns);
-    threads::rectangles(size, (rows, columns), (PANEL, PANEL), threads, |rows, columns| {
+    threads::rectangles(size, (rows, columns), (PANEL, PANEL), wanted, |rows, columns| {
         let mut scratch = SCRATCH.take();
         f(rows, columns, &mut scratch);
         SCRATCH.set(scratch);
@@ -178,7 +152,7 @@ pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
     let y = Output::new(y, n, out);
     let pieces = pieces(w);
     // SAFETY: this instruction set was found on this machine.
-    each(y, ROWS, out, threads::count(), |rows, columns, scratch| unsafe {
+    each(y, ROWS, out, threads::pieces(), |rows, columns, scratch| unsafe {
         forward_task(x, w, &pieces, rows, columns, y, scratch)
     });
 }
@@ -291,7 +265,7 @@ pub fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f3
     let dy = Operand::a(View::rows(dy, stride), n, out).expect("rows are contiguous");
     let dx = Output::new(Target { data: dx, stride: inputs, add }, n, inputs);
     // SAFETY: this instruction set was found on this machine.
-    each(dx, ROWS, inputs, threads::count(), |rows, columns, scratch| unsafe {
+    each(dx, ROWS, inputs, threads::pieces(), |rows, columns, scratch| unsafe {
         backward_input_task(dy, w, rows, columns, dx, scratch)
     });
 }
@@ -379,15 +353,15 @@ unsafe fn into(
 }
 
 /// `C (+)= A B` as [`gemm`](super::super::gemm::gemm), whose checks have been made; false, and nothing done, when an
-/// operand is not contiguous in either direction. On so many threads at most.
-pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: View<'_>, c: Target<'_>, threads: usize) -> bool {
+/// operand is not contiguous in either direction. Cut into as many tasks as `wanted`, on this thread alone where that is 1.
+pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: View<'_>, c: Target<'_>, wanted: usize) -> bool {
     let (Some(a), Some(b)) = (Operand::a(a, m, k), Operand::b(b, k, n)) else { return false };
     let c = Output::new(c, m, n);
     // SAFETY: this instruction set was found on this machine.
     let task = |rows: Range<usize>, columns: Range<usize>, scratch: &mut Scratch| unsafe {
         gemm_task(a, b, k, rows, columns, c, scratch)
     };
-    each(c, ROWS, COLUMNS, threads, task);
+    each(c, ROWS, COLUMNS, wanted, task);
     true
 }
 

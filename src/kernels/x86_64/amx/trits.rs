@@ -29,7 +29,7 @@ pub fn fits(w: &TernaryMatrix) -> bool {
 
 /// The word at `index` of a row; the trit 0 past the ends.
 #[inline]
-pub fn word(w: &TernaryMatrix, row: usize, index: usize, end: usize) -> u32 {
+fn word(w: &TernaryMatrix, row: usize, index: usize, end: usize) -> u32 {
     if row < w.rows() && index < end { w.words()[row * w.row_words() + index] } else { ZERO_WORD }
 }
 
