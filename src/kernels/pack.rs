@@ -27,7 +27,8 @@ impl<'a> View<'a> {
     }
 
     fn at(&self, i: usize, j: usize) -> *const f32 {
-        &self.data[i * self.rs + j * self.cs]
+        // Of a slice, not of a value: what follows is read too.
+        self.data[i * self.rs + j * self.cs..].as_ptr()
     }
 
     /// Panics unless an `m x n` matrix lies inside the data.
