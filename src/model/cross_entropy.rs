@@ -91,7 +91,8 @@ pub fn predict(h: &[f32], head: &Param, ws: &mut Workspace) -> Vec<u32> {
     out
 }
 
-/// Calls `f(logits, targets, losses, first row)` for one chunk of rows after the other; logits are a [`logits_stride`] apart.
+/// Calls `f(logits, targets, losses, first row)` for one chunk of rows after the other, rows of logits a
+/// [`logits_stride`] apart.
 fn each_chunk(
     h: &[f32],
     head: &Param,

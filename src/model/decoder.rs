@@ -395,14 +395,8 @@ impl Decoder {
         self.reach(seqs);
         let mut grads = Gradients::take(self.params_mut());
         let parts = self.parts(seqs);
-        state.others.resize_with(parts - 1, Default::default);
-        if parts == 1 {
-            let loss = self.forward_backward(tokens, targets, seqs, scale, &mut state.pass, &mut grads);
-            grads.put_back(self.params_mut());
-            return loss;
-        }
-
         let State { pass, others } = state;
+        others.resize_with(parts - 1, Default::default);
         others.iter_mut().for_each(|(_, part)| part.fit(&grads));
         let decoder = &*self;
         let run = |(part, (pass, grads)): (usize, (&mut Pass, &mut Gradients))| {
