@@ -23,6 +23,14 @@ pub struct Corpus {
     pub train: Tokens,
     /// Empty without validation files when nothing is held out.
     pub val: Tokens,
+    /// SHA-256 (hexadecimal) of the training tokens: equal for corpora on which a training goes on as it was.
+    pub fingerprint: String,
+}
+
+impl From<store::Stored> for Corpus {
+    fn from(stored: store::Stored) -> Corpus {
+        Corpus { train: stored.train, val: stored.val, fingerprint: stored.sha256 }
+    }
 }
 
 impl Corpus {
@@ -48,8 +56,8 @@ impl Corpus {
         let train = sources::list(&data.train)?;
         let val = sources::list(&data.val)?;
         let target = cache.join(key(data, tokenizer, &train, &val));
-        if let Some((train, val)) = store::load(&target, tokenizer.vocab_size()) {
-            return Ok(Corpus { train, val });
+        if let Some(stored) = store::load(&target, tokenizer.vocab_size()) {
+            return Ok(stored.into());
         }
 
         let total = train.iter().chain(&val).map(|s| s.bytes).sum();
@@ -74,8 +82,7 @@ impl Corpus {
         if sources::list(&data.train)? != train || sources::list(&data.val)? != val {
             return Err(Error::usage("a text file changed while it was being tokenised: start again"));
         }
-        let (train, val) = build.writer.publish(&target, train_sums)?;
-        Ok(Corpus { train, val })
+        build.writer.publish(&target, train_sums).map(Corpus::from)
     }
 }
 

@@ -6,11 +6,11 @@ use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::tokens::{Tokens, width};
-use crate::files::{self, DirectoryWriter, IfExists, open_regular, read_limited};
+use crate::files::{self, DirectoryWriter, IfExists, open_regular, read_limited, sha256_hex};
 use crate::{Error, Result};
 
 /// Changes whenever the files below, or what they hold, change meaning.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const TOKENS: &str = "tokens.bin";
 const META: &str = "meta.json";
 /// Ends of the documents, only while writing: 16 bytes each, tokens and text bytes up to there.
@@ -31,12 +31,22 @@ struct Meta {
     version: u32,
     vocab_size: usize,
     crc32c: u32,
+    /// Of the training tokens.
+    sha256: String,
     train: Sums,
     val: Sums,
 }
 
-/// Reads a finished folder as (train, val); `None` if anything about it is not as it was written.
-pub fn load(dir: &Path, vocab_size: usize) -> Option<(Tokens, Tokens)> {
+/// A finished folder.
+pub struct Stored {
+    pub train: Tokens,
+    pub val: Tokens,
+    /// SHA-256 of the training tokens as they are stored.
+    pub sha256: String,
+}
+
+/// Reads a finished folder; `None` if anything about it is not as it was written.
+pub fn load(dir: &Path, vocab_size: usize) -> Option<Stored> {
     let meta: Meta = serde_json::from_slice(&read_limited(&dir.join(META), 1 << 16).ok()?).ok()?;
     let path = dir.join(TOKENS);
     let (file, size) = open_regular(&path).ok()?;
@@ -50,7 +60,8 @@ pub fn load(dir: &Path, vocab_size: usize) -> Option<(Tokens, Tokens)> {
         return None;
     }
     let part = |start: u64, s: Sums| all.part(start as usize, s.tokens as usize, s.documents, s.text_bytes);
-    Some((part(0, meta.train), part(meta.train.tokens, meta.val)))
+    let (train, val) = (part(0, meta.train), part(meta.train.tokens, meta.val));
+    Some(Stored { train, val, sha256: meta.sha256 })
 }
 
 /// A folder being written; removed again unless it is published.
@@ -130,16 +141,20 @@ impl Writer {
     }
 
     /// Finishes the folder (documents of `train` first, the others are validation) and gives it the name `target`.
-    /// Where another process was faster its result is used. Returns (train, val).
-    pub fn publish(mut self, target: &Path, train: Sums) -> Result<(Tokens, Tokens)> {
+    /// Where another process was faster its result is used.
+    pub fn publish(mut self, target: &Path, train: Sums) -> Result<Stored> {
         let val = Sums {
             documents: self.sums.documents - train.documents,
             tokens: self.sums.tokens - train.tokens,
             text_bytes: self.sums.text_bytes - train.text_bytes,
         };
         let (vocab_size, crc32c) = (self.vocab_size, self.crc);
-        let meta = Meta { version: VERSION, vocab_size, crc32c, train, val };
         self.tokens.flush().map_err(Error::io("write", self.path(TOKENS)))?;
+        let path = self.path(TOKENS);
+        let all = Tokens::map(&open_regular(&path)?.0, &path, self.width)?;
+        let sha256 = sha256_hex([all.part(0, train.tokens as usize, 0, 0).bytes()]);
+        drop(all);
+        let meta = Meta { version: VERSION, vocab_size, crc32c, sha256, train, val };
         let (meta_file, ends_file) = (self.path(META), self.path(ENDS));
         // Only closed files can be removed or renamed everywhere.
         let Writer { folder, tokens, ends, .. } = self;
@@ -148,7 +163,7 @@ impl Writer {
         files::write_bytes(meta_file, &serde_json::to_vec_pretty(&meta).expect("numbers"))?;
         let committed = folder.commit();
         match (load(target, vocab_size), committed) {
-            (Some(parts), _) => Ok(parts),
+            (Some(stored), _) => Ok(stored),
             (None, Err(error)) => Err(error),
             (None, Ok(())) => {
                 Err(Error::input(target, META, "other data than was written", "a working disk"))
