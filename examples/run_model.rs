@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use ternlm::generate::{Sampler, SamplingConfig, Session};
 use ternlm::measure;
-use ternlm::model::{self, Model, Purpose, Sequences, State};
+use ternlm::model::{self, Purpose, Sequences, State};
 use ternlm::text::Tokenizer;
 use ternlm::{Error, Result};
 
@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     }
 
     // For running, a ternary tensor keeps its trits and scales; there are no latents.
-    let Model { mut decoder, hf } = model::load(&dir, Purpose::Run, None)?;
+    let mut decoder = model::load(&dir, Purpose::Run, None)?.decoder;
     if !dir.join("tokenizer.json").is_file() {
         // A synthetic task has tokens without a text.
         let vocab = decoder.config.vocab_size as u32;
@@ -44,10 +44,10 @@ fn main() -> Result<()> {
     }
     let tokenizer = Tokenizer::open(&dir.to_string_lossy())?;
     let mut session = Session::new(&mut decoder, &tokenizer);
-    session.set_tokens(tokenizer.encode_with_special(&prompt)?);
+    session.set_tokens(tokenizer.encode_prompt(&prompt)?);
     let mut sampler = Sampler::new(SamplingConfig { temperature: 0.8, ..SamplingConfig::default() });
     print!("{prompt}");
-    session.generate(&mut sampler, 200, &hf.eos, &mut |piece| {
+    session.generate(&mut sampler, 200, tokenizer.stop_ids(), &mut |piece| {
         print!("{piece}");
         std::io::stdout().flush().is_ok()
     })?;

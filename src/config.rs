@@ -277,7 +277,7 @@ pub enum Join {
 pub struct DataConfig {
     /// Files or folders: .txt, .jsonl, .parquet.
     pub train: Vec<PathBuf>,
-    /// Separate validation files; without them the last `val_fraction` of the documents is held out.
+    /// Separate validation files; without them the last `val_fraction` of the tokens is held out.
     pub val: Vec<PathBuf>,
     pub val_fraction: f64,
     /// The text field of .jsonl and .parquet records.

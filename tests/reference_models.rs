@@ -209,7 +209,7 @@ fn a_generated_story_continues_its_prompt_letter_by_letter() {
     let tokenizer = Tokenizer::open(&dir.to_string_lossy()).unwrap();
     for prompt in ["Once upon a time", "Once upon a time, there was a little"] {
         let mut session = Session::new(&mut decoder, &tokenizer);
-        session.set_tokens(tokenizer.encode_with_special(prompt).unwrap());
+        session.set_tokens(tokenizer.encode_prompt(prompt).unwrap());
         let mut pieces = String::new();
         let made = session
             .generate(&mut Sampler::new(SamplingConfig::default()), 60, &[], &mut |piece| {

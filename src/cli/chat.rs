@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use super::sampling::{self, SamplingArgs};
 use crate::error::{Error, Result};
 use crate::generate::{ChatTemplate, Generated, Message, Sampler, Session};
-use crate::model::Model;
 use crate::text::Tokenizer;
 
 #[derive(Args)]
@@ -53,9 +52,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
         })?,
     };
     let tokenizer = super::tokenizer_of(&dir)?;
-    let Model { mut decoder, hf } = super::load_model(&dir, &tokenizer)?;
-    let mut stop = hf.eos;
-    stop.extend(tokenizer.stop_ids());
+    let mut decoder = super::load_model(&dir)?.decoder;
     let messages: Vec<Message> = args.system.map(|text| Message::new("system", text)).into_iter().collect();
     let mut chat = Chat {
         session: Session::new(&mut decoder, &tokenizer),
@@ -64,7 +61,6 @@ pub fn run(args: ChatArgs) -> Result<()> {
         start: messages.len(),
         messages,
         sampler: Sampler::new(config),
-        stop,
         max_tokens: args.max_tokens,
     };
     if args.message.is_empty() {
@@ -134,7 +130,6 @@ struct Chat<'a> {
     /// Messages that every conversation begins with.
     start: usize,
     sampler: Sampler,
-    stop: Vec<u32>,
     max_tokens: usize,
 }
 
@@ -151,6 +146,6 @@ impl Chat<'_> {
         let prompt = self.template.render(&self.messages, true)?;
         // The template has written the special tokens already.
         self.session.set_tokens(self.tokenizer.encode(&prompt)?);
-        self.session.generate(&mut self.sampler, self.max_tokens, &self.stop, on_text)
+        self.session.generate(&mut self.sampler, self.max_tokens, self.tokenizer.stop_ids(), on_text)
     }
 }

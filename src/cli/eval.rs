@@ -5,22 +5,34 @@ use serde_json::json;
 use std::path::PathBuf;
 
 use super::thousands;
+use crate::config::Join;
 use crate::error::{Error, Result};
 use crate::measure;
-use crate::text::{Tokenizer, read_text};
+use crate::text::{PassedOver, Reading, ReadingOptions, Tokenizer};
 
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   ternlm eval runs/wiki-75m --data wiki.test.raw
   ternlm eval runs/wiki-75m --data wiki.test.raw --context 128 --detokenize-wikitext
-  ternlm eval MODEL --data test.txt --context 1024 --stride 512 --json")]
+  ternlm eval runs/wiki-75m --data articles.jsonl --field body
+  ternlm eval MODEL --data test.txt --context 1024 --stride 512 --json
+
+A text is read as a training reads it: a byte order mark is dropped, CRLF becomes LF, records of .jsonl and .parquet files
+are joined as data.join says. For the folder of a run, field and join are those of its recipe unless given here.
+Bits per byte and word perplexity count the bytes and words of the text that the predicted tokens stand for.")]
 pub struct EvalArgs {
     /// A model directory, or the folder of a run
     model: PathBuf,
-    /// The text, UTF-8
+    /// The text, UTF-8: a text file, .jsonl, .parquet, or a folder of such files
     #[arg(long)]
     data: PathBuf,
+    /// The text field of .jsonl and .parquet records [default: text]
+    #[arg(long)]
+    field: Option<String>,
+    /// What stands between documents: auto, newline or eos [default: auto]
+    #[arg(long, value_parser = join)]
+    join: Option<Join>,
     /// Most tokens that a prediction sees [default: the model's positions, at most 1024]
     #[arg(long)]
     context: Option<usize>,
@@ -48,8 +60,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         Some(spec) => Tokenizer::open(spec)?,
         None => super::tokenizer_of(&dir)?,
     };
-    let text = read_text(&args.data)?;
-    let mut decoder = super::load_model(&dir, &tokenizer)?.decoder;
+    let mut decoder = super::load_model(&dir)?.decoder;
     let config = &decoder.config;
     let context = args.context.unwrap_or(config.max_positions.min(1024));
     let stride = args.stride.unwrap_or(context);
@@ -59,35 +70,50 @@ pub fn run(args: EvalArgs) -> Result<()> {
     if stride == 0 || stride > context {
         return Err(Error::usage(format!("--stride {stride}: wanted 1 to the context of {context}")));
     }
-    let measured = if args.detokenize_wikitext { measure::detokenize_wikitext(&text) } else { text.clone() };
-    let mut tokens = tokenizer.encode_with_special(&measured)?;
-    let whole = tokens.len();
-    tokens.truncate(args.tokens.unwrap_or(usize::MAX));
-    if tokens.len() < 2 {
-        return Err(Error::input(&args.data, "text", format!("{} tokens", tokens.len()), "2 or more"));
+    let data = super::recipe::of_run(&args.model)?.map(|recipe| recipe.data).unwrap_or_default();
+    let options = ReadingOptions {
+        field: args.field.unwrap_or(data.field),
+        join: args.join.unwrap_or(data.join),
+        detokenize_wikitext: args.detokenize_wikitext,
+    };
+    let mut text = Reading::open(&args.data, &tokenizer, &options)?;
+    text.truncate(args.tokens.unwrap_or(usize::MAX));
+    let count = text.ids.len();
+    if count < 2 {
+        return Err(Error::input(&args.data, "text", format!("{count} tokens"), "2 or more"));
     }
-    // A part of the text has its own bytes and words.
-    let text = if tokens.len() < whole { tokenizer.decode_plain(&tokens) } else { text };
-    let bar = super::count_bar("Evaluating", tokens.len() as u64);
-    let p = measure::perplexity(&mut decoder, &tokens, context, stride, &mut |n| bar.inc(n));
+    tokenizer.fits(&args.data.display().to_string(), text.ids.iter().copied(), config.vocab_size)?;
+    let bar = super::count_bar("Evaluating", count as u64);
+    let p = measure::perplexity_of(&mut decoder, &text, context, stride, &mut |n| bar.inc(n));
     bar.finish_and_clear();
-    let (bytes, words) = (text.len() as u64, measure::words(&text));
-    let (bits, per_word) = (p.bits_per_byte(bytes), p.per_word(words));
+    let (bits, per_word) = (p.bits_per_byte(), p.per_word());
     if args.json {
         let out = json!({
             "model": dir, "data": args.data, "nll": p.nll, "ppl": p.ppl, "tokens": p.tokens, "context": p.context,
-            "stride": p.stride, "bytes": bytes, "bits_per_byte": bits, "words": words, "word_ppl": per_word,
-            "detokenized": args.detokenize_wikitext,
+            "stride": p.stride, "bytes": p.bytes, "bits_per_byte": bits, "words": p.words, "word_ppl": per_word,
+            "detokenized": args.detokenize_wikitext, "passed_over": text.passed_over,
         });
         super::say_json(&out);
     } else {
         say!("{:.4} nats/token over {} tokens", p.nll, thousands(p.tokens));
         say!("perplexity {:.3} (context {context}, stride {stride})", p.ppl);
-        say!("{bits:.4} bits per byte over {} bytes", thousands(bytes));
-        say!(
-            "word perplexity {per_word:.2} over {} words (one more for each line, as for WikiText)",
-            thousands(words)
-        );
+        if let Some(bits) = bits {
+            say!("{bits:.4} bits per byte over {} bytes", thousands(p.bytes));
+        }
+        if let Some(per_word) = per_word {
+            let words = thousands(p.words);
+            say!(
+                "word perplexity {per_word:.2} over {words} words (one more for each line, as for WikiText)"
+            );
+        }
+        if text.passed_over != PassedOver::default() {
+            say!("{}", text.passed_over);
+        }
     }
     Ok(())
+}
+
+/// `data.join` as recipes write it.
+fn join(text: &str) -> std::result::Result<Join, String> {
+    serde_json::from_value(text.into()).map_err(|_| "wanted auto, newline or eos".into())
 }

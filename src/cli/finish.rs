@@ -11,7 +11,7 @@ use crate::generate::{Sampler, SamplingConfig, Session};
 use crate::measure::{self, Perplexity, Proof};
 use crate::model::{self, Purpose};
 use crate::report::{self, Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Versions};
-use crate::text::read_text;
+use crate::text::{Reading, ReadingOptions};
 use crate::train::Trainer;
 
 /// Folder of the finished model in a run's folder.
@@ -63,13 +63,16 @@ fn stored_model(trainer: &Trainer, dir: &Path) -> Result<(Option<TestEvaluation>
     let mut decoder = model::load(dir, Purpose::Run, None)?.decoder;
     let mut test = None;
     if let Some(file) = &config.test {
-        let text = read_text(file)?;
-        let tokens = tokenizer.encode(&text)?;
+        let data = &trainer.recipe.data;
+        let options =
+            ReadingOptions { field: data.field.clone(), join: data.join, ..ReadingOptions::default() };
+        let text = Reading::open(file, tokenizer, &options)?;
+        tokenizer.fits(&file.display().to_string(), text.ids.iter().copied(), decoder.config.vocab_size)?;
         let seq = trainer.source.seq();
-        let bar = super::count_bar("Test text", tokens.len() as u64);
-        let p = measure::perplexity(&mut decoder, &tokens, seq, seq, &mut |n| bar.inc(n));
+        let bar = super::count_bar("Test text", text.ids.len() as u64);
+        let p = measure::perplexity_of(&mut decoder, &text, seq, seq, &mut |n| bar.inc(n));
         bar.finish_and_clear();
-        let result = evaluation(&p, Some(p.bits_per_byte(text.len() as u64)));
+        let result = evaluation(&p);
         test = Some(TestEvaluation { file: file.display().to_string(), result });
     }
     let mut samples = Vec::new();
@@ -81,10 +84,10 @@ fn stored_model(trainer: &Trainer, dir: &Path) -> Result<(Option<TestEvaluation>
             ..SamplingConfig::default()
         };
         let mut session = Session::new(&mut decoder, tokenizer);
-        session.set_tokens(tokenizer.encode_with_special(prompt)?);
+        session.set_tokens(tokenizer.encode_prompt(prompt)?);
         let mut sampler = Sampler::new(sampling);
         let text =
-            session.generate(&mut sampler, config.sample_tokens, &trainer.model.hf.eos, &mut |_| true)?.text;
+            session.generate(&mut sampler, config.sample_tokens, tokenizer.stop_ids(), &mut |_| true)?.text;
         samples.push(Sample { prompt: prompt.clone(), text });
     }
     Ok((test, samples))
@@ -94,11 +97,11 @@ fn mean(losses: &[f32]) -> f64 {
     losses.iter().map(|&l| l as f64).sum::<f64>() / losses.len().max(1) as f64
 }
 
-fn evaluation(p: &Perplexity, bits_per_byte: Option<f64>) -> Evaluation {
+fn evaluation(p: &Perplexity) -> Evaluation {
     Evaluation {
         nll: p.nll,
         ppl: p.ppl,
-        bits_per_byte,
+        bits_per_byte: p.bits_per_byte(),
         tokens: p.tokens,
         context: p.context as u64,
         stride: p.stride as u64,
@@ -130,7 +133,7 @@ fn summary(
         first5_loss: mean(&trainer.losses[..trainer.losses.len().min(5)]),
         last20_loss: mean(&trainer.losses[trainer.losses.len().saturating_sub(20)..]),
         loss_curve: (1..).zip(trainer.losses.iter().map(|&l| l as f64)).collect(),
-        val: val.map(|p| evaluation(&p, trainer.bits_per_byte(p.nll))),
+        val: val.map(|p| evaluation(&p)),
         test,
         accuracy,
         ternary: (!proof.tensors.is_empty()).then(|| TernarySummary {
@@ -199,6 +202,8 @@ fn say(summary: &Summary, proof: &Proof, out: &Path) {
             v.ppl,
             thousands(v.tokens)
         );
+    } else if summary.task == "lm" {
+        say!("Validation: none, nothing is held out");
     }
     if let Some(t) = &summary.test {
         say!(

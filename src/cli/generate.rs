@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use super::sampling::{self, SamplingArgs};
 use crate::error::Result;
 use crate::generate::{Sampler, Session};
-use crate::model::Model;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -39,15 +38,15 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let config = args.sampling.config()?;
     let tokenizer = super::tokenizer_of(&dir)?;
     let prompt = super::text_or_stdin(args.prompt)?;
-    let Model { mut decoder, hf } = super::load_model(&dir, &tokenizer)?;
-    let stop = if args.ignore_eos { Vec::new() } else { hf.eos };
+    let mut decoder = super::load_model(&dir)?.decoder;
+    let stop = if args.ignore_eos { &[] } else { tokenizer.stop_ids() };
     let mut session = Session::new(&mut decoder, &tokenizer);
-    session.set_tokens(tokenizer.encode_with_special(&prompt)?);
+    session.set_tokens(tokenizer.encode_prompt(&prompt)?);
     let mut out = std::io::stdout();
     if !args.json {
         let _ = out.write_all(prompt.as_bytes());
     }
-    let made = session.generate(&mut Sampler::new(config), args.max_tokens, &stop, &mut |piece| {
+    let made = session.generate(&mut Sampler::new(config), args.max_tokens, stop, &mut |piece| {
         // A closed pipe ends the text.
         args.json || (out.write_all(piece.as_bytes()).is_ok() && out.flush().is_ok())
     })?;

@@ -152,25 +152,30 @@ fn tokenizer_of(dir: &Path) -> Result<Tokenizer> {
     Tokenizer::open(&dir.to_string_lossy())
 }
 
-/// The model in `dir`, ready to run on texts of `tokenizer`.
-fn load_model(dir: &Path, tokenizer: &Tokenizer) -> Result<Model> {
+/// The model in `dir`, ready to run on texts.
+fn load_model(dir: &Path) -> Result<Model> {
     let model = model::load(dir, Purpose::Run, None)?;
     let config = &model.decoder.config;
     if !config.causal {
         let wanted = "true: a model that sees the tokens to come writes no text";
         return Err(Error::input(dir.join(hf::FILE_NAME), "causal", false, wanted));
     }
-    tokenizer.fits(config.vocab_size)?;
     Ok(model)
 }
 
-/// `text` as given on the command line; `-` reads standard input.
+/// `text` as given on the command line; `-` reads standard input, less the newline that `echo` or an editor ends it with.
 fn text_or_stdin(text: String) -> Result<String> {
     if text != "-" {
         return Ok(text);
     }
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).map_err(Error::io("read", "standard input"))?;
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
     Ok(text)
 }
 

@@ -5,7 +5,7 @@ use toml::{Table, Value};
 
 use crate::config::Recipe;
 use crate::error::{Error, Result};
-use crate::files::read_text;
+use crate::files::{if_there, read_text};
 
 /// Name and text of every recipe in the binary.
 pub const BUILT_IN: [(&str, &str); 6] = [
@@ -41,6 +41,13 @@ pub fn read(name: &str) -> Result<Table> {
 /// The table that the text of the file `path` holds.
 pub fn parse(path: &Path, text: &str) -> Result<Table> {
     text.parse().map_err(|e: toml::de::Error| Error::input(path, "TOML", one_line(&e), "a recipe"))
+}
+
+/// The recipe of the run in the folder `run`; `None` where there is none.
+pub fn of_run(run: &Path) -> Result<Option<Recipe>> {
+    let file = run.join(super::train::RECIPE);
+    let Some(text) = if_there(read_text(&file, MAX_BYTES))? else { return Ok(None) };
+    resolve(&file.display().to_string(), parse(&file, &text)?).map(Some)
 }
 
 /// Sets `key` (`train.lr`) to `value`.

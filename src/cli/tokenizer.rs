@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::thousands;
 use crate::error::{Error, Result};
-use crate::text::{BpeTrainer, Tokenizer, read_text, sources};
+use crate::text::{BpeTrainer, Reading, ReadingOptions, Tokenizer, documents, sources};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -81,7 +81,7 @@ struct Input {
     /// The text; - reads it from standard input
     #[arg(long, short)]
     text: Option<String>,
-    /// A file that holds the text, UTF-8
+    /// A file that holds the text; its ids are those that a training on it sees
     #[arg(long, short)]
     file: Option<PathBuf>,
 }
@@ -133,7 +133,7 @@ fn train(args: TrainArgs) -> Result<()> {
     // Texts of records are a little less than their files.
     let reading = super::bytes_bar("Reading");
     reading.set_length(files.iter().map(|f| f.bytes).sum());
-    let texts = sources::training_texts(files, &args.field)
+    let texts = documents::training_texts(files, &args.field)
         .inspect(|text| reading.inc(text.as_ref().map_or(0, |t| t.len() as u64)));
     let merging = super::count_bar("Merging", args.vocab_size as u64);
     let trainer = BpeTrainer { vocab_size: args.vocab_size, special: args.special };
@@ -155,11 +155,10 @@ fn train(args: TrainArgs) -> Result<()> {
 
 fn encode(args: EncodeArgs) -> Result<()> {
     let tokenizer = Tokenizer::open(&args.tokenizer)?;
-    let text = match (args.input.text, args.input.file) {
-        (None, Some(file)) => read_text(file)?,
-        (text, _) => super::text_or_stdin(text.unwrap_or_default())?,
+    let ids = match (args.input.text, args.input.file) {
+        (None, Some(file)) => Reading::open(&file, &tokenizer, &ReadingOptions::default())?.ids,
+        (text, _) => tokenizer.encode(&super::text_or_stdin(text.unwrap_or_default())?)?,
     };
-    let ids = tokenizer.encode(&text)?;
     if args.json {
         let tokens: Vec<_> = ids.iter().map(|&id| tokenizer.token(id)).collect();
         super::say_json(&json!({ "ids": ids, "tokens": tokens, "count": ids.len() }));

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{recipe, thousands};
-use crate::config::{Recipe, Task};
+use crate::config::{DataConfig, Recipe, Task};
 use crate::error::{Error, Result};
 use crate::files::{self, read_text};
 use crate::measure::Perplexity;
-use crate::text::default_cache_dir;
-use crate::train::{self, Observer, Outcome, StepReport, Trainer, checkpoint};
+use crate::text::{Corpus, PassedOver, Tokens, default_cache_dir};
+use crate::train::{self, Observer, Outcome, Source, StepReport, Trainer, checkpoint};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -172,8 +172,29 @@ fn describe(trainer: &Trainer, out: &Path) {
         rayon::current_num_threads(),
         out.display()
     );
+    if let Source::Text { corpus, .. } = &trainer.source {
+        describe_text(corpus, &trainer.recipe.data);
+    }
     if trainer.progress.step > 0 {
         say!("Resumed at step {}", trainer.progress.step);
+    }
+}
+
+/// What is trained on and what is held out; a validation that was asked for and cannot be made is no secret.
+fn describe_text(corpus: &Corpus, data: &DataConfig) {
+    let size =
+        |t: &Tokens| format!("{} tokens ({} bytes)", thousands(t.len() as u64), thousands(t.text_bytes()));
+    say!("Text: {} to train on; {} held out", size(&corpus.train), size(&corpus.val));
+    if corpus.passed_over != PassedOver::default() {
+        say!("{}", corpus.passed_over);
+    }
+    if corpus.val.len() < 2 && data.val_fraction > 0.0 {
+        eprintln!(
+            "warning: there will be no validation: {} tokens are held out, and 2 are needed (data.val_fraction = {}); \
+             use more text or a text of its own (data.val)",
+            corpus.val.len(),
+            data.val_fraction
+        );
     }
 }
 

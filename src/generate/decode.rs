@@ -6,13 +6,10 @@ use std::time::Instant;
 use super::Sampler;
 use crate::error::{Error, Result};
 use crate::model::{Decoder, KvCache, State};
-use crate::text::Tokenizer;
+use crate::text::{TokenStream, Tokenizer};
 
 /// Tokens of a prompt that go through the model at a time: bounds the memory of a long prompt.
 const PREFILL: usize = 512;
-
-/// Tokens of the prompt that the decoding of what follows may depend on.
-const CONTEXT: usize = 8;
 
 /// One conversation with a model: the tokens so far and their cache.
 ///
@@ -32,7 +29,7 @@ const CONTEXT: usize = 8;
 /// // A decoder over bytes; `model::load` reads one from a directory, with the ids that end a text.
 /// let tokenizer = Tokenizer::bytes();
 /// let mut session = Session::new(&mut decoder, &tokenizer);
-/// session.set_tokens(tokenizer.encode_with_special("To be")?);
+/// session.set_tokens(tokenizer.encode_prompt("To be")?);
 /// let mut shown = String::new();
 /// let made = session.generate(&mut Sampler::new(SamplingConfig::default()), 8, &[], &mut |piece| {
 ///     shown.push_str(piece);
@@ -92,7 +89,7 @@ impl<'a> Session<'a> {
     /// every piece of whole characters and ends the text by returning false.
     ///
     /// # Errors
-    /// An empty prompt, a token outside the vocabulary, or a sequence that would outgrow the model's positions.
+    /// An empty prompt, a token without a row in the model, or a sequence that would outgrow the model's positions.
     pub fn generate(
         &mut self,
         sampler: &mut Sampler,
@@ -105,11 +102,7 @@ impl<'a> Session<'a> {
         if self.tokens.is_empty() {
             return Err(Error::usage("the prompt holds no token: give at least one character"));
         }
-        if let Some(token) = self.tokens.iter().find(|t| **t as usize >= vocab) {
-            return Err(Error::usage(format!(
-                "token {token} of the prompt: the model's vocabulary has {vocab}"
-            )));
-        }
+        self.tokenizer.fits("the prompt", self.tokens.iter().copied(), vocab)?;
         if self.tokens.len() >= positions {
             let found = self.tokens.len();
             return Err(Error::usage(format!(
@@ -121,11 +114,7 @@ impl<'a> Session<'a> {
         let mut logits = self.prefill();
         out.prefill_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        let mut stream = self.tokenizer.stream();
-        // Some tokenizers drop the space that a text begins with; this text begins with the prompt.
-        for token in &self.tokens[self.tokens.len().saturating_sub(CONTEXT)..] {
-            stream.push(*token);
-        }
+        let mut stream = TokenStream::after(self.tokenizer, &self.tokens);
         while out.tokens.len() < limit {
             let token = sampler.sample(&mut logits, &self.tokens);
             if stop.contains(&token) {

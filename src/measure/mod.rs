@@ -2,8 +2,6 @@
 
 mod perplexity;
 mod verify;
-mod wikitext;
 
-pub use perplexity::{Perplexity, perplexity, words};
+pub use perplexity::{Perplexity, perplexity, perplexity_of};
 pub use verify::{Proof, TensorProof, verify};
-pub use wikitext::detokenize_wikitext;

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::model::{Decoder, Loss, Sequences, State};
+use crate::text::Reading;
 
 /// Measured over a whole text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -19,23 +20,33 @@ pub struct Perplexity {
     pub stride: usize,
     /// Nats in all.
     pub sum: f64,
+    /// UTF-8 bytes of the text that the predicted tokens stand for; 0 where that is not known.
+    pub bytes: u64,
+    /// Words of it, by the WikiText convention ([`crate::text::Extent`]).
+    pub words: u64,
 }
 
 impl Perplexity {
-    /// Over `bytes` bytes of UTF-8 text.
-    pub fn bits_per_byte(&self, bytes: u64) -> f64 {
-        self.sum / std::f64::consts::LN_2 / bytes.max(1) as f64
+    pub fn bits_per_byte(&self) -> Option<f64> {
+        (self.bytes > 0).then(|| self.sum / std::f64::consts::LN_2 / self.bytes as f64)
     }
 
-    /// Perplexity per word, for `words` words.
-    pub fn per_word(&self, words: u64) -> f64 {
-        (self.sum / words.max(1) as f64).exp()
+    pub fn per_word(&self) -> Option<f64> {
+        (self.words > 0).then(|| (self.sum / self.words as f64).exp())
     }
 }
 
-/// Words of a text by the WikiText convention: what white space separates, and an end-of-sentence word for each line.
-pub fn words(text: &str) -> u64 {
-    (text.split_whitespace().count() + text.lines().count()) as u64
+/// [`perplexity`] of a text that was read, with its bytes and words.
+pub fn perplexity_of(
+    decoder: &mut Decoder,
+    reading: &Reading,
+    context: usize,
+    stride: usize,
+    progress: &mut dyn FnMut(u64),
+) -> Perplexity {
+    let extent = reading.extent_from(1);
+    let measured = perplexity(decoder, &reading.ids, context, stride, progress);
+    Perplexity { bytes: extent.bytes, words: extent.words, ..measured }
 }
 
 /// Scores every token of `tokens` but the first, once, in windows of `context` tokens that advance by `stride`: a
@@ -55,7 +66,7 @@ pub fn words(text: &str) -> u64 {
 /// let tokens: Vec<u32> = b"one token is one byte".map(u32::from).to_vec();
 /// let p = measure::perplexity(&mut decoder, &tokens, 8, 4, &mut |_| {});
 /// assert_eq!((p.tokens, p.context, p.stride), (20, 8, 4));
-/// assert!((p.ppl - 256.0).abs() < 1e-3 && (p.bits_per_byte(20) - 8.0).abs() < 1e-5);
+/// assert!((p.ppl - 256.0).abs() < 1e-3 && (p.sum / 20.0 - 256f64.ln()).abs() < 1e-5);
 /// ```
 ///
 /// # Panics
@@ -98,5 +109,6 @@ pub fn perplexity(
         scored = next;
     }
     let nll = loss.mean();
-    Perplexity { nll, ppl: nll.exp(), tokens: loss.count as u64, context, stride, sum: loss.sum }
+    let (ppl, tokens, sum) = (nll.exp(), loss.count as u64, loss.sum);
+    Perplexity { nll, ppl, tokens, context, stride, sum, bytes: 0, words: 0 }
 }

@@ -75,13 +75,38 @@ impl Batches {
     }
 }
 
-/// Starts of up to `max` (0: all) disjoint windows of `seq` inputs, evenly spaced over `len` tokens. Each window has
-/// a target for its last input. Empty if the corpus is shorter than `seq + 1`.
-pub fn validation_windows(len: usize, seq: usize, max: usize) -> Vec<usize> {
+/// A window over validation tokens: `seq` inputs from `start` on, of which the first `seen` were predicted before and the
+/// last of which the text may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    pub start: usize,
+    /// Predictions that an earlier window has made.
+    pub seen: usize,
+    /// Inputs that have a next token.
+    pub len: usize,
+}
+
+impl Window {
+    /// The tokens that this window predicts.
+    pub fn predicted(&self) -> std::ops::Range<usize> {
+        self.start + self.seen + 1..self.start + self.len + 1
+    }
+}
+
+/// Up to `max` (0: all) windows of `seq` inputs, evenly spaced over `len` tokens: together, all predict every token but
+/// the first, once. The last one reaches back, so that it is as long as the others where the text is; these are the
+/// windows of [`crate::measure::perplexity`] at a stride of the context.
+pub fn validation_windows(len: usize, seq: usize, max: usize) -> Vec<Window> {
     assert!(seq > 0, "a sequence has tokens");
-    let fit = len.saturating_sub(1) / seq;
-    let count = if max == 0 { fit } else { fit.min(max) };
-    (0..count).map(|i| (i as u128 * fit as u128 / count as u128) as usize * seq).collect()
+    let predictions = len.saturating_sub(1);
+    let all = predictions.div_ceil(seq);
+    let count = if max == 0 { all } else { all.min(max) };
+    let window = |n: usize| {
+        let (first, end) = (n * seq, predictions.min((n + 1) * seq));
+        let start = end.saturating_sub(seq);
+        Window { start, seen: first - start, len: end - start }
+    };
+    (0..count).map(|i| window((i as u128 * all as u128 / count as u128) as usize)).collect()
 }
 
 /// SplitMix64's output function at position `n` of the stream of `seed`.
@@ -165,12 +190,20 @@ mod tests {
         }
 
         #[test]
-        fn validation_windows_are_disjoint(len in 0usize..5000, seq in 1usize..60, max in 0usize..80) {
-            let starts = validation_windows(len, seq, max);
-            let fit = len.saturating_sub(1) / seq;
-            prop_assert_eq!(starts.len(), if max == 0 { fit } else { fit.min(max) });
-            prop_assert!(starts.windows(2).all(|w| w[1] >= w[0] + seq));
-            prop_assert!(starts.last().is_none_or(|s| s + seq < len));
+        fn validation_windows_predict_every_token_once(len in 0usize..5000, seq in 1usize..60, max in 0usize..80) {
+            let windows = validation_windows(len, seq, max);
+            let all = len.saturating_sub(1).div_ceil(seq);
+            prop_assert_eq!(windows.len(), if max == 0 { all } else { all.min(max) });
+            for w in &windows {
+                prop_assert!(w.start + w.len < len && w.seen < w.len && w.len <= seq);
+                // As long as the others, unless the text is shorter.
+                prop_assert!(w.len == seq || w.start == 0);
+            }
+            prop_assert!(windows.windows(2).all(|w| w[0].predicted().end <= w[1].predicted().start));
+            if max == 0 {
+                let predicted: Vec<usize> = windows.iter().flat_map(|w| w.predicted()).collect();
+                prop_assert_eq!(predicted, (1..len).collect::<Vec<_>>());
+            }
         }
     }
 

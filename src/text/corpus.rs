@@ -4,18 +4,15 @@ use std::env;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use super::sources::{self, Format, Source};
+use super::documents::PassedOver;
+use super::encode::{self, Encoder};
+use super::sources::{self, Source};
 use super::store::{self, Writer};
 use super::tokenizer::Tokenizer;
 use super::tokens::Tokens;
-use crate::config::{DataConfig, Join};
+use crate::config::DataConfig;
 use crate::files::sha256_hex;
 use crate::{Error, Result};
-
-/// Text tokenised at once, in bytes.
-const BATCH: usize = 8 << 20;
-/// What [`Join::Newline`] puts after each document.
-const BLANK_LINE: &str = "\n\n";
 
 /// Training and validation tokens.
 #[derive(Clone, Debug)]
@@ -25,18 +22,22 @@ pub struct Corpus {
     pub val: Tokens,
     /// SHA-256 (hexadecimal) of the training tokens: equal for corpora on which a training goes on as it was.
     pub fingerprint: String,
+    /// The largest id in either part.
+    pub largest: u32,
+    pub passed_over: PassedOver,
 }
 
 impl From<store::Stored> for Corpus {
     fn from(stored: store::Stored) -> Corpus {
-        Corpus { train: stored.train, val: stored.val, fingerprint: stored.sha256 }
+        let store::Stored { train, val, sha256: fingerprint, largest, passed_over } = stored;
+        Corpus { train, val, fingerprint, largest, passed_over }
     }
 }
 
 impl Corpus {
-    /// Tokenises the files of `data`, or maps what an earlier call left in `cache` for the same files (path, size,
-    /// time of change), tokenizer and settings. Without `data.val` the last `val_fraction` of the documents is held
-    /// out: at least one when the fraction is above 0 and there are two.
+    /// Tokenises the files of `data`, or maps what an earlier call left in `cache` for the same files (path, size, times
+    /// of change, inode), tokenizer and settings. Without `data.val` the last `val_fraction` of the tokens is held out:
+    /// cut at the end of a document where one is near, else inside of one.
     ///
     /// `progress(done, total)` is called with bytes of the files as they are tokenised, and not at all when nothing
     /// is. Several processes may open the same corpus at once.
@@ -44,6 +45,8 @@ impl Corpus {
     /// # Errors
     /// Files that are missing, malformed, without any text or changing while they are read; [`Join::Eos`] with a
     /// tokenizer that has no end-of-text token; a cache folder that cannot be written.
+    ///
+    /// [`Join::Eos`]: crate::config::Join::Eos
     pub fn open(
         data: &DataConfig,
         tokenizer: &Tokenizer,
@@ -64,16 +67,16 @@ impl Corpus {
         let mut build = Build {
             writer: Writer::create(&target, tokenizer.vocab_size())?,
             tokenizer,
-            field: &data.field,
-            join: data.join,
+            data,
+            passed_over: PassedOver::default(),
             progress,
             done: 0,
             total,
         };
         build.add(&train, "data.train")?;
         let train_sums = if val.is_empty() {
-            let documents = build.writer.sums().documents;
-            build.writer.sums_of(documents - held_out(documents, data.val_fraction))?
+            let held_out = held_out(build.writer.sums().tokens, data.val_fraction);
+            build.writer.split(held_out)?
         } else {
             let sums = build.writer.sums();
             build.add(&val, "data.val")?;
@@ -82,16 +85,16 @@ impl Corpus {
         if sources::list(&data.train)? != train || sources::list(&data.val)? != val {
             return Err(Error::usage("a text file changed while it was being tokenised: start again"));
         }
-        build.writer.publish(&target, train_sums).map(Corpus::from)
+        build.writer.publish(&target, train_sums, build.passed_over).map(Corpus::from)
     }
 }
 
-/// Documents of `documents` that are kept for validation.
-fn held_out(documents: u64, fraction: f64) -> u64 {
-    if fraction <= 0.0 || documents < 2 {
+/// Tokens of `tokens` that are kept for validation.
+fn held_out(tokens: u64, fraction: f64) -> u64 {
+    if fraction <= 0.0 || tokens < 2 {
         return 0;
     }
-    ((documents as f64 * fraction).round() as u64).clamp(1, documents - 1)
+    ((tokens as f64 * fraction).round() as u64).clamp(1, tokens - 1)
 }
 
 /// Names the cached form of these files: everything that the tokens depend on.
@@ -108,7 +111,7 @@ fn key(data: &DataConfig, tokenizer: &Tokenizer, train: &[Source], val: &[Source
     for (part, sources) in [("train", train), ("val", val)] {
         for s in sources {
             let path = std::path::absolute(&s.path).unwrap_or_else(|_| s.path.clone());
-            writeln!(text, "{part} {path:?} {} {}", s.bytes, s.modified).expect("writing to a String");
+            writeln!(text, "{part} {path:?} {} {:?}", s.bytes, s.version).expect("writing to a String");
         }
     }
     sha256_hex([text])[..32].to_string()
@@ -117,8 +120,8 @@ fn key(data: &DataConfig, tokenizer: &Tokenizer, train: &[Source], val: &[Source
 struct Build<'a> {
     writer: Writer,
     tokenizer: &'a Tokenizer,
-    field: &'a str,
-    join: Join,
+    data: &'a DataConfig,
+    passed_over: PassedOver,
     progress: &'a dyn Fn(u64, u64),
     /// Bytes of finished files, and of all.
     done: u64,
@@ -128,54 +131,23 @@ struct Build<'a> {
 impl Build<'_> {
     /// Tokenises all documents of `files`; `field` names them in errors.
     fn add(&mut self, files: &[Source], field: &str) -> Result<()> {
-        let before = self.writer.sums().tokens;
+        let writer = &mut self.writer;
+        let mut sink = |tokens: encode::Tokens<'_>| match tokens {
+            encode::Tokens::Text(encoded) => writer.push(encoded),
+            encode::Tokens::Between(ids) => writer.push_between(ids),
+            encode::Tokens::DocumentEnd => writer.end_document(),
+        };
+        let mut encoder = Encoder::new(self.tokenizer, self.data.join, &mut sink);
         for source in files {
-            let eos = self.separator(source.format)?;
-            let (mut texts, mut size) = (Vec::new(), 0);
-            for document in source.documents(self.field)? {
-                let mut document = document?;
-                if eos.is_none() {
-                    document.text.push_str(BLANK_LINE);
-                }
-                size += document.text.len();
-                texts.push(document.text);
-                if size >= BATCH {
-                    self.encode(&texts, eos)?;
-                    (self.progress)(self.done + document.read.min(source.bytes), self.total);
-                    texts.clear();
-                    size = 0;
-                }
-            }
-            self.encode(&texts, eos)?;
+            let (done, total) = (self.done, self.total);
+            let progress = |read: u64| (self.progress)(done + read, total);
+            self.passed_over += encoder.file(source, &self.data.field, &progress)?;
             self.done += source.bytes;
-            (self.progress)(self.done, self.total);
+            (self.progress)(self.done, total);
         }
-        if self.writer.sums().tokens == before {
+        if !encoder.finish()? {
             let names: Vec<String> = files.iter().map(|s| s.path.display().to_string()).collect();
             return Err(Error::usage(format!("no text in {field}: {}", names.join(", "))));
-        }
-        Ok(())
-    }
-
-    /// The token after each document of such a file; `None`: a blank line.
-    fn separator(&self, format: Format) -> Result<Option<u32>> {
-        match (self.join, format) {
-            (Join::Newline, _) | (Join::Auto, Format::Text) => Ok(None),
-            (Join::Auto, _) => Ok(self.tokenizer.eos()),
-            (Join::Eos, _) => match self.tokenizer.eos() {
-                Some(eos) => Ok(Some(eos)),
-                None => Err(Error::usage(format!(
-                    "data.join = \"eos\", but the tokenizer {} has no end-of-text token: use \"newline\"",
-                    self.tokenizer.name()
-                ))),
-            },
-        }
-    }
-
-    fn encode(&mut self, texts: &[String], eos: Option<u32>) -> Result<()> {
-        for (mut ids, text) in self.tokenizer.encode_batch(texts)?.into_iter().zip(texts) {
-            ids.extend(eos);
-            self.writer.push(&ids, text.len() as u64)?;
         }
         Ok(())
     }

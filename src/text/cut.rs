@@ -8,7 +8,8 @@ use serde_json::Value;
 /// Which cuts a tokenizer allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// None known: normalizers such as "prepend" see the start of the text, or the pattern is not one of ours.
+    /// None known: normalizers such as "prepend" see the start of the text, or the pattern is not one of ours. A text too
+    /// long for the memory is cut after a newline all the same, wherever it is read.
     Never,
     /// GPT-2's pattern. No match joins a non-space with a space or newline after it, and nothing looks back.
     Gpt2,
@@ -58,6 +59,14 @@ impl Cut {
         Cut::Never
     }
 
+    /// Size of the pieces that a text is encoded in.
+    pub fn piece(self) -> usize {
+        match self {
+            Cut::Never => 8 << 20,
+            _ => 32 << 10,
+        }
+    }
+
     /// Cuts `text` into pieces of about `size` bytes; a piece is longer where no cut is allowed.
     pub fn pieces(self, text: &str, size: usize) -> Vec<&str> {
         let mut pieces = Vec::with_capacity(text.len() / size.max(1) + 1);
@@ -78,7 +87,7 @@ impl Cut {
         let space_before = |at: usize| text[..at].chars().next_back().is_none_or(char::is_whitespace);
         let space_after = |at: usize| text[at..].chars().next().is_none_or(char::is_whitespace);
         (from.max(1)..text.len()).find(|&at| match self {
-            Cut::Never => false,
+            Cut::Never => bytes[at - 1] == b'\n',
             Cut::Anywhere => text.is_char_boundary(at),
             Cut::Gpt2 => matches!(bytes[at], b' ' | b'\n') && !space_before(at),
             Cut::Newlines => {
@@ -170,7 +179,7 @@ mod tests {
     fn pieces_end_where_they_may() {
         assert_eq!(Cut::Gpt2.pieces("ab cd\n\nef  g", 1), ["ab", " cd", "\n\nef", "  g"]);
         assert_eq!(Cut::Newlines.pieces("ab. cd.\n\nef  g", 1), ["ab.", " cd.\n\n", "ef", "  g"]);
-        assert_eq!(Cut::Never.pieces("ab cd", 1), ["ab cd"]);
+        assert_eq!(Cut::Never.pieces("ab cd\n\nef", 1), ["ab cd\n", "\n", "ef"]);
         assert_eq!(Cut::Anywhere.pieces("a猫b", 2), ["a猫", "b"]);
         assert_eq!(Cut::Gpt2.pieces("", 1), [""]);
     }

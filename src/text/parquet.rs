@@ -9,12 +9,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::sources::Document;
+use super::items::{Item, Part, until_error};
 use crate::files::open_regular;
 use crate::{Error, Result};
 
-/// The texts of the column `field`; nulls and empty texts are passed over.
-pub fn documents(path: &Path, field: &str) -> Result<impl Iterator<Item = Result<Document>> + use<>> {
+/// The texts of the column `field`, a document each.
+pub fn items(path: &Path, field: &str) -> Result<impl Iterator<Item = Result<Item>> + use<>> {
     let (file, bytes) = open_regular(path)?;
     let reader = guarded(path, || SerializedFileReader::new(file))?;
     let meta = reader.metadata().file_metadata();
@@ -27,7 +27,8 @@ pub fn documents(path: &Path, field: &str) -> Result<impl Iterator<Item = Result
     let projection = Type::group_type_builder(schema.name()).with_fields(vec![Arc::clone(column)]).build();
     let projection = guarded(path, || projection)?;
     let iter = guarded(path, || RowIter::from_file_into(Box::new(reader)).project(Some(projection)))?;
-    Ok(Rows { path: path.into(), field: field.into(), iter, row: 0, rows, bytes, failed: false })
+    let rows = Rows { path: path.into(), field: field.into(), iter, row: 0, rows, bytes };
+    Ok(until_error(rows, Rows::next))
 }
 
 struct Rows {
@@ -38,25 +39,22 @@ struct Rows {
     row: u64,
     rows: u64,
     bytes: u64,
-    failed: bool,
 }
 
 impl Rows {
-    fn document(&mut self) -> Result<Option<Document>> {
-        loop {
-            let next = guarded(&self.path, || self.iter.next().transpose())?;
-            let Some(row) = next else { return Ok(None) };
-            self.row += 1;
-            let read = (u128::from(self.bytes) * u128::from(self.row) / u128::from(self.rows)) as u64;
-            match text(row) {
-                Ok(text) if text.is_empty() => {}
-                Ok(text) => return Ok(Some(Document { text, read: read.min(self.bytes) })),
-                Err(found) => {
-                    let at = format!("row {}: {}", self.row, self.field);
-                    return Err(Error::input(&self.path, at, found, "text"));
-                }
+    fn next(&mut self) -> Result<Option<Item>> {
+        let next = guarded(&self.path, || self.iter.next().transpose())?;
+        let Some(row) = next else { return Ok(None) };
+        self.row += 1;
+        let read = (u128::from(self.bytes) * u128::from(self.row) / u128::from(self.rows)) as u64;
+        Ok(Some(match text(row) {
+            Ok(text) if text.is_empty() => Item::Empty,
+            Ok(text) => Item::Part(Part { text, begins: true, read: read.min(self.bytes) }),
+            Err(found) => {
+                let at = format!("row {}: {}", self.row, self.field);
+                Item::Unusable(Error::input(&self.path, at, found, "text"))
             }
-        }
+        }))
     }
 }
 
@@ -68,17 +66,6 @@ fn text(row: Row) -> Result<String, &'static str> {
         }
         Some((_, Field::Null)) | None => Ok(String::new()),
         Some(_) => Err("another type"),
-    }
-}
-
-impl Iterator for Rows {
-    type Item = Result<Document>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
-        }
-        self.document().inspect_err(|_| self.failed = true).transpose()
     }
 }
 
@@ -125,30 +112,34 @@ mod tests {
     #[test]
     fn rows_are_documents() {
         let file = written(&[Some("one"), None, Some(""), Some("zwei ü"), Some("three")]);
-        let found: Vec<Document> = documents(file.path(), "text").unwrap().collect::<Result<_>>().unwrap();
-        let texts: Vec<&str> = found.iter().map(|d| d.text.as_str()).collect();
-        assert_eq!(texts, ["one", "zwei ü", "three"]);
-        assert_eq!(found[2].read, file.path().metadata().unwrap().len());
+        let found: Vec<Item> = items(file.path(), "text").unwrap().collect::<Result<_>>().unwrap();
+        let texts: Vec<Option<&str>> = found
+            .iter()
+            .map(|item| if let Item::Part(part) = item { Some(part.text.as_str()) } else { None })
+            .collect();
+        assert_eq!(texts, [Some("one"), None, None, Some("zwei ü"), Some("three")]);
+        let Some(Item::Part(last)) = found.last() else { unreachable!() };
+        assert_eq!(last.read, file.path().metadata().unwrap().len());
     }
 
     #[test]
     fn unusable_files_are_errors() {
         let file = written(&[Some("some text that is long enough"), Some("more")]);
-        let error = documents(file.path(), "txt").err().unwrap().to_string();
+        let error = items(file.path(), "txt").err().unwrap().to_string();
         assert!(error.contains("id, text"), "{error}");
-        let error = documents(file.path(), "id").unwrap().next().unwrap().unwrap_err().to_string();
-        assert!(error.contains("row 1"), "{error}");
+        let first = items(file.path(), "id").unwrap().next().unwrap().unwrap();
+        assert!(matches!(first, Item::Unusable(e) if e.to_string().contains("row 1")));
         let good = std::fs::read(file.path()).unwrap();
         for len in 0..good.len() {
             std::fs::write(file.path(), &good[..len]).unwrap();
-            assert!(documents(file.path(), "text").is_err());
+            assert!(items(file.path(), "text").is_err());
         }
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0x55;
             std::fs::write(file.path(), &bad).unwrap();
             // Any result, but no panic and no endless iteration.
-            if let Ok(found) = documents(file.path(), "text") {
+            if let Ok(found) = items(file.path(), "text") {
                 assert!(found.take(1000).count() < 1000);
             }
         }

@@ -1,7 +1,16 @@
-//! The files beside a `tokenizer.json`: which tokens begin and end a text, and the chat template.
+//! The files beside a `tokenizer.json`: which tokens begin and end a text, where generation stops, the chat template.
+//!
+//! Several files may state the same fact. The order of precedence is that of the Hugging Face tools:
+//!
+//! - a special token (`bos_token` and the like): `tokenizer_config.json` where it lists `added_tokens_decoder`, else
+//!   `special_tokens_map.json` before it, as in files of older versions; an explicit null says that there is none. Then, for
+//!   the beginning and the end of a text, the ids of `generation_config.json`, those of `config.json`, and well-known names.
+//! - generation stops at all of these: the end of a text as found so, and every `eos_token_id` of `generation_config.json`
+//!   and `config.json`.
+//! - the chat template: `chat_template.jinja`, then `tokenizer_config.json`.
 
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::builtin::END_OF_TEXT;
 use crate::files::{if_there, read_limited, read_text, write_bytes};
@@ -10,6 +19,9 @@ use crate::{Error, Result};
 const EOS_NAMES: [&str; 7] =
     [END_OF_TEXT, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>", "<|eot_id|>", "[EOS]"];
 const BOS_NAMES: [&str; 4] = ["<s>", "<|begin_of_text|>", "<bos>", "[BOS]"];
+/// The names by which templates know the special tokens.
+const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 const MAX_BYTES: u64 = 64 << 20;
 
 /// A JSON object as it was read, byte by byte and parsed.
@@ -21,11 +33,14 @@ pub struct SideFiles {
     config: Option<Object>,
     /// `chat_template.jinja`.
     jinja: Option<String>,
-    pub chat_template: Option<String>,
+    /// The template, and the file that it stands in.
+    pub chat_template: Option<(String, PathBuf)>,
     pub eos: Option<u32>,
     pub bos: Option<u32>,
-    /// Ids at which generation stops: `eos` and what `generation_config.json` adds.
+    /// Ids at which generation stops; the first is `eos`.
     pub stop: Vec<u32>,
+    /// Special tokens by the names that templates use, with their text.
+    pub named: Vec<(String, String)>,
 }
 
 impl SideFiles {
@@ -36,41 +51,74 @@ impl SideFiles {
         SideFiles { eos, bos, stop: eos.into_iter().collect(), ..Self::default() }
     }
 
-    /// Reads what lies in `dir`; `id_of` is the tokenizer, `vocab` its size.
-    pub fn read(dir: &Path, id_of: impl Fn(&str) -> Option<u32>, vocab: usize) -> Result<Self> {
+    /// Reads what lies in `dir`; `id_of` and `token_of` are the tokenizer, `vocab` its size.
+    pub fn read(
+        dir: &Path,
+        id_of: impl Fn(&str) -> Option<u32>,
+        token_of: impl Fn(u32) -> Option<String>,
+        vocab: usize,
+    ) -> Result<Self> {
         let mut side = Self::well_known(&id_of);
-        let config = read_object(&dir.join("tokenizer_config.json"))?;
-        let map = read_object(&dir.join("special_tokens_map.json"))?;
-        let generation = read_object(&dir.join("generation_config.json"))?;
+        let read = |name: &'static str| Ok((name, read_object(&dir.join(name))?));
+        let (config_name, config) = read("tokenizer_config.json")?;
+        let map = read("special_tokens_map.json")?;
+        let ids_of = |file: &(&str, Option<Object>), key: &str| {
+            let listed = file.1.as_ref().and_then(|file| file.1.get(&format!("{key}_id"))).map(ids);
+            listed.unwrap_or_default().into_iter().filter(|&id| (id as usize) < vocab).collect::<Vec<u32>>()
+        };
+        let by_id = [read("generation_config.json")?, read("config.json")?];
 
-        for (key, slot) in [("eos_token", &mut side.eos), ("bos_token", &mut side.bos)] {
-            let named = [("tokenizer_config.json", &config), ("special_tokens_map.json", &map)];
-            let stated = named.iter().find_map(|(name, file)| Some((name, file.as_ref()?.1.get(key)?)));
-            let ids = || ids(generation.as_ref()?.1.get(&format!("{key}_id"))?).into_iter().next();
-            match stated {
-                // An explicit null says that there is none.
-                Some((_, Value::Null)) => *slot = None,
+        let config = (config_name, config);
+        let modern = config.1.as_ref().is_some_and(|c| c.1.contains_key("added_tokens_decoder"));
+        let order = if modern { [&config, &map] } else { [&map, &config] };
+        for key in NAMED {
+            let stated = order.iter().find_map(|(name, file)| Some((*name, file.as_ref()?.1.get(key)?)));
+            let text = match stated {
+                Some((_, Value::Null)) => None,
                 Some((name, value)) => {
-                    let token = value.as_str().or_else(|| value["content"].as_str()).unwrap_or_default();
-                    *slot = Some(id_of(token).ok_or_else(|| {
-                        Error::input(dir.join(name), key, value, "a token of tokenizer.json")
-                    })?);
+                    let text = value.as_str().or_else(|| value["content"].as_str());
+                    let wanted = "a token of tokenizer.json";
+                    let text = text.ok_or_else(|| Error::input(dir.join(name), key, value, wanted))?;
+                    // A template may mention a token that no text holds.
+                    if id_of(text).is_none() && matches!(key, "bos_token" | "eos_token") {
+                        return Err(Error::input(dir.join(name), key, value, wanted));
+                    }
+                    Some(text.to_string())
                 }
-                None => *slot = ids().filter(|id| (*id as usize) < vocab).or(*slot),
+                None => {
+                    let known = match key {
+                        "bos_token" => side.bos,
+                        "eos_token" => side.eos,
+                        _ => None,
+                    };
+                    by_id
+                        .iter()
+                        .find_map(|file| ids_of(file, key).first().copied())
+                        .or(known)
+                        .and_then(&token_of)
+                }
+            };
+            match key {
+                "bos_token" => side.bos = text.as_deref().and_then(&id_of),
+                "eos_token" => side.eos = text.as_deref().and_then(&id_of),
+                _ => {}
             }
+            side.named.extend(text.map(|text| (key.to_string(), text)));
         }
         side.stop = side.eos.into_iter().collect();
-        let listed = generation.as_ref().and_then(|g| g.1.get("eos_token_id")).map(ids).unwrap_or_default();
-        for id in listed {
-            if (id as usize) < vocab && !side.stop.contains(&id) {
+        for id in by_id.iter().flat_map(|file| ids_of(file, "eos_token")) {
+            if !side.stop.contains(&id) {
                 side.stop.push(id);
             }
         }
         let jinja = dir.join("chat_template.jinja");
         side.jinja = if_there(read_text(&jinja, MAX_BYTES))?;
-        side.chat_template =
-            side.jinja.clone().or_else(|| template(config.as_ref()?.1.get("chat_template")?));
-        side.config = config;
+        let file = dir.join(config_name);
+        side.config = config.1;
+        side.chat_template = match &side.jinja {
+            Some(text) => Some((text.clone(), jinja)),
+            None => side.config().map_or(Ok(None), |config| template(config, &file))?.map(|t| (t, file)),
+        };
         Ok(side)
     }
 
@@ -79,7 +127,7 @@ impl SideFiles {
         self.config.as_ref().map(|(_, map)| map)
     }
 
-    /// Writes `tokenizer_config.json`: the one that was read, completed where it does not name the tokens.
+    /// Writes `tokenizer_config.json`: the one that was read, with the tokens that begin and end a text as they were found.
     pub fn write(&self, dir: &Path, token_of: impl Fn(u32) -> Option<String>) -> Result<()> {
         let mut config = match &self.config {
             Some((_, map)) => map.clone(),
@@ -91,9 +139,9 @@ impl SideFiles {
         };
         let mut changed = self.config.is_none();
         for (key, id) in [("eos_token", self.eos), ("bos_token", self.bos)] {
-            if !config.contains_key(key)
-                && let Some(token) = id.and_then(&token_of)
-            {
+            let token = id.and_then(&token_of);
+            let stated = config.get(key).map(|value| value.as_str().or(value["content"].as_str()));
+            if stated.unwrap_or(None) != token.as_deref() {
                 config.insert(key.into(), token.into());
                 changed = true;
             }
@@ -128,11 +176,18 @@ fn ids(value: &Value) -> Vec<u32> {
     }
 }
 
-/// A chat template: the text itself, or the one called "default" of a list.
-fn template(value: &Value) -> Option<String> {
-    let of_list = || {
-        let list = value.as_array()?;
-        list.iter().find(|t| t["name"] == "default").or(list.first())?["template"].as_str()
-    };
-    value.as_str().or_else(of_list).map(str::to_string)
+/// `chat_template`: the text itself, or the one called "default" of a list.
+fn template(config: &Map<String, Value>, file: &Path) -> Result<Option<String>> {
+    match config.get("chat_template") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(Value::Array(list)) => {
+            let default = list.iter().find(|t| t["name"] == "default");
+            let text = default.and_then(|t| t["template"].as_str());
+            let wanted = "an entry named \"default\" with a template";
+            text.map(|text| Some(text.to_string()))
+                .ok_or_else(|| Error::input(file, "chat_template", "none in the list", wanted))
+        }
+        Some(_) => Err(Error::input(file, "chat_template", "neither", "a text or a list of templates")),
+    }
 }

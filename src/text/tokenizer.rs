@@ -2,13 +2,13 @@
 
 use rayon::prelude::*;
 use serde_json::{Map, Value};
-use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, OnceLock};
 use tokenizers::Tokenizer as Hf;
 
 use super::cut::Cut;
+use super::decoder::{self, Decoders};
 use super::side_files::SideFiles;
 use super::stream::TokenStream;
 use super::{alphabet, builtin, judge};
@@ -17,8 +17,18 @@ use crate::{Error, Result};
 
 /// The largest published `tokenizer.json` is below 40 MB.
 const MAX_BYTES: u64 = 256 << 20;
-/// Longer texts are encoded in pieces, in parallel, where [`Cut`] allows it.
-const PIECE: usize = 32 << 10;
+/// A text to find out what a tokenizer adds to it.
+const SAMPLE: &str = "a";
+/// All bytes.
+const BYTES: [u8; 256] = {
+    let mut bytes = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        bytes[i] = i as u8;
+        i += 1;
+    }
+    bytes
+};
 
 /// Text to token ids and back. Cloning is cheap.
 ///
@@ -45,16 +55,27 @@ struct Inner {
     vocab_size: usize,
     kind: Kind,
     cut: Cut,
+    /// What the tokenizer puts before a text, such as LLaMA's `<s>`.
+    prefix: Vec<u32>,
     fingerprint: OnceLock<String>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Ids are bytes.
     Bytes,
-    /// Vocabulary entries are in the byte alphabet: decoding is concatenation.
-    ByteLevel,
-    Other,
+    /// Vocabulary entries are in the byte alphabet: decoding is concatenation. The bytes of each id.
+    ByteLevel(Vec<Box<[u8]>>),
+    /// Decoded by a chain; `None`: one that only the tokenizers crate knows.
+    Other(Option<Decoders>),
+}
+
+/// Token ids of a text, and how many of its bytes each stands for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    pub ids: Vec<u32>,
+    /// Their sum is the length of the text. Of the tokens of one character the last has all of its bytes, unless tokens
+    /// are bytes.
+    pub bytes: Vec<u32>,
 }
 
 impl Tokenizer {
@@ -85,8 +106,8 @@ impl Tokenizer {
     }
 
     /// Reads a Hugging Face `tokenizer.json`, and from beside it `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `generation_config.json` and `chat_template.jinja` where they exist. Truncation and padding stored in the file
-    /// are ignored.
+    /// `generation_config.json`, `config.json` and `chat_template.jinja` where they exist. Truncation and padding stored in
+    /// the file are ignored.
     ///
     /// # Errors
     /// A file that is missing, malformed, inconsistent, or states ids that its parts do not have.
@@ -110,56 +131,96 @@ impl Tokenizer {
     fn build(name: &Path, mut json: Value, beside: Option<&Path>) -> Result<Tokenizer> {
         let vocab_size = judge::judge(name, &mut json)?;
         let cut = if builtin::is_bytes_json(&json) { Cut::Anywhere } else { Cut::of(&json) };
-        let kind = match (cut, json["decoder"]["type"].as_str()) {
-            (Cut::Anywhere, _) => Kind::Bytes,
-            (_, Some("ByteLevel")) => Kind::ByteLevel,
-            _ => Kind::Other,
-        };
+        let decoders = Decoders::of(&json["decoder"]);
+        let byte_level = json["decoder"]["type"] == "ByteLevel";
         let wanted = "a tokenizer that the tokenizers crate accepts";
         let hf = guarded(|| serde_json::from_value::<Hf>(json).map_err(|e| e.to_string()))
             .map_err(|e| Error::input(name, "content", e, wanted))?;
+        let kind = match cut {
+            Cut::Anywhere => Kind::Bytes,
+            _ if byte_level => Kind::ByteLevel(bytes_of_all(&hf, vocab_size)),
+            _ => Kind::Other(decoders),
+        };
         let id_of = |token: &str| hf.token_to_id(token);
         let side = match beside {
-            Some(dir) => SideFiles::read(dir, id_of, vocab_size)?,
+            Some(dir) => SideFiles::read(dir, id_of, |id| hf.id_to_token(id), vocab_size)?,
             None => SideFiles::well_known(id_of),
         };
-        let inner =
-            Inner { name: name.into(), hf, side, vocab_size, kind, cut, fingerprint: OnceLock::new() };
-        let this = Tokenizer(Arc::new(inner));
+        let (prefix, fingerprint) = (Vec::new(), OnceLock::new());
+        let mut inner = Inner { name: name.into(), hf, side, vocab_size, kind, cut, prefix, fingerprint };
         // Special tokens are free numbers in the file: try them once.
-        let ids = this.encode_with_special("a")?;
-        match ids.into_iter().find(|&id| id as usize >= vocab_size) {
-            Some(id) => Err(Error::input(name, "post_processor", id, format!("ids below {vocab_size}"))),
-            None => Ok(this),
+        let ids = inner.encode(SAMPLE, true)?;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(Error::input(name, "post_processor", id, format!("ids below {vocab_size}")));
         }
+        let plain = inner.encode(SAMPLE, false)?;
+        let at = ids.windows(plain.len().max(1)).position(|part| part == plain);
+        inner.prefix = ids[..at.unwrap_or(0)].to_vec();
+        Ok(Tokenizer(Arc::new(inner)))
     }
 
     /// Token ids of `text`. No special tokens are added; those that occur in the text are recognised, as Hugging Face
-    /// does. Long texts are encoded in parallel pieces where that cannot change the ids.
+    /// does. Long texts are encoded in parallel pieces where that cannot change the ids, and beyond 8 MiB in any case.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        if self.0.kind == Kind::Bytes {
-            return Ok(text.bytes().map(u32::from).collect());
+        let encode = |piece: &&str| self.0.encode(piece, false);
+        if matches!(self.0.kind, Kind::Bytes) {
+            return encode(&text);
         }
-        match self.0.cut {
-            Cut::Never => self.encode_whole(text, false),
-            _ if text.len() <= 2 * PIECE => self.encode_whole(text, false),
-            cut => {
-                let pieces: Vec<Vec<u32>> = cut
-                    .pieces(text, PIECE)
-                    .into_par_iter()
-                    .map(|piece| self.encode_whole(piece, false))
-                    .collect::<Result<_>>()?;
-                Ok(pieces.concat())
-            }
+        match &self.pieces(text)[..] {
+            [one] => encode(one),
+            pieces => Ok(pieces.par_iter().map(encode).collect::<Result<Vec<_>>>()?.concat()),
         }
     }
 
-    /// Token ids of `text` with the special tokens that the tokenizer's post-processor adds, such as LLaMA's `<s>`.
-    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
-        match self.0.kind {
-            Kind::Bytes => self.encode(text),
-            _ => self.encode_whole(text, true),
+    /// The pieces of `text` that are encoded by themselves.
+    pub(super) fn pieces<'a>(&self, text: &'a str) -> Vec<&'a str> {
+        self.0.cut.pieces(text, self.0.cut.piece())
+    }
+
+    /// The ids of a text that is one of its own [`Tokenizer::pieces`], and what bytes each stands for.
+    pub(super) fn encode_piece(&self, text: &str) -> Result<Encoded> {
+        let inner = &*self.0;
+        match &inner.kind {
+            Kind::Bytes => {
+                let ids = inner.encode(text, false)?;
+                Ok(Encoded { bytes: vec![1; ids.len()], ids })
+            }
+            Kind::ByteLevel(table) => {
+                let ids = inner.encode(text, false)?;
+                // Not so where a normalizer changed the text or an added token took the spaces beside it.
+                let mut rest = Some(text.as_bytes());
+                let bytes = ids.iter().map(|&id| {
+                    let own = &table[id as usize];
+                    rest = rest.and_then(|rest| rest.strip_prefix(&own[..]));
+                    own.len() as u32
+                });
+                let bytes: Vec<u32> = bytes.collect();
+                match rest {
+                    Some([]) => Ok(Encoded { ids, bytes }),
+                    _ => inner.encode_by_offsets(text, |id| Some(table[id as usize].len())),
+                }
+            }
+            Kind::Other(_) => inner.encode_by_offsets(text, |id| {
+                let token = inner.hf.id_to_token(id)?;
+                decoder::byte(&token).map(|_| 1)
+            }),
         }
+    }
+
+    /// What the tokenizer puts before a text, such as LLaMA's `<s>`.
+    pub fn prefix(&self) -> &[u32] {
+        &self.0.prefix
+    }
+
+    /// Token ids of the beginning of a text: [`Tokenizer::prefix`], then `text`. What the tokenizer puts after a text is
+    /// left out, since this one goes on.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        Ok([self.prefix(), &self.encode(text)?].concat())
+    }
+
+    /// Token ids of `text` with the special tokens that the tokenizer's post-processor adds before and after it.
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
+        self.0.encode(text, true)
     }
 
     /// [`Tokenizer::encode`] of each text, in parallel.
@@ -167,27 +228,20 @@ impl Tokenizer {
         texts.par_iter().map(|text| self.encode(text.as_ref())).collect()
     }
 
-    fn encode_whole(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encode = || self.0.hf.encode_fast(text, special).map_err(|e| e.to_string());
-        match guarded(encode) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(e) => Err(Error::input(&self.0.name, "encoding a text", e, "no error")),
-        }
-    }
-
     /// The text of `ids`, special tokens included. Ids outside the vocabulary are left out; bytes that are not UTF-8
     /// become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
-        if self.0.kind != Kind::Other {
-            let mut bytes = Vec::with_capacity(ids.len() * 4);
-            ids.iter().for_each(|&id| self.push_bytes(id, &mut bytes));
-            return match String::from_utf8_lossy(&bytes) {
-                Cow::Borrowed(_) => String::from_utf8(bytes).expect("just checked"),
-                Cow::Owned(text) => text,
-            };
+        if ids.is_empty() {
+            return String::new();
         }
-        guarded(|| self.0.hf.decode(ids, false).map_err(|e| e.to_string()))
-            .unwrap_or_else(|_| ids.iter().filter_map(|&id| self.0.hf.id_to_token(id)).collect())
+        if let Kind::Other(None) = self.0.kind {
+            let hf = &self.0.hf;
+            return guarded(|| hf.decode(ids, false).map_err(|e| e.to_string()))
+                .unwrap_or_else(|_| ids.iter().filter_map(|&id| hf.id_to_token(id)).collect());
+        }
+        let mut stream = self.stream();
+        let text: String = ids.iter().map(|&id| stream.push(id)).collect();
+        text + &stream.finish()
     }
 
     /// [`Tokenizer::decode`] without the special tokens.
@@ -202,22 +256,21 @@ impl Tokenizer {
         added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
-    /// Appends the bytes of one token.
-    ///
-    /// Only for tokenizers where decoding is concatenation ([`Tokenizer::is_byte_level`]).
-    pub(super) fn push_bytes(&self, id: u32, out: &mut Vec<u8>) {
-        match self.0.kind {
-            Kind::Bytes => out.extend(u8::try_from(id).ok()),
-            _ => {
-                if let Some(token) = self.0.hf.id_to_token(id) {
-                    alphabet::push_bytes(&token, out);
-                }
-            }
+    /// The bytes of one token, where decoding is concatenation ([`Tokenizer::decoders`]); none outside the vocabulary.
+    pub(super) fn bytes_of(&self, id: u32) -> &[u8] {
+        match &self.0.kind {
+            Kind::Bytes => BYTES.get(id as usize..).and_then(|rest| rest.get(..1)).unwrap_or_default(),
+            Kind::ByteLevel(table) => table.get(id as usize).map_or(&[], |bytes| bytes),
+            Kind::Other(_) => unreachable!("decoding is no concatenation"),
         }
     }
 
-    pub(super) fn is_byte_level(&self) -> bool {
-        self.0.kind != Kind::Other
+    /// How ids become text: `None` where decoding is concatenation, `Some(None)` where only the crate knows.
+    pub(super) fn decoders(&self) -> Option<Option<&Decoders>> {
+        match &self.0.kind {
+            Kind::Other(chain) => Some(chain.as_ref()),
+            _ => None,
+        }
     }
 
     /// Decoding of one id at a time.
@@ -230,16 +283,19 @@ impl Tokenizer {
         self.0.vocab_size
     }
 
-    /// Whether a model whose embedding has `rows` rows can read every token.
+    /// Whether a model whose embedding has `rows` rows can read `ids`. `text` names what they were made of.
     ///
     /// # Errors
-    /// More tokens than rows.
-    pub fn fits(&self, rows: usize) -> Result<()> {
-        if self.vocab_size() <= rows {
-            return Ok(());
+    /// A token without a row; a tokenizer may have more tokens than a text uses.
+    pub fn fits(&self, text: &str, ids: impl IntoIterator<Item = u32>, rows: usize) -> Result<()> {
+        match ids.into_iter().find(|&id| id as usize >= rows) {
+            None => Ok(()),
+            Some(id) => {
+                let token = self.token(id).unwrap_or_default();
+                let wanted = format!("tokens below {rows}, the rows of the model's vocabulary");
+                Err(Error::input(&self.0.name, text, format!("token {id} ({token:?})"), wanted))
+            }
         }
-        let wanted = format!("at most the model's vocab_size of {rows}");
-        Err(Error::input(&self.0.name, "vocabulary", format!("{} tokens", self.vocab_size()), wanted))
     }
 
     /// The token that ends a text.
@@ -252,7 +308,7 @@ impl Tokenizer {
         self.0.side.bos
     }
 
-    /// Ids at which generation stops: [`Tokenizer::eos`] and those that `generation_config.json` adds.
+    /// Ids at which generation stops: [`Tokenizer::eos`] and those that `generation_config.json` and `config.json` add.
     pub fn stop_ids(&self) -> &[u32] {
         &self.0.side.stop
     }
@@ -269,7 +325,17 @@ impl Tokenizer {
 
     /// The chat template (Jinja) that came with the tokenizer.
     pub fn chat_template(&self) -> Option<&str> {
-        self.0.side.chat_template.as_deref()
+        self.chat_template_file().map(|(text, _)| text)
+    }
+
+    /// The chat template, and the file that it stands in.
+    pub fn chat_template_file(&self) -> Option<(&str, &Path)> {
+        self.0.side.chat_template.as_ref().map(|(text, file)| (text.as_str(), file.as_path()))
+    }
+
+    /// Special tokens by the names that chat templates use (`bos_token`), with their text.
+    pub fn named_tokens(&self) -> &[(String, String)] {
+        &self.0.side.named
     }
 
     /// The `tokenizer_config.json` that came with the tokenizer.
@@ -308,6 +374,69 @@ impl Tokenizer {
         inner.side.stop = vec![eos];
         Tokenizer(Arc::new(inner))
     }
+}
+
+impl Inner {
+    /// The ids of a text as a whole.
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        if let Kind::Bytes = self.kind {
+            return Ok(text.bytes().map(u32::from).collect());
+        }
+        let ids = guarded(|| {
+            let encoding = self.hf.encode_fast(text, special).map_err(|e| e.to_string())?;
+            Ok(encoding.get_ids().to_vec())
+        });
+        ids.map_err(|e| self.failed(e))
+    }
+
+    fn failed(&self, why: String) -> Error {
+        Error::input(&self.name, "encoding a text", why, "no error")
+    }
+
+    /// The ids of a text as a whole, and the bytes of each by its offsets; `own` tells how many bytes a token stands for by
+    /// itself, where that is known.
+    fn encode_by_offsets(&self, text: &str, own: impl Fn(u32) -> Option<usize>) -> Result<Encoded> {
+        let encoding = guarded(|| self.hf.encode(text, false).map_err(|e| e.to_string()));
+        let encoding = encoding.map_err(|e| self.failed(e))?;
+        let (ids, offsets) = (encoding.get_ids(), encoding.get_offsets());
+        let mut bytes = Vec::with_capacity(ids.len());
+        let mut at = 0;
+        while bytes.len() < ids.len() {
+            let first = bytes.len();
+            let same = offsets[first..].iter().take_while(|&&o| o == offsets[first]).count();
+            let end = offsets[first].1.clamp(at, text.len());
+            // Several tokens of one span are parts of a character: each its own bytes, if that explains it.
+            let parts: Option<Vec<usize>> = ids[first..first + same].iter().map(|&id| own(id)).collect();
+            match parts.filter(|parts| same > 1 && parts.iter().sum::<usize>() == end - at) {
+                Some(parts) => bytes.extend(parts.iter().map(|&n| n as u32)),
+                None => {
+                    bytes.extend(std::iter::repeat_n(0, same - 1));
+                    bytes.push((end - at) as u32);
+                }
+            }
+            at = end;
+        }
+        // What no token stands for (spaces that a normalizer strips) goes with the last one.
+        if let Some(last) = bytes.last_mut() {
+            *last += (text.len() - at) as u32;
+        }
+        Ok(Encoded { ids: ids.to_vec(), bytes })
+    }
+}
+
+/// The bytes of every id of a byte-level vocabulary; an added token is its own text.
+fn bytes_of_all(hf: &Hf, vocab_size: usize) -> Vec<Box<[u8]>> {
+    let added = hf.get_added_vocabulary().get_added_tokens_decoder();
+    let bytes = |id: u32| {
+        let mut bytes = Vec::new();
+        match (added.get(&id), hf.id_to_token(id)) {
+            (Some(token), _) => bytes.extend_from_slice(token.content.as_bytes()),
+            (None, Some(token)) => alphabet::push_bytes(&token, &mut bytes),
+            (None, None) => {}
+        }
+        bytes.into_boxed_slice()
+    };
+    (0..vocab_size as u32).map(bytes).collect()
 }
 
 impl std::fmt::Debug for Tokenizer {

@@ -22,6 +22,8 @@ pub struct Tokens {
     len: usize,
     documents: u64,
     text_bytes: u64,
+    /// How many bytes of the text each token stands for (`u32`), where that was kept.
+    lengths: Option<Data>,
 }
 
 #[derive(Clone)]
@@ -30,11 +32,20 @@ enum Data {
     Memory(Arc<[u8]>),
 }
 
+impl Data {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Data::File(map) => map,
+            Data::Memory(bytes) => bytes,
+        }
+    }
+}
+
 impl Tokens {
     /// Tokens in memory: `documents` and `text_bytes` as [`Tokens::documents`] and [`Tokens::text_bytes`] tell them.
     pub fn from_ids(ids: &[u32], documents: u64, text_bytes: u64) -> Tokens {
         let data = Data::Memory(ids.iter().flat_map(|id| id.to_le_bytes()).collect());
-        Tokens { data, width: 4, start: 0, len: ids.len(), documents, text_bytes }
+        Tokens { data, width: 4, start: 0, len: ids.len(), documents, text_bytes, lengths: None }
     }
 
     /// Maps a token file of our own cache.
@@ -43,21 +54,26 @@ impl Tokens {
         // visible; replacing one unlinks it, which leaves this mapping as it is.
         let map = unsafe { Mmap::map(file) }.map_err(crate::Error::io("map", path))?;
         let len = map.len() / width;
-        Ok(Tokens { data: Data::File(Arc::new(map)), width, start: 0, len, documents: 0, text_bytes: 0 })
+        let data = Data::File(Arc::new(map));
+        Ok(Tokens { data, width, start: 0, len, documents: 0, text_bytes: 0, lengths: None })
     }
 
     /// A part of these tokens.
     pub(super) fn part(&self, start: usize, len: usize, documents: u64, text_bytes: u64) -> Tokens {
         assert!(start + len <= self.len, "a part lies inside the whole");
-        Tokens { start: self.start + start, len, documents, text_bytes, ..self.clone() }
+        Tokens { start: self.start + start, len, documents, text_bytes, lengths: None, ..self.clone() }
+    }
+
+    /// These tokens, with the bytes that each stands for; `None` unless `lengths` fits them.
+    pub(super) fn with_lengths(self, lengths: Tokens) -> Option<Tokens> {
+        let fits = lengths.width == 4 && lengths.start == 0 && lengths.len == self.len;
+        let tokens = Tokens { lengths: Some(lengths.data), ..self };
+        let sum = fits.then(|| tokens.text_bytes_of(0..tokens.len))??;
+        (sum == tokens.text_bytes).then_some(tokens)
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        let all: &[u8] = match &self.data {
-            Data::File(map) => map,
-            Data::Memory(bytes) => bytes,
-        };
-        &all[self.start * self.width..(self.start + self.len) * self.width]
+        &self.data.bytes()[self.start * self.width..(self.start + self.len) * self.width]
     }
 
     /// Number of tokens.
@@ -74,10 +90,15 @@ impl Tokens {
         self.documents
     }
 
-    /// UTF-8 bytes of the text that the tokens encode, what stands between documents included (an end-of-text token
-    /// counts 0): bits per byte = total nats / (ln 2 * text_bytes).
+    /// UTF-8 bytes of the text that the tokens encode; what was put between documents is none of it.
     pub fn text_bytes(&self) -> u64 {
         self.text_bytes
+    }
+
+    /// Bytes of text that some of the tokens stand for; `None` where that was not kept (it is for validation parts).
+    pub fn text_bytes_of(&self, tokens: std::ops::Range<usize>) -> Option<u64> {
+        let lengths = self.lengths.as_ref()?.bytes().as_chunks::<4>().0;
+        Some(lengths[tokens].iter().map(|b| u64::from(u32::from_le_bytes(*b))).sum())
     }
 
     /// Copies the ids from `start` on into `out`. They must exist: `start + out.len() <= len()`.

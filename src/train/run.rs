@@ -70,8 +70,7 @@ pub fn run(
             // The last validation reads everything.
             let measured = trainer.validate(if last { 0 } else { t.eval_sequences });
             if let Some(measured) = measured {
-                let bits = trainer.bits_per_byte(measured.nll);
-                write_validation(step, &measured, bits, &mut metrics, &mut events)?;
+                write_validation(step, &measured, &mut metrics, &mut events)?;
                 observer.validated(step, &measured);
             }
         }
@@ -128,10 +127,10 @@ fn write_log(
 fn write_validation(
     step: u64,
     p: &Perplexity,
-    bits_per_byte: Option<f64>,
     metrics: &mut MetricsLog,
     events: &mut EventWriter,
 ) -> Result<()> {
+    let bits_per_byte = p.bits_per_byte();
     metrics.append(&Record::Val { step, nll: p.nll, ppl: p.ppl, bits_per_byte, tokens: p.tokens })?;
     events.scalar("val/nll", p.nll as f32, step)?;
     events.scalar("val/ppl", p.ppl as f32, step)?;

@@ -14,7 +14,7 @@ use crate::text::{Corpus, Tokenizer};
 /// was made. `cache` is where tokenised texts are kept; `progress` is told bytes tokenised and bytes in all.
 ///
 /// # Errors
-/// Whatever is wrong with the files, or a tokenizer with more tokens than the model has rows.
+/// Whatever is wrong with the files, or a text that uses tokens which the model has no rows for.
 pub fn setup(
     recipe: Recipe,
     resume: Option<&Path>,
@@ -29,15 +29,22 @@ pub fn setup(
     let tokenizer = tokenizer(&recipe, resume)?;
     let mut model = starting_model(&recipe, resume)?;
     let config = &model.decoder.config;
-    if let Some(t) = &tokenizer {
-        t.fits(config.vocab_size)?;
-        if model.hf.eos.is_empty() {
-            model.hf.eos = t.eos().into_iter().collect();
-            model.hf.bos = t.bos();
-        }
+    if let Some(t) = tokenizer.as_ref().filter(|_| model.hf.eos.is_empty()) {
+        model.hf.eos = t.eos().into_iter().collect();
+        model.hf.bos = t.bos();
     }
     let source = match (recipe.task, &tokenizer) {
-        (Task::Lm, Some(t)) => Source::text(&recipe, Corpus::open(&recipe.data, t, cache, progress)?)?,
+        (Task::Lm, Some(t)) => {
+            let corpus = Corpus::open(&recipe.data, t, cache, progress)?;
+            t.fits("the text of the training", [corpus.largest], config.vocab_size)?;
+            if corpus.val.len() < 2 && !recipe.data.val.is_empty() {
+                return Err(Error::usage(format!(
+                    "data.val: found {} tokens, wanted 2 or more",
+                    corpus.val.len()
+                )));
+            }
+            Source::text(&recipe, corpus)?
+        }
         _ => Source::synthetic(&recipe, config.vocab_size),
     };
     if source.seq() > config.max_positions {

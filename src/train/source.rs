@@ -12,7 +12,7 @@ use crate::text::{Batches, Corpus, Tokens, validation_windows};
 /// Sequences of one length, for training and for validation.
 pub enum Source {
     Synthetic(Synthetic),
-    Text { corpus: Corpus, batches: Batches, seq: usize },
+    Text { corpus: Box<Corpus>, batches: Batches, seq: usize },
 }
 
 /// Random tokens to be reproduced: in place ([`Task::Copy`]), or after a separator ([`Task::Recall`]).
@@ -77,7 +77,7 @@ impl Source {
     pub fn text(recipe: &Recipe, corpus: Corpus) -> Result<Self> {
         let (batch, seq) = (recipe.train.batch, recipe.train.seq);
         let batches = Batches::new(recipe.data.order, corpus.train.len(), batch, seq, recipe.seed)?;
-        Ok(Source::Text { corpus, batches, seq })
+        Ok(Source::Text { corpus: Box::new(corpus), batches, seq })
     }
 
     /// Tokens of a sequence (`T`).
@@ -119,18 +119,28 @@ impl Source {
                 }
             }
             Source::Text { corpus, .. } => {
-                let mut window = vec![0; seq + 1];
-                for starts in validation_windows(corpus.val.len(), seq, max).chunks(batch) {
-                    for (i, start) in starts.iter().enumerate() {
-                        corpus.val.read(*start, &mut window);
-                        inputs[i * seq..(i + 1) * seq].copy_from_slice(&window[..seq]);
-                        targets[i * seq..(i + 1) * seq].copy_from_slice(&window[1..]);
+                let mut ids = vec![0; seq + 1];
+                for windows in validation_windows(corpus.val.len(), seq, max).chunks(batch) {
+                    let rows = inputs.chunks_mut(seq).zip(targets.chunks_mut(seq));
+                    for (w, (inputs, targets)) in windows.iter().zip(rows) {
+                        corpus.val.read(w.start, &mut ids[..w.len + 1]);
+                        inputs.fill(0);
+                        inputs[..w.len].copy_from_slice(&ids[..w.len]);
+                        targets.fill(IGNORE);
+                        targets[w.seen..w.len].copy_from_slice(&ids[w.seen + 1..w.len + 1]);
                     }
-                    let n = starts.len() * seq;
-                    f(&inputs[..n], &targets[..n], starts.len());
+                    let n = windows.len() * seq;
+                    f(&inputs[..n], &targets[..n], windows.len());
                 }
             }
         }
+    }
+
+    /// Bytes of text that the tokens stand for which such a validation predicts; none of a synthetic task.
+    pub fn validation_bytes(&self, max: usize) -> Option<u64> {
+        let val = self.validation()?;
+        let windows = validation_windows(val.len(), self.seq(), max);
+        windows.iter().map(|w| val.text_bytes_of(w.predicted())).sum()
     }
 }
 

@@ -157,6 +157,8 @@ impl Trainer {
             context: seq,
             stride: seq,
             sum: loss.sum,
+            bytes: self.source.validation_bytes(max).unwrap_or(0),
+            words: 0,
         };
         if loss.count == 0 {
             return None;
@@ -165,12 +167,6 @@ impl Trainer {
             self.whole_validation = Some((self.progress.step, measured));
         }
         Some(measured)
-    }
-
-    /// Bits per byte of the held-out text at a loss of `nll` nats per token; none for a synthetic task.
-    pub fn bits_per_byte(&self, nll: f64) -> Option<f64> {
-        let val = self.source.validation().filter(|v| v.text_bytes() > 0)?;
-        Some(nll * val.len() as f64 / std::f64::consts::LN_2 / val.text_bytes() as f64)
     }
 
     /// Share of tokens that are reproduced over `count` held-out sequences of a synthetic task.

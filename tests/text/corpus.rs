@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 use ternlm::config::{DataConfig, Join};
 use ternlm::files::{DirectoryWriter, IfExists};
-use ternlm::text::{Corpus, Tokenizer, sources};
+use ternlm::text::{Corpus, PassedOver, Reading, ReadingOptions, Tokenizer};
 
 use super::shared;
 
@@ -56,21 +56,129 @@ fn text(tokens: &ternlm::text::Tokens) -> String {
 }
 
 #[test]
-fn paragraphs_are_documents() {
+fn a_text_file_is_one_document_as_it_is() {
+    // Right values by hand: only the byte order mark and CR before LF go.
+    let wanted = "one\n two\n\n\n  \nthree\rx\n\nfour\n\n";
     let files = Files::new(&[
-        ("lf.txt", "one\n two\n\n\n  \nthree\n\nfour"),
-        ("crlf.txt", "\u{feff}one\r\n two\r\n\r\n\r\nthree\r\n \t \r\nfour\r\n\r\n"),
+        ("lf.txt", wanted),
+        ("crlf.txt", "\u{feff}one\r\n two\r\n\r\n\r\n  \r\nthree\rx\r\n\r\nfour\r\n\r\n"),
     ]);
     for name in ["lf.txt", "crlf.txt"] {
-        let corpus = files.open(&DataConfig { val_fraction: 0.4, ..files.data(&[name]) }).unwrap();
-        assert_eq!(text(&corpus.train), "one\n two\n\nthree\n\n", "{name}");
-        assert_eq!(text(&corpus.val), "four\n\n");
-        assert_eq!((corpus.train.documents(), corpus.val.documents()), (2, 1));
-        assert_eq!((corpus.train.text_bytes(), corpus.val.text_bytes()), (17, 6));
-        assert_eq!(corpus.train.len(), 17);
+        let corpus = files.open(&DataConfig { val_fraction: 0.0, ..files.data(&[name]) }).unwrap();
+        assert_eq!(text(&corpus.train), wanted, "{name}");
+        assert_eq!((corpus.train.documents(), corpus.train.text_bytes()), (1, wanted.len() as u64));
         let mut ids = [0; 4];
         corpus.train.read(1, &mut ids);
         assert_eq!(ids, *b"ne\n ".map(u32::from).as_slice());
+    }
+}
+
+/// Chunks of a megabyte end anywhere: inside a character, between CR and LF, after a CR that stands alone.
+#[test]
+fn chunks_of_a_file_leave_no_mark() {
+    for ending in ["\r\nb", "\rb", "猫", "🙂", "\u{e9}\r"] {
+        for before in (1 << 20) - 5..(1 << 20) + 2 {
+            let raw = "a".repeat(before) + ending;
+            let files = Files::new(&[("a.txt", &raw)]);
+            let corpus = files.open(&DataConfig { val_fraction: 0.0, ..files.data(&["a.txt"]) }).unwrap();
+            let ids = corpus.train.to_vec();
+            let tail: Vec<u8> = ids[before..].iter().map(|&id| id as u8).collect();
+            assert_eq!(String::from_utf8(tail).unwrap(), ending.replace("\r\n", "\n"), "{before}");
+        }
+    }
+    let mut raw = vec![b'a'; (1 << 20) - 1];
+    raw.extend(b"\xe7\x8cx");
+    let files = Files::new(&[]);
+    fs::write(files.path("a.txt"), &raw).unwrap();
+    let error = files.open(&files.data(&["a.txt"])).unwrap_err().to_string();
+    assert!(error.contains("byte 1048575") && error.contains("0xe7"), "{error}");
+}
+
+#[test]
+fn the_same_file_gives_the_same_tokens_everywhere() {
+    let body = "def f():\n    pass\n\n\ndef g():\n    pass\n".repeat(30_000);
+    let crlf = format!("\u{feff}{}", body.replace('\n', "\r\n"));
+    let records: String = ["é\r\n", "", "b\n\n"]
+        .iter()
+        .map(|t| format!("{}\n", serde_json::json!({"text": t, "n": 1})))
+        .collect();
+    let files = Files::new(&[("a.txt", &body), ("b.txt", &crlf), ("c.jsonl", &records)]);
+    assert!(body.len() > 1 << 20);
+    for tokenizer in [Tokenizer::bytes(), Tokenizer::gpt2()] {
+        let mut seen = Vec::new();
+        for name in ["a.txt", "b.txt", "c.jsonl"] {
+            let data = DataConfig { val_fraction: 0.0, ..files.data(&[name]) };
+            let corpus = Corpus::open(&data, &tokenizer, &files.cache(), &|_, _| {}).unwrap();
+            let read = Reading::open(&files.path(name), &tokenizer, &ReadingOptions::default()).unwrap();
+            assert_eq!(corpus.train.to_vec(), read.ids, "{name}");
+            assert_eq!(read.extent_from(0).bytes, corpus.train.text_bytes(), "{name}");
+            seen.push(read.ids);
+        }
+        assert_eq!(seen[0], seen[1], "BOM and CRLF");
+        assert_eq!(seen[0], tokenizer.encode(&body).unwrap(), "and they are those of the text");
+        // Text of records is as it is.
+        let wanted = match tokenizer.eos() {
+            Some(_) => "é\r\n<|endoftext|>b\n\n<|endoftext|>",
+            None => "é\r\n\nb\n\n",
+        };
+        assert_eq!(tokenizer.decode(&seen[2]), wanted);
+    }
+}
+
+#[test]
+fn a_share_of_the_text_is_held_out() {
+    let body = "a line of text\n".repeat(1000);
+    let titled = format!("A title\n\n{body}");
+    let records: String =
+        (0..100).map(|i| format!("{{\"text\": \"record {i:03} of the file\"}}\n")).collect();
+    let uneven = format!("{{\"text\": \"short\"}}\n{{\"text\": {body:?}}}\n");
+    let files =
+        Files::new(&[("a.txt", &body), ("b.txt", &titled), ("c.jsonl", &records), ("d.jsonl", &uneven)]);
+    for (name, fraction) in
+        [("a.txt", 0.1), ("b.txt", 0.1), ("b.txt", 0.5), ("c.jsonl", 0.1), ("d.jsonl", 0.2)]
+    {
+        let corpus = files.open(&DataConfig { val_fraction: fraction, ..files.data(&[name]) }).unwrap();
+        let share = corpus.val.len() as f64 / (corpus.val.len() + corpus.train.len()) as f64;
+        assert!((share - fraction).abs() < 0.01, "{name}: {share}");
+        assert!(corpus.train.documents() > 0 && corpus.val.documents() > 0);
+        let bytes = corpus.val.text_bytes_of(0..corpus.val.len());
+        assert_eq!(bytes, Some(corpus.val.text_bytes()));
+    }
+    // Where a document ends nearby it is not cut.
+    let corpus = files.open(&DataConfig { val_fraction: 0.1, ..files.data(&["c.jsonl"]) }).unwrap();
+    assert!(text(&corpus.val).starts_with("record 090"), "{}", text(&corpus.val));
+    assert_eq!((corpus.train.documents(), corpus.val.documents()), (90, 10));
+    let corpus = files.open(&DataConfig { val_fraction: 0.2, ..files.data(&["d.jsonl"]) }).unwrap();
+    assert_eq!((corpus.train.documents(), corpus.val.documents()), (2, 1));
+}
+
+#[test]
+fn records_that_cannot_be_used_are_counted() {
+    let good = "{\"text\": \"abc\", \"score\": NaN}\n";
+    let bad = ["{\"text\": 3}\n", "{\"text\": \"\\ud800\"}\n", "{\"txt\": \"a\"}\n", "{\"text\"\n", "[1]\n"];
+    let empty = "{\"text\": null}\n{\"text\": \"\"}\n\n";
+    let few = good.repeat(100) + &bad.concat() + empty;
+    let many = good.repeat(80) + &bad.concat();
+    let late = good.repeat(1000) + &bad.concat().repeat(20) + &good.repeat(100_000);
+    let files = Files::new(&[
+        ("few.jsonl", &few),
+        ("many.jsonl", &many),
+        ("late.jsonl", &late),
+        ("null.jsonl", empty),
+    ]);
+    let corpus = files.open(&files.data(&["few.jsonl"])).unwrap();
+    assert_eq!(corpus.passed_over, PassedOver { empty: 2, unusable: 5 });
+    assert_eq!(corpus.train.documents() + corpus.val.documents(), 100);
+    // The cache knows it too.
+    assert_eq!(files.open(&files.data(&["few.jsonl"])).unwrap().passed_over, corpus.passed_over);
+    for (name, parts) in [
+        ("many.jsonl", &["5 of 85", "line 81", "1 in 20"][..]),
+        // Judged while reading, not after a hundred thousand records.
+        ("late.jsonl", &["of 10", "line 1001", "1 in 20"]),
+        ("null.jsonl", &["no text"]),
+    ] {
+        let error = files.open(&files.data(&[name])).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{name}: {error}");
     }
 }
 
@@ -86,10 +194,11 @@ fn records_join_by_the_end_token_where_there_is_one() {
     let eos = open(&gpt2, Join::Auto).unwrap();
     assert_eq!(gpt2.decode(&eos.to_vec()), "é<|endoftext|>b<|endoftext|>");
     assert_eq!((eos.documents(), eos.text_bytes()), (2, 3));
+    assert_eq!(eos.len() as u64, gpt2.encode("é").unwrap().len() as u64 + 3);
     assert_eq!(open(&gpt2, Join::Eos).unwrap().to_vec(), eos.to_vec());
     let blank = open(&gpt2, Join::Newline).unwrap();
-    assert_eq!((gpt2.decode(&blank.to_vec()).as_str(), blank.text_bytes()), ("é\n\nb\n\n", 7));
-    assert_eq!(text(&open(&Tokenizer::bytes(), Join::Auto).unwrap()), "é\n\nb\n\n");
+    assert_eq!((gpt2.decode(&blank.to_vec()).as_str(), blank.text_bytes()), ("é\n\nb", 3));
+    assert_eq!(text(&open(&Tokenizer::bytes(), Join::Auto).unwrap()), "é\n\nb");
     let error = open(&Tokenizer::bytes(), Join::Eos).unwrap_err().to_string();
     assert!(error.contains("end-of-text") && error.contains("bytes"), "{error}");
 }
@@ -102,14 +211,21 @@ fn folders_are_read_in_order() {
         ("d/c.jsonl", "{\"text\": \"3\"}"),
         ("d/.hidden.txt", "no"),
         ("d/README.md", "no"),
-        ("e.txt", "4"),
+        // What programs wrote there: a run of ours, a model with its vocabulary.
+        ("d/runs/x/recipe.toml", ""),
+        ("d/runs/x/metrics.jsonl", "{\"step\": 1}"),
+        ("d/model/config.json", "{}"),
+        ("d/model/model.safetensors", ""),
+        ("d/model/merges.txt", "no"),
+        ("e.txt", "4\n"),
+        ("f.txt", "5"),
     ]);
     #[cfg(unix)]
     std::os::unix::fs::symlink(files.path("d"), files.path("d/a/loop")).unwrap();
-    let data = DataConfig { val: vec![files.path("e.txt")], ..files.data(&["d"]) };
+    let data = DataConfig { val: vec![files.path("e.txt"), files.path("f.txt")], ..files.data(&["d"]) };
     let corpus = files.open(&data).unwrap();
-    assert_eq!(text(&corpus.train), "1\n\n2\n\n3\n\n");
-    assert_eq!((text(&corpus.val).as_str(), corpus.val.documents()), ("4\n\n", 1));
+    assert_eq!(text(&corpus.train), "1\n\n2\n\n3");
+    assert_eq!((text(&corpus.val).as_str(), corpus.val.documents()), ("4\n\n5", 2));
 }
 
 #[test]
@@ -144,8 +260,8 @@ fn unusable_files_are_clear_errors() {
     assert!(files.open(&files.data(&[])).unwrap_err().to_string().contains("data.train"));
     // Failures leave nothing behind.
     assert_eq!(fs::read_dir(files.cache()).unwrap().count(), 0);
-    let error = sources::read_text(files.path("bad.txt")).unwrap_err().to_string();
-    assert!(error.contains("byte 8"), "{error}");
+    let error = Reading::open(&files.path("bad.txt"), &Tokenizer::bytes(), &ReadingOptions::default());
+    assert!(error.unwrap_err().to_string().contains("byte 8"));
 }
 
 #[cfg(not(feature = "parquet"))]
@@ -175,12 +291,19 @@ fn a_corpus_is_tokenised_once() {
     files.write("a.txt", "one\n\ntwo\n\nthree!");
     let (changed, made) = files.open_telling(&data);
     assert!(made);
-    assert_eq!(text(&changed.val), "three!\n\n");
+    assert_eq!(text(&changed.val), "e!");
+    // The same size and time of change, as an archive restores them: the content is another.
+    let time = fs::metadata(files.path("a.txt")).unwrap().modified().unwrap();
+    files.write("a.txt", "one\n\ntwo\n\nTHREE!");
+    fs::File::options().append(true).open(files.path("a.txt")).unwrap().set_modified(time).unwrap();
+    let (changed, made) = files.open_telling(&data);
+    assert!(made);
+    assert_eq!(text(&changed.val), "E!");
     assert!(files.open_telling(&DataConfig { val_fraction: 0.0, ..data.clone() }).1);
     assert!(files.open_telling(&DataConfig { join: Join::Newline, ..data.clone() }).1);
     assert!(!files.open_telling(&data).1);
     // The mapping of a corpus survives all that.
-    assert_eq!(text(&first.train), "one\n\ntwo\n\n");
+    assert_eq!(text(&first.train), "one\n\ntwo\n\nthr");
 }
 
 fn cached(cache: &Path) -> PathBuf {
@@ -242,7 +365,7 @@ fn several_at_once_agree() {
         let threads: Vec<_> = (0..8).map(|_| open()).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
-    assert_eq!(all[0].val.documents(), 200);
+    assert_eq!(all[0].val.len(), (text.len() + 5) / 10);
     assert!(all.iter().all(|c| c.train.to_vec() == all[0].train.to_vec()));
     cached(&files.cache());
 }
@@ -253,7 +376,7 @@ fn large_vocabularies_need_four_bytes() {
     let dir = files.path("tok");
     fs::create_dir_all(&dir).unwrap();
     let json = serde_json::json!({"model": {"type": "WordLevel", "unk_token": "?",
-        "vocab": {"?": 0, "x\n\n": 70_000}}, "decoder": {"type": "Fuse"}});
+        "vocab": {"?": 0, "x": 70_000}}, "decoder": {"type": "Fuse"}});
     fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
     let tokenizer = Tokenizer::open(dir.to_str().unwrap()).unwrap();
     assert_eq!(tokenizer.vocab_size(), 70_001);
@@ -283,8 +406,9 @@ fn real_corpora() {
         corpus
     };
     let prose = open("prose/train_data.txt", &Tokenizer::bytes());
-    assert_eq!(prose.train.documents() + prose.val.documents(), 957);
-    assert_eq!(prose.val.documents(), 96);
+    assert_eq!((prose.train.documents(), prose.val.documents()), (1, 1));
+    let size = fs::metadata(root.join("prose/train_data.txt")).unwrap().len();
+    assert_eq!(prose.val.len() as u64, (size as f64 / 10.0).round() as u64);
     assert_eq!(prose.train.text_bytes() as usize, prose.train.len());
     let records = open("enwiki/sample.jsonl", &Tokenizer::gpt2());
     let ends = records.train.to_vec().iter().filter(|&&id| id == 50_256).count() as u64;

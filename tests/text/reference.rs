@@ -3,9 +3,10 @@
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fs;
+use std::fs::read_to_string as read_text;
 use std::path::Path;
 use std::time::Instant;
-use ternlm::text::{Tokenizer, read_text};
+use ternlm::text::Tokenizer;
 
 use super::shared;
 

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::fs;
-use ternlm::text::{BpeTrainer, Tokenizer};
+use std::path::Path;
+use ternlm::text::{BpeTrainer, Reading, TokenStream, Tokenizer};
 
 use super::mixed_text;
 
@@ -119,9 +120,11 @@ fn sentencepiece_fixture_with_special_tokens_and_bytes() {
 
     let mut stream = tokenizer.stream();
     let parts: Vec<String> = ids.iter().map(|&id| stream.push(id)).collect();
-    assert_eq!(parts, ["ab", " ab", " ", "é", "", "", "猫", "a"]);
+    // A byte token more would make the whole run invalid: it waits for what follows.
+    assert_eq!(parts, ["ab", " ab", " ", "é", "", "", "", "猫a"]);
     assert_eq!(stream.finish(), "");
     // An unfinished character comes out at the end only.
+    let mut stream = tokenizer.stream();
     assert_eq!(stream.push(0xE7 + 3), "");
     assert_eq!(stream.finish(), "\u{FFFD}");
 }
@@ -180,7 +183,17 @@ fn side_files_name_the_special_tokens() {
     let config = json!({"eos_token": "b", "bos_token": null, "chat_template": [
         {"name": "tool", "template": "T"}, {"name": "default", "template": "D"}]});
     write("tokenizer_config.json", config.clone());
+    // As transformers 5.24 reads it: the map wins over a configuration that does not list its added tokens.
+    assert_eq!((open().eos(), open().bos()), (open().token_id("ab"), None));
+    let named = [("eos_token", "ab")].map(|(key, text)| (key.to_string(), text.to_string()));
+    assert_eq!(open().named_tokens(), named);
+    let mut config = config;
+    config["added_tokens_decoder"] = json!({});
+    write("tokenizer_config.json", config.clone());
     assert_eq!((open().eos(), open().bos()), (open().token_id("b"), None));
+    // Generation stops wherever one of the files says so.
+    write("config.json", json!({"eos_token_id": [7, 100_000], "bos_token_id": 6}));
+    assert_eq!(open().stop_ids(), [open().token_id("b").unwrap(), 5, 2, 7]);
     assert_eq!(open().chat_template(), Some("D"));
     fs::write(dir.path().join("chat_template.jinja"), "J").unwrap();
     assert_eq!(open().chat_template(), Some("J"));
@@ -210,4 +223,101 @@ fn fingerprints_tell_vocabularies_apart() {
     tuples["model"]["merges"] = json!([["a", "b"], ["▁", "a"], ["▁", "ab"]]);
     let (_tuples, tuples_spec) = written(&tuples);
     assert_eq!(fingerprint(&spec), fingerprint(&tuples_spec));
+}
+
+/// Only `special_tokens_map.json` names the token that begins a text.
+#[test]
+fn a_fact_is_found_in_whichever_file_states_it() {
+    let (dir, spec) = written(&sentencepiece_json());
+    let write = |name: &str, value: Value| fs::write(dir.path().join(name), value.to_string()).unwrap();
+    write("tokenizer_config.json", json!({"tokenizer_class": "LlamaTokenizer"}));
+    write("special_tokens_map.json", json!({"bos_token": "a", "pad_token": {"content": "no such token"}}));
+    write("config.json", json!({"eos_token_id": 5}));
+    let tokenizer = Tokenizer::open(&spec).unwrap();
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (tokenizer.token_id("a"), Some(5)));
+    let named = tokenizer.named_tokens();
+    let text = |key: &str| named.iter().find(|(name, _)| name == key).map(|(_, text)| text.clone());
+    assert_eq!(
+        (text("bos_token").as_deref(), text("pad_token").as_deref()),
+        (Some("a"), Some("no such token"))
+    );
+    assert_eq!(text("eos_token"), tokenizer.token(5));
+    // What was found stays when the files are left behind.
+    let out = tempfile::tempdir().unwrap();
+    tokenizer.save(out.path()).unwrap();
+    let again = Tokenizer::from_file(out.path().join("tokenizer.json")).unwrap();
+    assert_eq!((again.bos(), again.eos()), (tokenizer.bos(), tokenizer.eos()));
+}
+
+#[test]
+fn an_added_token_is_its_own_text() {
+    // Their letters stand in the byte alphabet: as vocabulary entries they would be other bytes.
+    let added = |id: usize, content: &str| {
+        json!({"id": id, "content": content, "special": false, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false})
+    };
+    let mut gpt2: Value = {
+        let out = tempfile::tempdir().unwrap();
+        Tokenizer::gpt2().save(out.path()).unwrap();
+        serde_json::from_slice(&fs::read(out.path().join("tokenizer.json")).unwrap()).unwrap()
+    };
+    let tokens = gpt2["added_tokens"].as_array_mut().unwrap();
+    tokens.push(added(50_257, "éé"));
+    tokens.push(added(50_258, "ĠxĠ"));
+    let (_dir, spec) = written(&gpt2);
+    let tokenizer = Tokenizer::open(&spec).unwrap();
+    let ids = [50_257, 50_258, 15496];
+    assert_eq!(tokenizer.decode(&ids), "ééĠxĠHello");
+    let mut stream = tokenizer.stream();
+    assert_eq!(ids.map(|id| stream.push(id)), ["éé", "ĠxĠ", "Hello"]);
+}
+
+/// The reference decodes all tokens at once: the tokenizers crate.
+#[test]
+fn any_tokens_stream_as_they_decode() {
+    let (_dir, spec) = written(&sentencepiece_json());
+    let tokenizer = Tokenizer::open(&spec).unwrap();
+    let hf = tokenizers::Tokenizer::from_file(Path::new(&spec).join("tokenizer.json")).unwrap();
+    let size = tokenizer.vocab_size() as u32;
+    let mut seed = 1u64;
+    for round in 0..2000 {
+        let ids: Vec<u32> = (0..1 + round % 12)
+            .map(|_| {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                // Mostly byte tokens of a few values, so that whole characters occur.
+                let draw = (seed >> 33) as u32;
+                if draw & 1 == 0 { draw % size } else { [0xE7, 0x8C, 0xAB, 0x41][draw as usize / 2 % 4] + 3 }
+            })
+            .collect();
+        let whole = tokenizer.decode(&ids);
+        assert_eq!(whole, hf.decode(&ids, false).unwrap(), "{ids:?}");
+        let mut stream = tokenizer.stream();
+        let streamed: String = ids.iter().map(|&id| stream.push(id)).collect();
+        assert_eq!(streamed + &stream.finish(), whole, "{ids:?}");
+        // A text in two: what the first ids leave unfinished is finished by the others.
+        let (before, after) = ids.split_at(ids.len() / 2);
+        let mut first = tokenizer.stream();
+        let given: String = before.iter().map(|&id| first.push(id)).collect();
+        let mut second = TokenStream::after(&tokenizer, before);
+        let rest: String = after.iter().map(|&id| second.push(id)).collect();
+        assert_eq!(given + &rest + &second.finish(), whole, "{ids:?}");
+    }
+}
+
+/// Right values by hand: the bytes that each token stands for.
+#[test]
+fn every_token_knows_the_bytes_it_stands_for() {
+    let bytes_of = |tokenizer: &Tokenizer, text: &str| {
+        let reading = Reading::of_text(text, tokenizer).unwrap();
+        let ends: Vec<u64> = (0..=reading.ids.len()).map(|n| reading.extent_from(n).bytes).collect();
+        ends.windows(2).map(|w| w[0] - w[1]).collect::<Vec<u64>>()
+    };
+    assert_eq!(bytes_of(&Tokenizer::bytes(), "a猫"), [1, 1, 1, 1]);
+    // GPT-2 has no token for 猫: a space with its first byte, and two bytes more.
+    let gpt2 = Tokenizer::gpt2();
+    assert_eq!(bytes_of(&gpt2, "Hello world<|endoftext|> 猫!"), [5, 6, 13, 2, 1, 1, 1]);
+    let (_dir, spec) = written(&sentencepiece_json());
+    let spm = Tokenizer::open(&spec).unwrap();
+    // <s> stands for nothing; "ab", " ab", a space, é, the bytes of 猫, "a".
+    assert_eq!(bytes_of(&spm, "ab ab é猫a"), [0, 2, 3, 1, 2, 1, 1, 1, 1]);
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use std::collections::HashMap;
 use std::fs;
 use std::time::Instant;
-use ternlm::text::{BpeTrainer, Tokenizer, sources};
+use ternlm::text::{BpeTrainer, Tokenizer, documents, sources};
 
 use super::{mixed_text, shared};
 
@@ -47,7 +47,7 @@ fn the_reference_vocabulary_is_reproduced() {
 fn eleven_megabytes_take_well_under_a_minute() {
     let Some(path) = shared("enwiki/train.txt") else { return };
     let start = Instant::now();
-    let texts = sources::training_texts(sources::list(&[path]).unwrap(), "text");
+    let texts = documents::training_texts(sources::list(&[path]).unwrap(), "text");
     let trainer = BpeTrainer { vocab_size: 8192, special: vec![EOT.into()] };
     let mut last = (0, 0);
     let tokenizer = trainer.train(texts, |done, wanted| last = (done, wanted)).unwrap();
@@ -189,7 +189,7 @@ fn pieces_of_a_file_give_the_vocabulary_of_the_whole() {
     assert!(text.len() > 9 << 20);
     fs::write(&path, &text).unwrap();
     let list = sources::list(&[path]).unwrap();
-    let pieces: Vec<String> = sources::training_texts(list, "text").collect::<ternlm::Result<_>>().unwrap();
+    let pieces: Vec<String> = documents::training_texts(list, "text").collect::<ternlm::Result<_>>().unwrap();
     assert!(pieces.len() > 1);
     assert!(pieces.concat() == text);
     let trainer = BpeTrainer { vocab_size: 400, special: vec![] };

@@ -1,0 +1,191 @@
+//! Documents to tokens: what stands before, between and after them, and how long ones are encoded in parallel pieces. All
+//! that reads a text reads it through here, so the same files give the same tokens everywhere.
+
+use rayon::prelude::*;
+
+use super::documents::PassedOver;
+use super::sources::{Format, Source};
+use super::tokenizer::{Encoded, Tokenizer};
+use crate::config::Join;
+use crate::{Error, Result};
+
+/// Text encoded at once, in bytes.
+const BATCH: usize = 8 << 20;
+/// Text without a place to cut, above which a file is not what it claims to be.
+const MAX_UNCUT: usize = 256 << 20;
+
+/// Some tokens in the order of the text.
+pub enum Tokens<'a> {
+    /// Of a piece of a document.
+    Text(&'a Encoded),
+    /// What stands before, between or after documents; they stand for no text.
+    Between(&'a [u32]),
+    /// Here a document ends, and what stands after it.
+    DocumentEnd,
+}
+
+enum Segment {
+    Text(String),
+    Between(Vec<u32>),
+    DocumentEnd,
+}
+
+/// Encodes documents one after the other.
+///
+/// A text begins with what the tokenizer puts before one ([`Tokenizer::prefix`]). After a document stands the end-of-text
+/// token, or between two of them what is missing of a blank line, as `data.join` says.
+pub struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    join: Join,
+    sink: &'a mut dyn FnMut(Tokens<'_>) -> Result<()>,
+    /// The part of the document at hand that has not been cut yet.
+    open: String,
+    /// A document has begun: what follows it, and how its text ends.
+    document: Option<(Option<u32>, Tail)>,
+    queue: Vec<Segment>,
+    queued: usize,
+    begun: bool,
+    any_text: bool,
+}
+
+/// Newlines at the end of a text.
+#[derive(Clone, Copy, Default)]
+struct Tail(usize);
+
+impl Tail {
+    fn after(self, text: &str) -> Tail {
+        let newlines = text.bytes().rev().take_while(|&b| b == b'\n').count();
+        Tail(if newlines == text.len() { self.0 + newlines } else { newlines }.min(2))
+    }
+}
+
+impl<'a> Encoder<'a> {
+    /// `sink` gets the tokens in order.
+    pub fn new(
+        tokenizer: &'a Tokenizer,
+        join: Join,
+        sink: &'a mut dyn FnMut(Tokens<'_>) -> Result<()>,
+    ) -> Encoder<'a> {
+        Encoder {
+            tokenizer,
+            join,
+            sink,
+            open: String::new(),
+            document: None,
+            queue: Vec::new(),
+            queued: 0,
+            begun: false,
+            any_text: false,
+        }
+    }
+
+    /// Encodes all documents of a file. `progress` is told the bytes of it that were read.
+    pub fn file(&mut self, source: &Source, field: &str, progress: &dyn Fn(u64)) -> Result<PassedOver> {
+        let eos = self.end_of(source.format)?;
+        source.read(field, &mut |part| {
+            self.part(part.begins, &part.text, eos)?;
+            if self.open.len() > MAX_UNCUT {
+                let found = format!("{MAX_UNCUT} bytes without a place to cut them");
+                return Err(Error::input(
+                    &source.path,
+                    format!("byte {}", part.read),
+                    found,
+                    "words or lines",
+                ));
+            }
+            progress(part.read.min(source.bytes));
+            Ok(())
+        })
+    }
+
+    /// The token after each document of such a file; `None`: a blank line between two.
+    pub fn end_of(&self, format: Format) -> Result<Option<u32>> {
+        match (self.join, format) {
+            (Join::Newline, _) | (Join::Auto, Format::Text) => Ok(None),
+            (Join::Auto, _) => Ok(self.tokenizer.eos()),
+            (Join::Eos, _) => match self.tokenizer.eos() {
+                Some(eos) => Ok(Some(eos)),
+                None => Err(Error::usage(format!(
+                    "data.join = \"eos\", but the tokenizer {} has no end-of-text token: use \"newline\"",
+                    self.tokenizer.name()
+                ))),
+            },
+        }
+    }
+
+    /// Adds a part of a document that `eos` or a blank line will follow.
+    pub fn part(&mut self, begins: bool, text: &str, eos: Option<u32>) -> Result<()> {
+        if begins {
+            self.end_document(true)?;
+            if !std::mem::replace(&mut self.begun, true) {
+                self.queue.push(Segment::Between(self.tokenizer.prefix().to_vec()));
+            }
+            self.document = Some((eos, Tail::default()));
+        }
+        let tail = &mut self.document.as_mut().expect("a document begins with its first part").1;
+        *tail = tail.after(text);
+        self.any_text |= text.bytes().any(|b| !b.is_ascii_whitespace());
+        self.open.push_str(text);
+        if self.open.len() >= BATCH {
+            let mut pieces = self.tokenizer.pieces(&self.open);
+            // The last one may go on.
+            let rest = pieces.pop().unwrap_or_default().to_string();
+            self.queue.extend(pieces.into_iter().map(|piece| Segment::Text(piece.into())));
+            self.queued += self.open.len() - rest.len();
+            self.open = rest;
+        }
+        if self.queued >= BATCH { self.flush() } else { Ok(()) }
+    }
+
+    fn end_document(&mut self, another: bool) -> Result<()> {
+        let Some((eos, tail)) = self.document.take() else { return Ok(()) };
+        let open = std::mem::take(&mut self.open);
+        self.queued += open.len();
+        let pieces = self.tokenizer.pieces(&open).into_iter().filter(|piece| !piece.is_empty());
+        self.queue.extend(pieces.map(|piece| Segment::Text(piece.into())));
+        match eos {
+            Some(eos) => self.queue.push(Segment::Between(vec![eos])),
+            None if another => self.queue.push(Segment::Between(self.newlines(2 - tail.0)?)),
+            None => {}
+        }
+        self.queue.push(Segment::DocumentEnd);
+        if self.queued >= BATCH { self.flush() } else { Ok(()) }
+    }
+
+    /// The tokens of `count` newlines inside a text.
+    fn newlines(&self, count: usize) -> Result<Vec<u32>> {
+        let newlines = &"\n\n"[..count];
+        // Some tokenizers put a space before whatever a text begins with.
+        let before = self.tokenizer.encode("a")?;
+        let both = self.tokenizer.encode(&format!("a{newlines}"))?;
+        match both.strip_prefix(&before[..]) {
+            Some(after) => Ok(after.to_vec()),
+            None => self.tokenizer.encode(newlines),
+        }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let encode = |segment: &Segment| match segment {
+            Segment::Text(text) => self.tokenizer.encode_piece(text),
+            _ => Ok(Encoded::default()),
+        };
+        let encoded: Vec<Encoded> = self.queue.par_iter().map(encode).collect::<Result<_>>()?;
+        for (segment, encoded) in self.queue.iter().zip(&encoded) {
+            (self.sink)(match segment {
+                Segment::Text(_) => Tokens::Text(encoded),
+                Segment::Between(ids) => Tokens::Between(ids),
+                Segment::DocumentEnd => Tokens::DocumentEnd,
+            })?;
+        }
+        self.queue.clear();
+        self.queued = 0;
+        Ok(())
+    }
+
+    /// Encodes what is left. Tells whether there was anything but white space.
+    pub fn finish(mut self) -> Result<bool> {
+        self.end_document(false)?;
+        self.flush()?;
+        Ok(self.any_text)
+    }
+}
