@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{recipe, thousands};
-use crate::config::{DataConfig, Recipe, Task};
+use crate::config::{Recipe, Task};
 use crate::error::{Error, Result};
 use crate::files::{self, read_text};
 use crate::measure::Perplexity;
@@ -173,7 +173,7 @@ fn describe(trainer: &Trainer, out: &Path) {
         out.display()
     );
     if let Source::Text { corpus, .. } = &trainer.source {
-        describe_text(corpus, &trainer.recipe.data);
+        describe_text(corpus, &trainer.recipe);
     }
     if trainer.progress.step > 0 {
         say!("Resumed at step {}", trainer.progress.step);
@@ -181,19 +181,20 @@ fn describe(trainer: &Trainer, out: &Path) {
 }
 
 /// What is trained on and what is held out; a validation that was asked for and cannot be made is no secret.
-fn describe_text(corpus: &Corpus, data: &DataConfig) {
+fn describe_text(corpus: &Corpus, recipe: &Recipe) {
     let size =
         |t: &Tokens| format!("{} tokens ({} bytes)", thousands(t.len() as u64), thousands(t.text_bytes()));
     say!("Text: {} to train on; {} held out", size(&corpus.train), size(&corpus.val));
     if corpus.passed_over != PassedOver::default() {
         say!("{}", corpus.passed_over);
     }
-    if corpus.val.len() < 2 && data.val_fraction > 0.0 {
+    let asked = recipe.data.val_fraction > 0.0 || recipe.train.eval_every > 0;
+    if corpus.val.len() < 2 && asked {
         eprintln!(
-            "warning: there will be no validation: {} tokens are held out, and 2 are needed (data.val_fraction = {}); \
-             use more text or a text of its own (data.val)",
+            "warning: there will be no validation: {} tokens are held out and 2 are needed (data.val_fraction = {}); use \
+             more text, or a text of its own (data.val)",
             corpus.val.len(),
-            data.val_fraction
+            recipe.data.val_fraction
         );
     }
 }

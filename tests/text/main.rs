@@ -2,6 +2,7 @@
 
 mod corpus;
 mod hostile;
+mod reading;
 mod reference;
 mod tokenizer;
 mod training;

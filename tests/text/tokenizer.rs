@@ -43,7 +43,7 @@ pub fn sentencepiece_json() -> Value {
     })
 }
 
-fn written(json: &Value) -> (tempfile::TempDir, String) {
+pub fn written(json: &Value) -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("tokenizer.json"), serde_json::to_vec(json).unwrap()).unwrap();
     let spec = dir.path().to_str().unwrap().to_string();
