@@ -63,11 +63,14 @@ fn detokenize_line(text: &str, line: &str, out: &mut Detokenized) {
     let mut open_quotes = [false; 2];
     let mut words = line.split_whitespace().peekable();
     while let Some(word) = words.next() {
+        let at = word.as_ptr().addr() - text.as_ptr().addr();
         let mut after = false;
         let mut shown = word;
         match word {
             "@-@" | "@,@" | "@.@" if out.text.len() > begin && words.peek().is_some() => {
-                (shown, join, after) = (&word[1..2], true, true);
+                // A second space was there before.
+                after = !text[at + word.len() + 1..].starts_with(' ');
+                (shown, join) = (&word[1..2], true);
             }
             "," | "." | ";" | ":" | "!" | "?" | "%" | ")" | "]" | "}" | "°" => join = true,
             "(" | "[" | "{" | "$" | "£" => after = true,
@@ -83,7 +86,6 @@ fn detokenize_line(text: &str, line: &str, out: &mut Detokenized) {
         if !join && out.text.len() > begin {
             out.text.push(' ');
         }
-        let at = word.as_ptr().addr() - text.as_ptr().addr();
         out.push(shown, at..at + word.len());
         join = after;
     }
@@ -103,6 +105,7 @@ mod tests {
             (" = Robert Boulter = \n", "Robert Boulter\n"),
             (" = = Early life = = ", "Early life"),
             (" a well @-@ known 1 @,@ 000 @.@ 5 case ", "a well-known 1,000.5 case"),
+            (" 1 @.@  hrvatski ", "1. hrvatski"),
             ("He said , \" no ! \" ( and left ) .", "He said, \"no!\" (and left)."),
             ("Boulter 's play didn 't open : it closed ;", "Boulter's play didn't open: it closed;"),
             ("one\n \ntwo", "one\n\ntwo"),
