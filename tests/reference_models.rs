@@ -1,10 +1,10 @@
 //! The whole decoder against an independent implementation: logits, hidden states, gradients, ten AdamW steps, and the
-//! real pretrained stories260K.
+//! real pretrained stories260K. `fixtures/qwen3-tiny`, made by `fixtures/make_qwen3_tiny.py`, is always there.
 
 mod common;
 
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use ternlm::config::{Scope, TernaryConfig, TrainConfig};
 use ternlm::formats::npy;
 use ternlm::formats::tensors::Checkpoint;
@@ -45,6 +45,18 @@ fn difference(a: &[f32], b: &[f32]) -> (f32, f32) {
     )
 }
 
+/// The fixture, and those of `names` that are among the test data.
+fn models(names: &[&'static str]) -> Vec<(&'static str, PathBuf)> {
+    let named = names.iter().map(|&name| Some((name, common::data(&format!("ckpt/{name}"))?)));
+    [("qwen3-tiny", common::fixture("qwen3-tiny"))].into_iter().chain(named.flatten()).collect()
+}
+
+#[test]
+fn absent_data_is_skipped_where_it_may_be() {
+    assert_eq!(common::look(Path::new("no such file"), false), None);
+    assert!(std::panic::catch_unwind(|| common::look(Path::new("no such file"), true)).is_err());
+}
+
 const ALL: [&str; 5] = [
     "qwen3-tiny-tied-f32",
     "qwen3-tiny-untied-f32",
@@ -55,8 +67,7 @@ const ALL: [&str; 5] = [
 
 #[test]
 fn logits_and_hidden_states_match() {
-    for name in ALL {
-        let Some(dir) = common::data(&format!("ckpt/{name}")) else { return };
+    for (name, dir) in models(&ALL) {
         let refs =
             if name.ends_with("sharded") { dir.with_file_name("qwen3-tiny-tied-bf16") } else { dir.clone() };
         let reference = json(&refs.join("ref.json"));
@@ -79,8 +90,7 @@ fn logits_and_hidden_states_match() {
 
 #[test]
 fn gradients_match() {
-    for name in ["qwen3-tiny-tied-f32", "qwen3-tiny-untied-f32"] {
-        let Some(dir) = common::data(&format!("ckpt/{name}")) else { return };
+    for (name, dir) in models(&["qwen3-tiny-tied-f32", "qwen3-tiny-untied-f32"]) {
         let (tokens, targets, seqs) = batch(&json(&dir.join("ref.json")));
         let count = targets.iter().filter(|t| **t != IGNORE).count();
         let mut decoder = load(&dir, Scope::None);
@@ -98,8 +108,8 @@ fn gradients_match() {
 #[test]
 fn ten_adamw_steps_match() {
     // The tied model memorises its two sequences within five steps; from there on any two correct programs drift apart.
-    for (name, steps) in [("qwen3-tiny-tied-f32", 5), ("qwen3-tiny-untied-f32", 10)] {
-        let Some(dir) = common::data(&format!("ckpt/{name}")) else { return };
+    for (name, dir) in models(&["qwen3-tiny-tied-f32", "qwen3-tiny-untied-f32"]) {
+        let steps = if name == "qwen3-tiny-untied-f32" { 10 } else { 5 };
         let (tokens, targets, seqs) = batch(&json(&dir.join("ref.json")));
         let count = targets.iter().filter(|t| **t != IGNORE).count();
         let reference = json(&dir.join("ref_train.json"));
@@ -156,19 +166,22 @@ fn stories260k_is_itself() {
 #[test]
 fn a_cache_changes_nothing() {
     for scope in [Scope::None, Scope::All] {
-        let Some(dir) = common::data("ckpt/qwen3-tiny-untied-f32") else { return };
-        let (tokens, _, _) = batch(&json(&dir.join("ref.json")));
-        let tokens = &tokens[..48];
-        let mut decoder = load(&dir, scope);
-        let mut state = State::default();
-        let all = decoder.logits(tokens, Sequences::new(1, 48), &mut state);
-        // In pieces of every kind: a long one, one token, a few, the rest.
-        let mut cache = decoder.cache();
-        for piece in [&tokens[..20], &tokens[20..21], &tokens[21..24], &tokens[24..]] {
-            let logits = decoder.step(piece, &mut cache, &mut state);
-            let at = (cache.len() - 1) * 512;
-            let (error, size) = difference(&logits, &all[at..at + 512]);
-            assert!(error < 2e-5 * size, "{scope:?} after {} tokens: off by {error}", cache.len());
+        for (name, dir) in models(&["qwen3-tiny-untied-f32"]) {
+            let (tokens, _, seqs) = batch(&json(&dir.join("ref.json")));
+            let tokens = &tokens[..seqs.len];
+            let mut decoder = load(&dir, scope);
+            let mut state = State::default();
+            let all = decoder.logits(tokens, Sequences::new(1, seqs.len), &mut state);
+            let vocab = decoder.config.vocab_size;
+            // In pieces of every kind: a long one, one token, a few, the rest.
+            let mut cache = decoder.cache();
+            for piece in [&tokens[..12], &tokens[12..13], &tokens[13..16], &tokens[16..]] {
+                let logits = decoder.step(piece, &mut cache, &mut state);
+                let at = (cache.len() - 1) * vocab;
+                let (error, size) = difference(&logits, &all[at..at + vocab]);
+                let after = cache.len();
+                assert!(error < 2e-5 * size, "{name}, {scope:?} after {after} tokens: off by {error}");
+            }
         }
     }
 }
@@ -176,7 +189,7 @@ fn a_cache_changes_nothing() {
 #[test]
 fn what_is_saved_loads_and_computes_the_same() {
     use ternlm::formats::Form;
-    let Some(dir) = common::data("ckpt/qwen3-tiny-tied-f32") else { return };
+    let dir = common::fixture("qwen3-tiny");
     let (tokens, targets, seqs) = batch(&json(&dir.join("ref.json")));
     for scope in [Scope::Blocks, Scope::All] {
         let loaded =

@@ -1,23 +1,15 @@
-//! Checkpoints that other tools wrote. They are not part of the project: the tests look for them in `TERNLM_DATA`, or in
-//! `../shared/data` beside the checkout, and pass with a printed line where they are absent.
+//! Checkpoints that other tools wrote. They are not part of the project (`common::data`).
+
+mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use ternlm::config::ModelConfig;
 use ternlm::formats::tensors::{Checkpoint, Data, Dtype, Tensor, write_safetensors};
 use ternlm::formats::{hf, npy};
 
 fn checkpoints() -> Option<PathBuf> {
-    let data = match std::env::var_os("TERNLM_DATA") {
-        Some(data) => PathBuf::from(data),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"),
-    };
-    let folder = data.join("ckpt");
-    if !folder.is_dir() {
-        println!("skipped: no {}", folder.display());
-        return None;
-    }
-    Some(folder)
+    common::data("ckpt")
 }
 
 const TINY: [&str; 5] = [

@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::files::{if_there, read_text};
 use crate::formats::Form;
 use crate::formats::hf;
-use crate::formats::tensors::Checkpoint;
 use crate::kernels::Isa;
+use crate::model;
 use crate::report;
 use crate::ternary::Grouping;
 use crate::text::Tokenizer;
@@ -217,6 +217,8 @@ struct ModelInfo {
     /// Absent for a model that ternlm did not write.
     ternary: Option<TernaryInfo>,
     tensors: Vec<TensorInfo>,
+    /// Names of tensors for which the model has no use; it is not loaded with them.
+    unused: Vec<String>,
     files: BTreeMap<String, u64>,
     tokenizer: Option<Value>,
 }
@@ -254,8 +256,8 @@ impl TensorInfo {
 
 impl ModelInfo {
     fn read(dir: &Path) -> Result<Self> {
-        let config = hf::read_config(dir)?;
-        let stored = Checkpoint::open(dir)?;
+        let (config, stored) = model::open(dir)?;
+        let unused = model::unused(&config.model, &stored)?;
         let note = config.ternary;
         let tensors = stored.names().map(|name| {
             let tensor = stored.tensor(name)?;
@@ -286,11 +288,12 @@ impl ModelInfo {
         Ok(Self {
             dir: dir.into(),
             architecture: config.raw["model_type"].as_str().unwrap_or_default().into(),
+            parameters: config.model.parameters() as u64,
             config: config.model,
-            parameters: tensors.iter().map(TensorInfo::len).sum(),
             ternary_weights,
             ternary,
             tensors,
+            unused: unused.into_iter().map(String::from).collect(),
             files: files(dir)?,
             tokenizer,
         })
@@ -345,6 +348,9 @@ impl Show for ModelInfo {
         match &self.tokenizer {
             Some(t) => say!("Tokenizer: {} tokens, ends a text with {}", t["vocab_size"], t["eos"]),
             None => say!("Tokenizer: none"),
+        }
+        for name in &self.unused {
+            say!("Not used by the model: {}", name.escape_debug());
         }
         say!("Files:");
         for (name, bytes) in &self.files {

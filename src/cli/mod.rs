@@ -145,7 +145,7 @@ fn model_dir(path: &Path) -> Result<PathBuf> {
 
 /// The tokenizer stored with the model in `dir`.
 fn tokenizer_of(dir: &Path) -> Result<Tokenizer> {
-    if !dir.join("tokenizer.json").is_file() {
+    if !dir.join("tokenizer.json").is_file() && Tokenizer::other_form(dir).is_none() {
         let wanted = "a model of texts (copy and recall make models of bare tokens)";
         return Err(Error::input(dir, "tokenizer.json", "nothing", wanted));
     }

@@ -116,7 +116,7 @@ impl<'a> Fields<'a> {
 
     /// The error for a field of this object.
     pub fn bad(&self, key: &str, found: impl fmt::Display, wanted: impl fmt::Display) -> Error {
-        Error::input(self.file, format!("{}{}", self.prefix, key.escape_debug()), found, wanted)
+        Error::input(self.file, format!("{}{}", self.prefix, shown(key)), found, wanted)
     }
 
     /// The field's value; `None` for an absent one and for `null`.
@@ -155,7 +155,7 @@ impl<'a> Fields<'a> {
     /// A field that is an object itself.
     pub fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
         let map = self.maybe(key, "an object", Value::as_object)?;
-        let prefix = format!("{}{}.", self.prefix, key.escape_debug());
+        let prefix = format!("{}{}.", self.prefix, shown(key));
         Ok(map.map(|map| Fields { file: self.file, prefix, map }))
     }
 
@@ -165,6 +165,15 @@ impl<'a> Fields<'a> {
             Some(key) => Err(self.bad(key, "an unknown field", format!("one of {}", known.join(", ")))),
             None => Ok(()),
         }
+    }
+}
+
+/// A key as an error message shows it: escaped and, like [`quoted`] texts, cut.
+fn shown(key: &str) -> String {
+    let text = quoted(key);
+    match text.strip_suffix('…') {
+        Some(cut) => format!("{}…", &cut[1..cut.len() - 1]),
+        None => text[1..text.len() - 1].into(),
     }
 }
 

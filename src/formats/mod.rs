@@ -23,7 +23,7 @@ pub enum Form {
 }
 
 /// A name out of an untrusted file, quoted, escaped and cut for an error message.
-fn quoted(name: &str) -> String {
+pub(crate) fn quoted(name: &str) -> String {
     const SHOWN: usize = 120;
     match name.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{:?}…", &name[..end]),

@@ -103,8 +103,9 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn time_is_counted_to_the_innermost_phase() {
+    fn time_is_counted_once_and_to_the_innermost_phase() {
         drop(scope(Phase::Data)); // off: nothing happens
+        let around = Instant::now();
         start();
         {
             let _outer = scope(Phase::Optimizer);
@@ -113,8 +114,12 @@ mod tests {
             std::thread::sleep(Duration::from_millis(40));
         }
         let seconds = stop();
+        let around = around.elapsed().as_secs_f64();
         let of = |phase| seconds.iter().find(|(p, _)| *p == phase).unwrap().1;
-        assert!((0.02..0.04).contains(&of(Phase::Optimizer)), "{seconds:?}");
-        assert!(of(Phase::Projection) >= 0.04 && of(Phase::Data) == 0.0, "{seconds:?}");
+        // A sleep may take longer, never less.
+        assert!(of(Phase::Optimizer) >= 0.02 && of(Phase::Projection) >= 0.04, "{seconds:?}");
+        assert_eq!(of(Phase::Data), 0.0, "{seconds:?}");
+        let total: f64 = seconds.iter().map(|(_, seconds)| seconds).sum();
+        assert!(total <= around + 1e-9, "{total} s were counted in {around} s: {seconds:?}");
     }
 }

@@ -10,7 +10,7 @@ use crate::formats::Form;
 use crate::formats::hf;
 use crate::formats::manifest::{self, Manifest};
 use crate::formats::tensors::Checkpoint;
-use crate::model::ternary_entry;
+use crate::model::{self, ternary_entry};
 use crate::ternary::{Grouping, Stats, TernaryMatrix};
 
 /// What was found of one tensor that claims to be ternary.
@@ -69,17 +69,17 @@ impl Proof {
 /// - a stored form of weights must hold −s, 0, +s and nothing else in each group, with one `s` that f16 can hold;
 /// - latents must project to such weights with the scale that they define;
 /// - codes, scales and stored bytes must have the digests that the trainer noted in `ternary.json`;
-/// - no matrix that the model's scope promises to be ternary may be missing from the claim.
+/// - no matrix that the model's scope promises to be ternary may be missing from the claim;
+/// - the files hold the model's tensors and no others.
 ///
 /// # Errors
 /// Files that cannot be read, or a model that makes no claim. A claim that is wrong is no error but a `pass: false`.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proof> {
-    let config = hf::read_config(dir)?;
+    let (config, stored) = model::open(dir)?;
     let file = dir.join(hf::FILE_NAME);
     let Some(note) = config.ternary else {
         return Err(Error::input(file, "ternlm", "nothing", "the note that says which tensors are ternary"));
     };
-    let stored = Checkpoint::open(dir)?;
     let manifest = Manifest::read(dir)?;
     let mut reasons = Vec::new();
     if manifest.form != note.form || manifest.group != note.group {
@@ -124,6 +124,12 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
     }
     for name in manifest.tensors.keys().filter(|n| !stored.contains(n)) {
         reasons.push(format!("{name} is in {} but not in the file", manifest::FILE_NAME));
+    }
+    match model::unused(&config.model, &stored) {
+        Ok(names) => {
+            reasons.extend(names.iter().map(|name| format!("{name} is in the file but not in the model")))
+        }
+        Err(missing) => reasons.push(missing.to_string()),
     }
     let pass = reasons.is_empty() && tensors.iter().all(|t| t.pass);
     Ok(Proof { pass, reasons, form: note.form, scope: note.scope, group: note.group, tensors, not_ternary })

@@ -6,6 +6,7 @@
 mod attention;
 pub mod cross_entropy;
 mod decoder;
+mod directory;
 mod embedding;
 mod feed_forward;
 mod gradients;
@@ -18,6 +19,7 @@ mod workspace;
 pub use attention::{Attention, AttentionSaved, LayerCache};
 pub use cross_entropy::Loss;
 pub use decoder::{Block, Decoder, KvCache, Sequences, State};
+pub use directory::{open, unused};
 pub use embedding::{Embedding, TernaryEmbedding};
 pub use feed_forward::{FeedForward, FeedForwardSaved};
 pub use gradients::Gradients;

@@ -1,10 +1,11 @@
 //! A decoder from and to a Hugging Face directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use safetensors::Dtype;
 
+use super::directory::{HEAD, open, unused};
 use super::{Decoder, Param};
 use crate::config::{Activations, Scope, TernaryConfig};
 use crate::error::{Error, Result};
@@ -12,6 +13,7 @@ use crate::files::sha256_hex;
 use crate::formats::Form;
 use crate::formats::hf::{self, HfConfig, TernaryNote};
 use crate::formats::manifest::{self, Entry, Manifest, TernaryEntry};
+use crate::formats::quoted;
 use crate::formats::tensors::{self, Checkpoint, Data, Tensor, write_safetensors};
 use crate::ternary::{Grouping, Stats, TernaryMatrix};
 
@@ -35,12 +37,26 @@ pub struct Model {
 /// and a foreign model stays in full precision. Matrices that are ternary already are taken over, never projected again.
 ///
 /// # Errors
-/// Missing or misshapen tensors, values that are not finite, a tensor that claims to be ternary and is not, a model
-/// that is ternary by other groups than asked for.
+/// Missing or misshapen tensors, tensors that the model would not use, values that are not finite, a tensor that claims
+/// to be ternary and is not, a claim of tensors that are no matrices of the model, a model that is ternary by other groups
+/// than asked for.
 pub fn load(dir: &Path, purpose: Purpose, ternary: Option<&TernaryConfig>) -> Result<Model> {
-    let hf = hf::read_config(dir)?;
-    let stored = Checkpoint::open(dir)?;
+    let (hf, stored) = open(dir)?;
     let config_file = dir.join(hf::FILE_NAME);
+    let unused = unused(&hf.model, &stored)?;
+    if !unused.is_empty() {
+        let named: Vec<String> = unused.iter().take(3).map(|name| quoted(name)).collect();
+        let more = unused.len() - named.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let wanted = format!("only tensors that the model of {} uses", config_file.display());
+        return Err(Error::input(stored.source(), "tensors", named.join(", ") + &more, wanted));
+    }
+    if !hf.model.tie_embeddings && hf.raw.get("tie_word_embeddings") == Some(&true.into()) {
+        tracing::warn!(
+            "{}: tie_word_embeddings is true, but {HEAD} is not the embedding: the model gets this head of its own",
+            config_file.display()
+        );
+    }
     // Before anything of that size is allocated.
     let held: u128 = stored.names().map(|n| stored.shape(n).map_or(0, elements)).sum();
     if held < hf.model.parameters() {
@@ -54,6 +70,9 @@ pub fn load(dir: &Path, purpose: Purpose, ternary: Option<&TernaryConfig>) -> Re
         .unwrap_or((Scope::None, Grouping::default(), Activations::F32));
     let mut decoder = Decoder::new(&hf.model, scope, grouping);
     decoder.set_activations(activations);
+    if let Some(note) = note {
+        judge_claim(note, &decoder, ternary.is_none(), &config_file)?;
+    }
     for param in decoder.params_mut() {
         let unpacked = note.filter(|n| n.form == Form::Unpacked && n.tensors.contains(&param.name));
         let shape = param.shape.clone();
@@ -80,6 +99,22 @@ pub fn load(dir: &Path, purpose: Purpose, ternary: Option<&TernaryConfig>) -> Re
         }
     }
     Ok(Model { decoder, hf })
+}
+
+/// `ternlm.tensors` may name matrices of the model alone; with the note's own scope, all that the scope promises.
+fn judge_claim(note: &TernaryNote, decoder: &Decoder, own_scope: bool, file: &Path) -> Result<()> {
+    let bad = |found: String, wanted: &str| Err(Error::input(file, "ternlm.tensors", found, wanted));
+    let matrices: HashSet<&str> = decoder.params().filter(|p| p.is_matrix()).map(|p| &*p.name).collect();
+    if let Some(name) = note.tensors.iter().find(|name| !matrices.contains(name.as_str())) {
+        return bad(quoted(name), "names of the model's matrices");
+    }
+    let claimed: HashSet<&str> = note.tensors.iter().map(|name| name.as_str()).collect();
+    let odd = |p: &&Param| p.ternary().is_some() != claimed.contains(&*p.name);
+    match decoder.params().find(odd).filter(|_| own_scope) {
+        Some(p) if p.ternary().is_some() => bad(format!("no {:?}", p.name), "every matrix of ternlm.scope"),
+        Some(p) => bad(format!("{:?}", p.name), "only matrices of ternlm.scope"),
+        None => Ok(()),
+    }
 }
 
 fn elements(shape: &[usize]) -> u128 {

@@ -100,9 +100,33 @@ impl Tokenizer {
             "bytes" => Ok(Self::bytes()),
             "gpt2" => Ok(Self::gpt2()),
             "" => Err(Error::usage("no tokenizer: name bytes, gpt2, a tokenizer.json or a folder with one")),
-            path if Path::new(path).is_dir() => Self::from_file(Path::new(path).join("tokenizer.json")),
+            path if Path::new(path).is_dir() => Self::from_folder(Path::new(path)),
             path => Self::from_file(path),
         }
+    }
+
+    fn from_folder(dir: &Path) -> Result<Tokenizer> {
+        let file = dir.join("tokenizer.json");
+        match Self::other_form(dir) {
+            Some(other) if !file.is_file() => Err(Error::input(
+                dir,
+                "tokenizer.json",
+                format!("only {other}"),
+                "this file, which Python's transformers makes of it: \
+                 AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+            )),
+            _ => Self::from_file(file),
+        }
+    }
+
+    /// A file of `dir` that holds a tokenizer in a form that is not read.
+    pub(crate) fn other_form(dir: &Path) -> Option<&'static str> {
+        let names = [
+            ("tokenizer.model", "tokenizer.model (SentencePiece)"),
+            ("spiece.model", "spiece.model (SentencePiece)"),
+            ("vocab.json", "vocab.json"),
+        ];
+        names.iter().find(|(name, _)| dir.join(name).is_file()).map(|(_, said)| *said)
     }
 
     /// Reads a Hugging Face `tokenizer.json`, and from beside it `tokenizer_config.json`, `special_tokens_map.json`,

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{Source, Trainer, checkpoint};
 use crate::config::{ModelConfig, MomentFormat, OptimizerKind, Recipe, Task, TrainConfig};
 use crate::error::{Error, Result};
-use crate::formats::hf::{self, HfConfig};
+use crate::formats::hf::HfConfig;
 use crate::kernels::BLOCK;
 use crate::model::{self, Decoder, Model, Purpose};
 use crate::text::{Corpus, Tokenizer};
@@ -22,7 +22,7 @@ pub fn setup(
     progress: &dyn Fn(u64, u64),
 ) -> Result<Trainer> {
     let shape = match (&recipe.init, &recipe.model) {
-        (Some(dir), _) => Some(hf::read_config(dir)?.model),
+        (Some(dir), _) => Some(model::open(dir)?.0.model),
         (None, model) => model.clone(),
     };
     check_memory(shape.as_ref().expect("a validated recipe has a model or a start"), &recipe)?;

@@ -131,16 +131,28 @@ pub fn on_every_isa(test: impl Fn(&mut Rng)) {
     all.last().unwrap().force();
 }
 
-/// A file of the shared test data: `TERNLM_DATA`, else `../shared/data` beside the checkout. Says so when it is absent.
+/// A file or folder of the test data that is not part of the project: under `TERNLM_DATA`, else `../shared/data` beside
+/// the checkout. Says so when it is absent; where `CI` is set and there is such data, that is a failure.
 pub fn data(path: &str) -> Option<PathBuf> {
-    let root = match std::env::var_os("TERNLM_DATA") {
-        Some(root) => PathBuf::from(root),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"),
-    };
-    let path = root.join(path);
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
+    let root = std::env::var_os("TERNLM_DATA").map_or(beside.clone(), PathBuf::from);
+    let ci = std::env::var_os("CI").is_some_and(|ci| !ci.is_empty());
+    look(&root.join(path), ci && (root.exists() || beside.exists()))
+}
+
+/// `path` if it is there; what must be there panics otherwise.
+pub fn look(path: &Path, must: bool) -> Option<PathBuf> {
     if path.exists() {
-        return Some(path);
+        return Some(path.into());
     }
-    eprintln!("SKIPPED: {} is not here (set TERNLM_DATA to the folder of test data)", path.display());
+    let said =
+        format!("SKIPPED: {} is not here (set TERNLM_DATA to the folder of test data)", path.display());
+    assert!(!must, "{said}");
+    eprintln!("{said}");
     None
+}
+
+/// A folder of `tests/fixtures`.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }

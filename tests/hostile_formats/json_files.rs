@@ -85,6 +85,11 @@ fn configs() {
         note[key] = value;
         refused("config.json", &with("ternlm", note), &format!("ternlm.{key}: found"));
     }
+    let mut note = config()["ternlm"].clone();
+    note["x\u{1b}".repeat(1 << 19)] = json!(1);
+    refused("config.json", &with("ternlm", note), "ternlm.x\\u{1b}x");
+    let map = json!({format!("AutoModel{}", "x".repeat(1 << 20)): "x".repeat(1 << 20)});
+    refused("config.json", &with("auto_map", map), "auto_map.AutoModelxx");
     let big = json!({"vocab_size": 1 << 24, "hidden_size": 1 << 24});
     let mut huge = config();
     huge.as_object_mut().unwrap().extend(big.as_object().unwrap().clone());

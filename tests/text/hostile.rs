@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
-use std::time::Instant;
 use ternlm::text::Tokenizer;
 
 use super::tokenizer::sentencepiece_json;
@@ -12,9 +11,7 @@ fn error_of(bytes: &[u8]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokenizer.json");
     fs::write(&path, bytes).unwrap();
-    let start = Instant::now();
     let error = Tokenizer::from_file(&path).expect_err("a malformed file").to_string();
-    assert!(start.elapsed().as_secs() < 10);
     assert!(error.contains("tokenizer.json"), "{error}");
     error
 }

@@ -1,5 +1,7 @@
 //! Tests of `ternlm::text`: fixtures made here, and real files where `shared/data` (or `TERNLM_DATA`) exists.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod corpus;
 mod hostile;
 mod reading;
@@ -7,19 +9,7 @@ mod reference;
 mod tokenizer;
 mod training;
 
-use std::path::PathBuf;
-
-/// A file or folder of the shared test data; without them prints that the test is skipped.
-fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("TERNLM_DATA").map(PathBuf::from);
-    let root = root.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data"));
-    let found = root.join(path);
-    if !found.exists() {
-        println!("skipped: no {}", found.display());
-        return None;
-    }
-    Some(found)
-}
+use common::data as shared;
 
 /// Some text of several scripts, several kilobytes.
 fn mixed_text() -> String {

@@ -5,6 +5,7 @@
 //! `qkv_bias`. A setting that would change the function and is not supported is an error, never ignored.
 
 mod read;
+mod refuse;
 mod write;
 
 pub use read::read_config;

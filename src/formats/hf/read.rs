@@ -1,26 +1,31 @@
 //! From JSON to [`HfConfig`].
 
 use serde_json::Value;
+use std::collections::HashSet;
 use std::path::Path;
 
-use super::{Architecture, FILE_NAME, GENERATION_NAME, HfConfig, NOTE_FORMAT, TernaryNote};
+use super::{Architecture, FILE_NAME, GENERATION_NAME, HfConfig, NOTE_FORMAT, TernaryNote, refuse};
 use crate::config::{Activation, ModelConfig};
 use crate::error::{Error, Result};
 use crate::formats::json::{self, Fields, as_f32, as_size, as_type};
+use crate::formats::quoted;
 
 /// Reads `config.json` in `folder`, and `generation_config.json` when it is there.
 ///
 /// # Errors
 /// A lacking or impossible value; a setting that changes the function and is not supported (a scaled rope, a sliding
-/// window, biases, another activation, another tool's packed weights).
+/// window, biases, another activation, factors, soft caps, experts, another tool's packed weights, code of its own); an
+/// unknown key in the rotation's settings or in the key `ternlm`.
 pub fn read_config(folder: impl AsRef<Path>) -> Result<HfConfig> {
     let [file, generation_file] = [FILE_NAME, GENERATION_NAME].map(|name| folder.as_ref().join(name));
     let raw = json::read_object(&file)?;
     let f = Fields::new(&file, &raw);
     let architecture = f.need("model_type", Architecture::NAMES, |v| Architecture::from_name(v.as_str()?))?;
+    refuse::other_models(&f, architecture)?;
     refuse_unsupported(&f, architecture)?;
     let model = model(&f, architecture)?;
     model.validate(&file).map_err(in_their_words)?;
+    refuse::settings(&f, &model)?;
 
     let mut eos = token_ids(&f, "eos_token_id", &model)?;
     let mut bos = token_ids(&f, "bos_token_id", &model)?;
@@ -53,7 +58,7 @@ fn model(f: &Fields<'_>, architecture: Architecture) -> Result<ModelConfig> {
     let ours = |key| if architecture == Ternlm { f.flag(key) } else { Ok(None) };
     let activation = match architecture {
         Ternlm => f.maybe("ffn", "\"swiglu\", \"gelu\" or \"relu2\"", as_type)?,
-        _ => None,
+        _ => f.maybe("ffn", "\"swiglu\"", |v| (v == "swiglu").then_some(Activation::SwiGlu))?,
     };
     Ok(ModelConfig {
         vocab_size: f.size("vocab_size")?,
@@ -78,26 +83,14 @@ fn model(f: &Fields<'_>, architecture: Architecture) -> Result<ModelConfig> {
 fn rope_theta(f: &Fields<'_>, architecture: Architecture) -> Result<f32> {
     let mut theta = f.maybe("rope_theta", "a number", as_f32)?;
     for key in ["rope_scaling", "rope_parameters"] {
-        let Some(rope) = f.object(key)? else { continue };
-        for kind in ["rope_type", "type"] {
-            rope.maybe(kind, "\"default\": a scaled rope is not supported", |v| {
-                (v == "default").then_some(())
-            })?;
+        // An empty object is none, as in the reference implementation.
+        let Some(rope) = f.object(key)?.filter(|rope| !rope.map.is_empty()) else { continue };
+        let typed = rope.get("rope_type").or(rope.get("type")).is_some();
+        let by_layer = LAYER_TYPES.iter().any(|kind| rope.get(kind).is_some());
+        if key == "rope_scaling" && !typed && !by_layer {
+            return Err(f.bad(key, "an object without rope_type", "null, or rope_type \"default\""));
         }
-        only_whole_rotation(&rope)?;
-        if key == "rope_scaling" {
-            if rope.get("rope_type").or(rope.get("type")).is_none() {
-                return Err(f.bad(key, "an object without rope_type", "null, or rope_type \"default\""));
-            }
-            continue;
-        }
-        let nested = rope.maybe("rope_theta", "a number", as_f32)?;
-        if let (Some(nested), Some(theta)) = (nested, theta)
-            && nested != theta
-        {
-            return Err(rope.bad("rope_theta", nested, format!("rope_theta's {theta}")));
-        }
-        theta = theta.or(nested);
+        plain_rotation(&rope, &mut theta, true)?;
     }
     match theta {
         Some(theta) => Ok(theta),
@@ -105,6 +98,62 @@ fn rope_theta(f: &Fields<'_>, architecture: Architecture) -> Result<f32> {
         None if architecture == Architecture::Llama => Ok(10_000.0),
         None => Err(f.bad("rope_theta", "nothing", "a number, here or in rope_parameters")),
     }
+}
+
+/// Keys of the scaled rotations, which do nothing beside `rope_type` "default".
+const OF_SCALED: &[&str] = &[
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "short_factor",
+    "long_factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    // Of YaRN before it was in Hugging Face's library.
+    "attn_factor",
+    "extrapolation_factor",
+    "finetuned",
+];
+
+/// Kinds of layers that may have rotations of their own, one level deeper.
+const LAYER_TYPES: &[&str] = &["full_attention", "sliding_attention", "chunked_attention"];
+
+/// Judges an object of rotary settings. `theta` is what was read so far: every place that states it must agree.
+fn plain_rotation(rope: &Fields<'_>, theta: &mut Option<f32>, by_layer: bool) -> Result<()> {
+    for kind in ["rope_type", "type"] {
+        rope.maybe(kind, "\"default\": a scaled rope is not supported", |v| (v == "default").then_some(()))?;
+    }
+    let typed = rope.get("rope_type").or(rope.get("type")).is_some();
+    only_whole_rotation(rope)?;
+    let here = rope.maybe("rope_theta", "a number", as_f32)?;
+    if let (Some(here), Some(theta)) = (here, *theta)
+        && here != theta
+    {
+        return Err(rope.bad("rope_theta", here, format!("rope_theta's {theta}")));
+    }
+    *theta = theta.or(here);
+    for (key, value) in rope.map.iter().filter(|(_, value)| !value.is_null()) {
+        match key.as_str() {
+            "rope_type" | "type" | "rope_theta" | "partial_rotary_factor" => {}
+            of_scaled if OF_SCALED.contains(&of_scaled) => {
+                if !typed {
+                    return Err(rope.bad(key, json::brief(value), "rope_type \"default\" beside it"));
+                }
+            }
+            layer if by_layer && LAYER_TYPES.contains(&layer) => {
+                if let Some(rope) = rope.object(layer)? {
+                    plain_rotation(&rope, theta, false)?;
+                }
+            }
+            _ => return Err(rope.bad(key, "an unknown field", "rope_theta and rope_type \"default\"")),
+        }
+    }
+    Ok(())
 }
 
 fn only_whole_rotation(f: &Fields<'_>) -> Result<()> {
@@ -119,15 +168,6 @@ fn refuse_unsupported(f: &Fields<'_>, architecture: Architecture) -> Result<()> 
         }
     }
     only_whole_rotation(f)?;
-    if architecture != Architecture::Ternlm {
-        let silu = |v: &Value| matches!(v.as_str()?, "silu" | "swish").then_some(());
-        f.maybe("hidden_act", "\"silu\"", silu)?;
-    }
-    for key in ["quantization_config", "quantization"] {
-        if f.get(key).is_some() {
-            return Err(f.bad(key, "an object", "null: weights packed by another tool are not read"));
-        }
-    }
     refuse_sliding_window(f, architecture)
 }
 
@@ -138,13 +178,23 @@ fn refuse_sliding_window(f: &Fields<'_>, architecture: Architecture) -> Result<(
     if let Some(other) = layer_types.into_iter().flatten().find(|&kind| kind != "full_attention") {
         return Err(f.bad("layer_types", json::brief(other), whole));
     }
+    let layers = f.size("num_hidden_layers")?;
+    if let Some(list) = layer_types.filter(|list| list.len() != layers) {
+        return Err(f.bad("layer_types", format!("a list of {}", list.len()), format!("{layers} layers")));
+    }
     let longest = f.size("max_position_embeddings")?;
     let window = f.maybe("sliding_window", "null or a whole number", as_size)?;
+    let absent = !f.map.contains_key("sliding_window");
     let window = match architecture {
-        Architecture::Qwen3 | Architecture::Qwen2 if f.flag("use_sliding_window")? == Some(true) => window,
+        Architecture::Qwen3 | Architecture::Qwen2 if f.flag("use_sliding_window")? == Some(true) => {
+            // The reference implementation's defaults. Layers before the first windowed one see everything.
+            let first = f.maybe("max_window_layers", "a whole number", as_size)?.unwrap_or(28);
+            let some = layer_types.is_none() && layers > first;
+            window.or((absent && some).then_some(4096))
+        }
         Architecture::Qwen3 | Architecture::Qwen2 => None,
         // The reference implementation's default where the key is absent altogether.
-        Architecture::Mistral if !f.map.contains_key("sliding_window") => Some(4096),
+        Architecture::Mistral if absent => Some(4096),
         _ => window,
     };
     match window {
@@ -166,16 +216,22 @@ fn token_ids(f: &Fields<'_>, key: &str, model: &ModelConfig) -> Result<Vec<u32>>
 
 fn note(f: &Fields<'_>) -> Result<Option<TernaryNote>> {
     let Some(note) = f.object("ternlm")? else { return Ok(None) };
+    note.only(&["format", "form", "scope", "group", "activations", "tensors"])?;
     let format = |v: &Value| v.as_u64().filter(|&n| n == u64::from(NOTE_FORMAT));
     note.need("format", &NOTE_FORMAT.to_string(), format)?;
     let names = |v: &Value| v.as_array()?.iter().map(|name| Some(name.as_str()?.to_string())).collect();
+    let tensors: Vec<String> = note.need("tensors", "a list of names", names)?;
+    let mut seen = HashSet::new();
+    if let Some(twice) = tensors.iter().find(|name| !seen.insert(name.as_str())) {
+        return Err(note.bad("tensors", format!("{} twice", quoted(twice)), "every name once"));
+    }
     Ok(Some(TernaryNote {
         format: NOTE_FORMAT,
         form: note.need("form", "\"latent\" or \"unpacked\"", as_type)?,
         scope: note.need("scope", "\"none\", \"blocks\" or \"all\"", as_type)?,
         group: note.need("group", "a number, 1 or more, or \"tensor\"", as_type)?,
         activations: note.maybe("activations", "\"f32\" or \"int8\"", as_type)?.unwrap_or_default(),
-        tensors: note.need("tensors", "a list of names", names)?,
+        tensors,
     }))
 }
 

@@ -4,8 +4,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-use super::{Architecture, FILE_NAME, GENERATION_NAME, HfConfig};
-use crate::config::Activation;
+use super::{Architecture, FILE_NAME, GENERATION_NAME, HfConfig, refuse};
 use crate::error::Result;
 use crate::files;
 
@@ -28,11 +27,6 @@ fn config_json(config: &HfConfig, stored: Dtype) -> Map<String, Value> {
     for key in ["rope_parameters", "dtype", "ternlm"] {
         json.shift_remove(key);
     }
-    let activation = match m.activation {
-        Activation::SwiGlu => "silu",
-        Activation::Gelu => "gelu_pytorch_tanh",
-        Activation::Relu2 => "relu2",
-    };
     let torch_dtype = match stored {
         Dtype::F32 => "float32",
         Dtype::F16 => "float16",
@@ -49,7 +43,7 @@ fn config_json(config: &HfConfig, stored: Dtype) -> Map<String, Value> {
         ("num_key_value_heads", json!(m.kv_heads)),
         ("head_dim", json!(m.head_dim)),
         ("intermediate_size", json!(m.intermediate_size)),
-        ("hidden_act", json!(activation)),
+        ("hidden_act", json!(refuse::names(m.activation)[0])),
         ("max_position_embeddings", json!(m.max_positions)),
         ("rms_norm_eps", shortest(m.rms_norm_eps)),
         ("rope_theta", shortest(m.rope_theta)),

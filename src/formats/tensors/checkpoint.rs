@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 use super::file::TensorFile;
-use super::{FILE_NAME, INDEX_NAME};
+use super::{FILE_NAME, INDEX_NAME, beside};
 use crate::error::{Error, Result};
 use crate::formats::json::{self, Fields};
 use crate::formats::quoted;
@@ -49,18 +49,50 @@ impl Checkpoint {
     ///
     /// # Errors
     /// No weights; a damaged file; an index that names a file outside the folder, an absent file, or a tensor that its
-    /// file lacks; a tensor that lies in two files.
+    /// file lacks; a tensor that lies in two files; weights beside these that would make another model: shards that no
+    /// index lists or that hold other values than the single file, an adapter.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
+        let names = beside::names(folder);
+        beside::refuse_adapters(folder, &names)?;
         let [single, index] = [FILE_NAME, INDEX_NAME].map(|name| folder.join(name));
-        if single.exists() {
-            Self::open_file(single)
+        let mut shards = None;
+        let this = if single.exists() {
+            let this = Self::open_file(single)?;
+            shards = this.shards_beside(folder, index, &names)?;
+            this
         } else if index.exists() {
-            Self::open_shards(folder, index)
+            Self::open_shards(folder, index)?
         } else {
-            let wanted = format!("{FILE_NAME} or {INDEX_NAME}");
-            Err(Error::input(folder, "weights", "neither file", wanted))
+            return Err(beside::no_weights(folder, &names));
+        };
+        let listed = this.files.iter().chain(shards.iter().flat_map(|shards| &shards.files));
+        let listed: HashSet<_> = listed.filter_map(|file| file.path.file_name()?.to_str()).collect();
+        beside::refuse_unlisted(folder, &names, &listed)?;
+        Ok(this)
+    }
+
+    /// The shards that lie beside this single file, which hold the same tensors. An index whose shards are gone says
+    /// nothing.
+    fn shards_beside(&self, folder: &Path, index: PathBuf, names: &[String]) -> Result<Option<Self>> {
+        if !index.exists() {
+            return Ok(None);
         }
+        let files = listed_files(&index)?;
+        if !files.iter().any(|file| names.contains(file)) {
+            return Ok(None);
+        }
+        let shards = Self::open_shards(folder, index)?;
+        let differs = |name: &&str| match (self.tensor(name), shards.tensor(name)) {
+            (Ok(a), Ok(b)) => (a.dtype, a.shape, a.bytes) != (b.dtype, b.shape, b.bytes),
+            _ => true,
+        };
+        if let Some(name) = self.names().chain(shards.names()).find(differs) {
+            let found = format!("not what {FILE_NAME} holds");
+            let field = format!("tensor {}", quoted(name));
+            return Err(Error::input(&shards.source, field, found, "one set of weights in a folder"));
+        }
+        Ok(Some(shards))
     }
 
     /// Opens one safetensors file of any name.
@@ -117,6 +149,11 @@ impl Checkpoint {
         }
         self.files.push(file);
         Ok(())
+    }
+
+    /// The weights file, or the index.
+    pub fn source(&self) -> &Path {
+        &self.source
     }
 
     /// Sorted.
@@ -179,7 +216,33 @@ impl Checkpoint {
     }
 }
 
+/// The files that an index names, whether they are good or not.
+fn listed_files(index: &Path) -> Result<HashSet<String>> {
+    let map = json::read_object(index)?;
+    let weights = Fields::new(index, &map).object("weight_map")?;
+    let files = weights.iter().flat_map(|weights| weights.map.values());
+    Ok(files.filter_map(|file| file.as_str().map(String::from)).collect())
+}
+
 impl<'a> TensorView<'a> {
+    /// Whether `other` has the same shape and, as f32, the same values.
+    ///
+    /// # Errors
+    /// A dtype that is not read.
+    pub fn same_values(&self, other: &TensorView<'_>) -> Result<bool> {
+        if self.shape != other.shape {
+            return Ok(false);
+        }
+        if self.dtype == other.dtype {
+            return Ok(self.bytes == other.bytes);
+        }
+        let read = |view: &TensorView<'_>| {
+            let mut values = vec![0.0; view.shape.iter().product()];
+            view.read_f32_into(view.shape, &mut values).map(|()| values)
+        };
+        Ok(read(self)? == read(other)?)
+    }
+
     /// Reads F32, F16 or BF16 as f32, exactly; in parallel when it is large. `out` is row-major and holds exactly
     /// `expected_shape`.
     ///

@@ -3,6 +3,7 @@
 //! A file is 8 bytes of header length (little-endian), a JSON header, and the data, which the header's tensors cover
 //! exactly, without gaps. Reading maps the file into memory; writing streams, so neither needs a second copy.
 
+mod beside;
 mod checkpoint;
 mod file;
 mod write;
