@@ -24,19 +24,19 @@ enum State {
 }
 
 impl TokenStream {
-    pub(super) fn new(tokenizer: Tokenizer) -> Self {
+    pub fn new(tokenizer: &Tokenizer) -> Self {
         let state = match tokenizer.decoders() {
             None => State::Bytes(Vec::new()),
             Some(Some(chain)) => State::Chain(chain.clone()),
             Some(None) => State::Whole(Vec::new()),
         };
-        TokenStream { tokenizer, state, before: 0 }
+        TokenStream { tokenizer: tokenizer.clone(), state, before: 0 }
     }
 
     /// A stream whose text begins after that of `ids`: what they leave unfinished is finished here, and a space that only
     /// the beginning of a text loses stays.
     pub fn after(tokenizer: &Tokenizer, ids: &[u32]) -> Self {
-        let mut stream = Self::new(tokenizer.clone());
+        let mut stream = Self::new(tokenizer);
         for &id in ids {
             stream.push(id);
         }

@@ -10,7 +10,6 @@ use tokenizers::Tokenizer as Hf;
 use super::cut::Cut;
 use super::decoder::{self, Decoders};
 use super::side_files::SideFiles;
-use super::stream::TokenStream;
 use super::{alphabet, builtin, judge};
 use crate::files::{read_limited, sha256_hex, write_bytes};
 use crate::{Error, Result};
@@ -258,14 +257,26 @@ impl Tokenizer {
         if ids.is_empty() {
             return String::new();
         }
-        if let Kind::Other(None) = self.0.kind {
-            let hf = &self.0.hf;
-            return guarded(|| hf.decode(ids, false).map_err(|e| e.to_string()))
-                .unwrap_or_else(|_| ids.iter().filter_map(|&id| hf.id_to_token(id)).collect());
+        match &self.0.kind {
+            Kind::Other(None) => {
+                let hf = &self.0.hf;
+                guarded(|| hf.decode(ids, false).map_err(|e| e.to_string()))
+                    .unwrap_or_else(|_| ids.iter().filter_map(|&id| hf.id_to_token(id)).collect())
+            }
+            Kind::Other(Some(chain)) => {
+                let mut chain = chain.clone();
+                let mut text = String::new();
+                ids.iter().filter_map(|&id| self.token(id)).for_each(|token| chain.push(token, &mut text));
+                chain.finish(&mut text);
+                text
+            }
+            Kind::Bytes | Kind::ByteLevel(_) => {
+                let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.bytes_of(id)).copied().collect();
+                // Without a copy of what is valid.
+                String::from_utf8(bytes)
+                    .unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+            }
         }
-        let mut stream = self.stream();
-        let text: String = ids.iter().map(|&id| stream.push(id)).collect();
-        text + &stream.finish()
     }
 
     /// [`Tokenizer::decode`] without the special tokens.
@@ -295,11 +306,6 @@ impl Tokenizer {
             Kind::Other(chain) => Some(chain.as_ref()),
             _ => None,
         }
-    }
-
-    /// Decoding of one id at a time.
-    pub fn stream(&self) -> TokenStream {
-        TokenStream::new(self.clone())
     }
 
     /// The largest id plus 1: the rows that an embedding needs.

@@ -3,10 +3,9 @@
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fs;
-use std::fs::read_to_string as read_text;
 use std::path::Path;
 use std::time::Instant;
-use ternlm::text::Tokenizer;
+use ternlm::text::{TokenStream, Tokenizer};
 
 use super::shared;
 
@@ -54,8 +53,8 @@ fn whole_files_give_the_reference_ids() {
         let (file, name) = key.rsplit_once('|').unwrap();
         let tokenizer = if name == "gpt2" { Tokenizer::gpt2() } else { qwen3.clone() };
         let text = match file.starts_with("HF-style") {
-            true => joined_rows(&read_text(root.join("wikitext-2-raw/wiki.test.raw")).unwrap()),
-            false => read_text(root.join(file)).unwrap(),
+            true => joined_rows(&fs::read_to_string(root.join("wikitext-2-raw/wiki.test.raw")).unwrap()),
+            false => fs::read_to_string(root.join(file)).unwrap(),
         };
         let start = Instant::now();
         let ids = tokenizer.encode(&text).unwrap();
@@ -115,7 +114,7 @@ fn sentencepiece_models_round_trip() {
         assert_eq!(with_bos[0], 1);
         assert_eq!(with_bos[1..], ids);
         assert_eq!(tokenizer.decode_plain(&with_bos), text);
-        let mut stream = tokenizer.stream();
+        let mut stream = TokenStream::new(&tokenizer);
         let streamed: String = ids.iter().map(|&id| stream.push(id)).collect();
         assert_eq!(streamed + &stream.finish(), text);
     }
@@ -143,11 +142,11 @@ fn qwen3_side_files_are_kept() {
 fn japanese_and_korean_round_trip() {
     for file in ["multilingual/wagahai_ja.txt", "multilingual/kowiki.txt"] {
         let Some(path) = shared(file) else { return };
-        let text = read_text(path).unwrap();
+        let text = fs::read_to_string(path).unwrap();
         for tokenizer in [Tokenizer::bytes(), Tokenizer::gpt2()] {
             let ids = tokenizer.encode(&text).unwrap();
             assert!(tokenizer.decode(&ids) == text);
-            let mut stream = tokenizer.stream();
+            let mut stream = TokenStream::new(&tokenizer);
             let mut streamed = String::new();
             for &id in &ids {
                 let part = stream.push(id);

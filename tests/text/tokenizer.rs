@@ -118,13 +118,13 @@ fn sentencepiece_fixture_with_special_tokens_and_bytes() {
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(2)));
     assert_eq!(tokenizer.encode("</s>").unwrap(), [2]);
 
-    let mut stream = tokenizer.stream();
+    let mut stream = TokenStream::new(&tokenizer);
     let parts: Vec<String> = ids.iter().map(|&id| stream.push(id)).collect();
     // A byte token more would make the whole run invalid: it waits for what follows.
     assert_eq!(parts, ["ab", " ab", " ", "é", "", "", "", "猫a"]);
     assert_eq!(stream.finish(), "");
     // An unfinished character comes out at the end only.
-    let mut stream = tokenizer.stream();
+    let mut stream = TokenStream::new(&tokenizer);
     assert_eq!(stream.push(0xE7 + 3), "");
     assert_eq!(stream.finish(), "\u{FFFD}");
 }
@@ -132,7 +132,7 @@ fn sentencepiece_fixture_with_special_tokens_and_bytes() {
 #[test]
 fn a_byte_stream_gives_whole_characters_and_lossy_rest() {
     let tokenizer = Tokenizer::bytes();
-    let mut stream = tokenizer.stream();
+    let mut stream = TokenStream::new(&tokenizer);
     let parts: Vec<String> = "a猫".bytes().map(|b| stream.push(b.into())).collect();
     assert_eq!(parts, ["a", "", "", "猫"]);
     assert_eq!(stream.push(0xE7), "");
@@ -147,7 +147,7 @@ proptest! {
     #[test]
     fn streaming_equals_decoding(ids in prop::collection::vec(0u32..260, 0..60)) {
         let tokenizer = Tokenizer::bytes();
-        let mut stream = tokenizer.stream();
+        let mut stream = TokenStream::new(&tokenizer);
         let streamed: String = ids.iter().map(|&id| stream.push(id)).collect();
         prop_assert_eq!(streamed + &stream.finish(), tokenizer.decode(&ids));
     }
@@ -155,7 +155,7 @@ proptest! {
     #[test]
     fn streaming_text_never_breaks_a_character(text in "\\PC{0,40}") {
         for tokenizer in [Tokenizer::bytes(), Tokenizer::gpt2()] {
-            let mut stream = tokenizer.stream();
+            let mut stream = TokenStream::new(&tokenizer);
             let mut streamed = String::new();
             for id in tokenizer.encode(&text).unwrap() {
                 let part = stream.push(id);
@@ -268,7 +268,7 @@ fn an_added_token_is_its_own_text() {
     let tokenizer = Tokenizer::open(&spec).unwrap();
     let ids = [50_257, 50_258, 15496];
     assert_eq!(tokenizer.decode(&ids), "ééĠxĠHello");
-    let mut stream = tokenizer.stream();
+    let mut stream = TokenStream::new(&tokenizer);
     assert_eq!(ids.map(|id| stream.push(id)), ["éé", "ĠxĠ", "Hello"]);
 }
 
@@ -291,12 +291,12 @@ fn any_tokens_stream_as_they_decode() {
             .collect();
         let whole = tokenizer.decode(&ids);
         assert_eq!(whole, hf.decode(&ids, false).unwrap(), "{ids:?}");
-        let mut stream = tokenizer.stream();
+        let mut stream = TokenStream::new(&tokenizer);
         let streamed: String = ids.iter().map(|&id| stream.push(id)).collect();
         assert_eq!(streamed + &stream.finish(), whole, "{ids:?}");
         // A text in two: what the first ids leave unfinished is finished by the others.
         let (before, after) = ids.split_at(ids.len() / 2);
-        let mut first = tokenizer.stream();
+        let mut first = TokenStream::new(&tokenizer);
         let given: String = before.iter().map(|&id| first.push(id)).collect();
         let mut second = TokenStream::after(&tokenizer, before);
         let rest: String = after.iter().map(|&id| second.push(id)).collect();
