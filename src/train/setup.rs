@@ -30,7 +30,7 @@ pub fn setup(
     let mut model = starting_model(&recipe, resume)?;
     let config = &model.decoder.config;
     if let Some(t) = tokenizer.as_ref().filter(|_| model.hf.eos.is_empty()) {
-        model.hf.eos = t.eos().into_iter().collect();
+        model.hf.eos = t.stop_ids().to_vec();
         model.hf.bos = t.bos();
     }
     let source = match (recipe.task, &tokenizer) {
