@@ -78,7 +78,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         if asked.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("\nstopping after this step; a checkpoint will be saved (Ctrl-C again to leave at once)");
+        tell!("\nstopping after this step; a checkpoint will be saved (Ctrl-C again to leave at once)");
     });
     let mut show = Show::new(&trainer);
     let outcome = train::run(&mut trainer, &out, &stop, &mut show);
