@@ -2,12 +2,14 @@
 
 use clap::Args;
 use serde_json::json;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::thousands;
 use crate::error::{Error, Result};
+use crate::files::path_text;
 use crate::measure;
-use crate::text::{Tokenizer, read_text};
+use crate::text::read_text;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -32,7 +34,7 @@ pub struct EvalArgs {
     tokens: Option<usize>,
     /// A tokenizer other than the model's: bytes, gpt2, or a tokenizer.json
     #[arg(long)]
-    tokenizer: Option<String>,
+    tokenizer: Option<OsString>,
     /// Undo WikiText's tokenisation first (" @-@ ", " , "), for models trained on ordinary text; words and bytes are
     /// still counted in the text as given
     #[arg(long)]
@@ -45,7 +47,7 @@ pub struct EvalArgs {
 pub fn run(args: EvalArgs) -> Result<()> {
     let dir = super::model_dir(&args.model)?;
     let tokenizer = match &args.tokenizer {
-        Some(spec) => Tokenizer::open(spec)?,
+        Some(name) => super::named_tokenizer(name)?,
         None => super::tokenizer_of(&dir)?,
     };
     let text = read_text(&args.data)?;
@@ -75,7 +77,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let (bits, per_word) = (p.bits_per_byte(bytes), p.per_word(words));
     if args.json {
         let out = json!({
-            "model": dir, "data": args.data, "nll": p.nll, "ppl": p.ppl, "tokens": p.tokens, "context": p.context,
+            "model": path_text::write(&dir), "data": path_text::write(&args.data), "nll": p.nll, "ppl": p.ppl, "tokens": p.tokens, "context": p.context,
             "stride": p.stride, "bytes": bytes, "bits_per_byte": bits, "words": words, "word_ppl": per_word,
             "detokenized": args.detokenize_wikitext,
         });

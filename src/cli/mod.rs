@@ -18,6 +18,7 @@ mod verify;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -162,7 +163,15 @@ fn tokenizer_of(dir: &Path) -> Result<Tokenizer> {
         let wanted = "a model of texts (copy and recall make models of bare tokens)";
         return Err(Error::input(dir, "tokenizer.json", "nothing", wanted));
     }
-    Tokenizer::open(&dir.to_string_lossy())
+    Tokenizer::at(dir)
+}
+
+/// The tokenizer that is called so on the command line.
+fn named_tokenizer(name: &OsStr) -> Result<Tokenizer> {
+    match name.to_str() {
+        Some(name) => Tokenizer::open(name),
+        None => Tokenizer::at(name.as_ref()),
+    }
 }
 
 /// The model in `dir`, ready to run on texts of `tokenizer`.

@@ -2,6 +2,7 @@
 
 mod atomic;
 mod lock;
+pub mod path_text;
 
 pub use atomic::{DirectoryWriter, IfExists, recover, sweep, write_bytes, write_file};
 pub use lock::FolderLock;
