@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{recipe, thousands};
 use crate::config::{Recipe, Task};
 use crate::error::{Error, Result};
-use crate::files::{self, read_text};
+use crate::files::{self, FolderLock, read_text};
 use crate::measure::Perplexity;
 use crate::text::default_cache_dir;
 use crate::train::{self, Observer, Outcome, StepReport, Trainer, checkpoint};
@@ -55,6 +55,8 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let named = recipe::read(&args.recipe)?;
     let name = named.get("name").and_then(|n| n.as_str()).unwrap_or("run").to_string();
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&name));
+    // Held to the end, the report included.
+    let _lock = FolderLock::acquire(&out)?;
     let (recipe, resume) = match args.resume {
         true => resumed(&args, &name, &out)?,
         false => (started(&args, named, &out)?, None),
