@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::files::path_text;
 use crate::ternary::Grouping;
 
 /// Which matrices are ternary.
@@ -212,7 +213,7 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub needs_init: bool,
     /// Start from this Hugging Face directory instead of random weights; `model` is then read from it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "path_text::option")]
     pub init: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelConfig>,
@@ -275,14 +276,17 @@ pub enum Join {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// Files or folders: .txt, .jsonl, .parquet.
+    /// Files or folders: .txt, .jsonl, .parquet. In TOML and JSON, paths are as [`path_text`] says.
+    #[serde(with = "path_text::list")]
     pub train: Vec<PathBuf>,
     /// Separate validation files; without them the last `val_fraction` of the tokens is held out.
+    #[serde(with = "path_text::list")]
     pub val: Vec<PathBuf>,
     pub val_fraction: f64,
     /// The text field of .jsonl and .parquet records.
     pub field: String,
-    /// `bytes`, `gpt2`, a `tokenizer.json`, or a folder that holds one; empty: the one of `init`.
+    /// `bytes`, `gpt2`, the path ([`path_text`]) of a `tokenizer.json` or of a folder that holds one; empty: the one of
+    /// `init`.
     pub tokenizer: String,
     pub order: Order,
     pub join: Join,
@@ -313,6 +317,16 @@ pub enum OptimizerKind {
     Sgd,
     /// Muon for the matrices inside the blocks, AdamW for everything else.
     Muon,
+}
+
+impl std::fmt::Display for OptimizerKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            OptimizerKind::AdamW => "adamw",
+            OptimizerKind::Sgd => "sgd",
+            OptimizerKind::Muon => "muon",
+        })
+    }
 }
 
 /// How the optimizer's moments of matrices are kept; those of norms and biases are always f32.
@@ -437,7 +451,7 @@ pub struct ReportConfig {
     pub temperature: f32,
     pub top_p: f32,
     /// A text that the finished model is measured on, beside the validation part.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", with = "path_text::option")]
     pub test: Option<PathBuf>,
     /// Bars that the run must reach; missing one fails the process.
     #[serde(skip_serializing_if = "Option::is_none")]

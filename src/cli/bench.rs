@@ -71,13 +71,13 @@ fn train(args: TrainArgs) -> Result<()> {
     if args.steps == 0 {
         return Err(Error::usage("--steps 0: wanted 1 or more"));
     }
-    let mut table = recipe::read(&args.recipe)?;
+    let mut table = recipe::read(args.recipe.as_ref())?;
     // Neither texts nor pretrained weights are read.
     recipe::set(&mut table, "needs_init", toml::Value::Boolean(false))?;
     recipe::set(&mut table, "data.train", toml::Value::Array(vec!["none".into()]))?;
     args.set.iter().try_for_each(|assignment| recipe::set_text(&mut table, assignment))?;
     table.remove("init");
-    let recipe = recipe::resolve(&args.recipe, table)?;
+    let recipe = recipe::resolve(args.recipe.as_ref(), table)?;
     let mut trainer = random_trainer(recipe)?;
     if let Some(dir) = &args.export {
         export(dir, &trainer, args.warmup + args.steps)?;
@@ -294,12 +294,12 @@ mod tests {
     use super::*;
 
     fn bytes(changes: &[&str]) -> f64 {
-        let mut table = recipe::read("copy").unwrap();
+        let mut table = recipe::read("copy".as_ref()).unwrap();
         let shape = ["vocab_size=40000", "hidden_size=16", "heads=1", "kv_heads=1", "head_dim=16"];
         let shape = shape.into_iter().chain(["intermediate_size=32", "layers=2", "tie_embeddings=false"]);
         shape.for_each(|set| recipe::set_text(&mut table, &format!("model.{set}")).unwrap());
         changes.iter().for_each(|set| recipe::set_text(&mut table, set).unwrap());
-        min_bytes_per_step(&random_trainer(recipe::resolve("copy", table).unwrap()).unwrap())
+        min_bytes_per_step(&random_trainer(recipe::resolve("copy".as_ref(), table).unwrap()).unwrap())
     }
 
     #[test]

@@ -5,6 +5,7 @@ use serde_json::json;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
+use super::output;
 use super::sampling::{self, SamplingArgs};
 use crate::error::{Error, Result};
 use crate::generate::{ChatTemplate, Generated, Message, Sampler, Session};
@@ -85,11 +86,11 @@ fn converse(chat: &mut Chat<'_>) -> Result<()> {
     let stdin = std::io::stdin();
     let terminal = stdin.is_terminal();
     if terminal {
-        eprintln!("[/reset starts a new conversation, /exit ends it]");
+        tell!("[/reset starts a new conversation, /exit ends it]");
     }
     loop {
         if terminal {
-            eprint!("> ");
+            let _ = write!(std::io::stderr(), "> ");
         }
         let mut line = String::new();
         if stdin.lock().read_line(&mut line).map_err(Error::io("read", "standard input"))? == 0 {
@@ -100,23 +101,24 @@ fn converse(chat: &mut Chat<'_>) -> Result<()> {
             "/exit" => return Ok(()),
             "/reset" => {
                 chat.messages.truncate(chat.start);
-                eprintln!("[a new conversation]");
+                tell!("[a new conversation]");
             }
             text => match show_answer(chat, text.to_string()) {
                 // The message is forgotten: a shorter one, or a new conversation, may do.
-                Err(error @ Error::Usage(_)) if terminal => eprintln!("error: {error}"),
+                Err(error @ Error::Usage(_)) if terminal => tell!("error: {error}"),
                 other => other?,
             },
+        }
+        if !output::piece("") {
+            return Ok(());
         }
     }
 }
 
 /// Answers on standard output as the text comes.
 fn show_answer(chat: &mut Chat<'_>, text: String) -> Result<()> {
-    let mut out = std::io::stdout();
-    // A closed pipe ends the text.
-    let made =
-        chat.answer(text, &mut |piece| out.write_all(piece.as_bytes()).is_ok() && out.flush().is_ok())?;
+    // A text that nobody sees ends.
+    let made = chat.answer(text, &mut output::piece)?;
     say!();
     tracing::info!("{}", sampling::speed(&made));
     Ok(())

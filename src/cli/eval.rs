@@ -2,13 +2,15 @@
 
 use clap::Args;
 use serde_json::json;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::thousands;
 use crate::config::Join;
 use crate::error::{Error, Result};
+use crate::files::path_text;
 use crate::measure;
-use crate::text::{PassedOver, Reading, ReadingOptions, Tokenizer};
+use crate::text::{PassedOver, Reading, ReadingOptions};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -44,7 +46,7 @@ pub struct EvalArgs {
     tokens: Option<usize>,
     /// A tokenizer other than the model's: bytes, gpt2, or a tokenizer.json
     #[arg(long)]
-    tokenizer: Option<String>,
+    tokenizer: Option<OsString>,
     /// Undo WikiText's tokenisation first (" @-@ ", " , "), for models trained on ordinary text; words and bytes are
     /// still counted in the text as given
     #[arg(long)]
@@ -57,7 +59,7 @@ pub struct EvalArgs {
 pub fn run(args: EvalArgs) -> Result<()> {
     let dir = super::model_dir(&args.model)?;
     let tokenizer = match &args.tokenizer {
-        Some(spec) => Tokenizer::open(spec)?,
+        Some(name) => super::named_tokenizer(name)?,
         None => super::tokenizer_of(&dir)?,
     };
     let mut decoder = super::load_model(&dir)?.decoder;
@@ -89,9 +91,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let (bits, per_word) = (p.bits_per_byte(), p.per_word());
     if args.json {
         let out = json!({
-            "model": dir, "data": args.data, "nll": p.nll, "ppl": p.ppl, "tokens": p.tokens, "context": p.context,
-            "stride": p.stride, "bytes": p.bytes, "bits_per_byte": bits, "words": p.words, "word_ppl": per_word,
-            "detokenized": args.detokenize_wikitext, "passed_over": text.passed_over,
+            "model": path_text::write(&dir), "data": path_text::write(&args.data), "nll": p.nll, "ppl": p.ppl,
+            "tokens": p.tokens, "context": p.context, "stride": p.stride, "bytes": p.bytes, "bits_per_byte": bits,
+            "words": p.words, "word_ppl": per_word, "detokenized": args.detokenize_wikitext,
+            "passed_over": text.passed_over,
         });
         super::say_json(&out);
     } else {

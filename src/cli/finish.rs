@@ -5,7 +5,7 @@ use std::path::Path;
 use super::thousands;
 use crate::config::Task;
 use crate::error::{Error, Result};
-use crate::files::{DirectoryWriter, IfExists};
+use crate::files::{DirectoryWriter, IfExists, path_text};
 use crate::formats::Form;
 use crate::generate::{Sampler, SamplingConfig, Session};
 use crate::measure::{self, Perplexity, Proof};
@@ -73,7 +73,7 @@ fn stored_model(trainer: &Trainer, dir: &Path) -> Result<(Option<TestEvaluation>
         let p = measure::perplexity_of(&mut decoder, &text, seq, seq, &mut |n| bar.inc(n));
         bar.finish_and_clear();
         let result = evaluation(&p);
-        test = Some(TestEvaluation { file: file.display().to_string(), result });
+        test = Some(TestEvaluation { file: path_text::write(file), result });
     }
     let mut samples = Vec::new();
     for prompt in &config.prompts {
@@ -149,7 +149,10 @@ fn summary(
         }),
         samples,
         checks,
-        recipe: serde_json::to_value(recipe).expect("a recipe has a JSON form"),
+        // Through the text, in which an f32 has its own digits.
+        recipe: serde_json::to_string(recipe)
+            .and_then(|text| serde_json::from_str(&text))
+            .expect("a recipe has a JSON form"),
         versions: Versions {
             ternlm: env!("CARGO_PKG_VERSION").into(),
             rustc: option_env!("TERNLM_RUSTC").map(String::from),

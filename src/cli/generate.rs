@@ -1,9 +1,9 @@
 //! `ternlm generate`
 
 use clap::Args;
-use std::io::Write;
 use std::path::PathBuf;
 
+use super::output;
 use super::sampling::{self, SamplingArgs};
 use crate::error::Result;
 use crate::generate::{Sampler, Session};
@@ -42,13 +42,12 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let stop = if args.ignore_eos { &[] } else { tokenizer.stop_ids() };
     let mut session = Session::new(&mut decoder, &tokenizer);
     session.set_tokens(tokenizer.encode_prompt(&prompt)?);
-    let mut out = std::io::stdout();
     if !args.json {
-        let _ = out.write_all(prompt.as_bytes());
+        output::piece(&prompt);
     }
     let made = session.generate(&mut Sampler::new(config), args.max_tokens, stop, &mut |piece| {
-        // A closed pipe ends the text.
-        args.json || (out.write_all(piece.as_bytes()).is_ok() && out.flush().is_ok())
+        // A text that nobody sees ends.
+        args.json || output::piece(piece)
     })?;
     if args.json {
         let mut value = sampling::made_json(&made);
@@ -56,7 +55,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         super::say_json(&value);
     } else {
         say!();
-        eprintln!("[{}]", sampling::speed(&made));
+        tell!("[{}]", sampling::speed(&made));
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::train::RECIPE;
 use super::{recipe, thousands};
 use crate::config::{ModelConfig, Scope};
 use crate::error::{Error, Result};
-use crate::files::{if_there, read_text};
+use crate::files::{if_there, path_text, read_text};
 use crate::formats::Form;
 use crate::formats::hf;
 use crate::kernels::Isa;
@@ -41,7 +41,7 @@ pub struct InfoArgs {
 
 pub fn run(args: InfoArgs) -> Result<()> {
     if let Some(name) = &args.recipe {
-        say!("{}", recipe::text(name)?.trim_end());
+        say!("{}", recipe::text(name.as_ref())?.trim_end());
         return Ok(());
     }
     let Some(path) = &args.path else {
@@ -143,16 +143,19 @@ impl Show for About {
 
 #[derive(Serialize)]
 struct RunInfo {
+    #[serde(serialize_with = "path_text::serialize")]
     dir: PathBuf,
     /// Name, task and steps of the saved recipe.
     recipe: Option<String>,
     task: Option<String>,
     steps: Option<u64>,
+    #[serde(serialize_with = "path_text::option::serialize")]
     checkpoint: Option<PathBuf>,
     progress: Option<Progress>,
     /// The last training and validation lines of the metrics.
     train: Option<Record>,
     val: Option<Record>,
+    #[serde(serialize_with = "path_text::option::serialize")]
     report: Option<PathBuf>,
 }
 
@@ -209,6 +212,7 @@ impl Show for RunInfo {
 
 #[derive(Serialize)]
 struct ModelInfo {
+    #[serde(serialize_with = "path_text::serialize")]
     dir: PathBuf,
     architecture: String,
     config: ModelConfig,
@@ -282,7 +286,7 @@ impl ModelInfo {
             }
         });
         let tokenizer = match dir.join("tokenizer.json").is_file() {
-            true => Some(super::tokenizer::describe(&Tokenizer::open(&dir.to_string_lossy())?)),
+            true => Some(super::tokenizer::describe(&Tokenizer::at(dir)?)),
             false => None,
         };
         Ok(Self {
@@ -307,7 +311,7 @@ fn files(dir: &Path) -> Result<BTreeMap<String, u64>> {
             .map(|entry| {
                 let entry = entry?;
                 let meta = fs::metadata(entry.path())?;
-                Ok((entry.file_name().to_string_lossy().into_owned(), meta))
+                Ok((path_text::write(entry.file_name().as_ref()), meta))
             })
             .collect::<std::io::Result<Vec<_>>>()
     };

@@ -1,12 +1,7 @@
 //! The command line: one file a subcommand.
 
-/// A line on standard output. A reader that has gone away (`| head`) is no error.
-macro_rules! say {
-    ($($arg:tt)*) => {{
-        use std::io::Write;
-        let _ = writeln!(std::io::stdout(), $($arg)*);
-    }};
-}
+#[macro_use]
+mod output;
 
 mod bench;
 mod chat;
@@ -23,7 +18,7 @@ mod verify;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,6 +28,7 @@ use crate::formats::hf;
 use crate::model::{self, Model, Purpose};
 use crate::report::thousands;
 use crate::text::Tokenizer;
+use output::say_json;
 
 /// Train, prove and run language models whose every weight is -1, 0 or +1.
 #[derive(Parser)]
@@ -81,19 +77,37 @@ enum Command {
 
 /// Parses the process's arguments, runs the command, and says what went wrong in one sentence.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let level = if cli.verbose { "ternlm=debug" } else { "ternlm=warn" };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TERNLM_LOG").unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match threads(cli.threads).and_then(|()| run(cli.command)) {
+    let done = match Cli::try_parse() {
+        Ok(cli) => start(cli),
+        Err(error) if error.use_stderr() => error.exit(),
+        // The help or the version.
+        Err(text) => {
+            output::write(|_| text.print());
+            Ok(())
+        }
+    };
+    match done.and(output::finish()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Names out of files may hold anything.
             let line = error.to_string().replace(char::is_control, " ");
-            eprintln!("error: {line}");
+            tell!("error: {line}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn start(cli: Cli) -> Result<()> {
+    let level = if cli.verbose { "ternlm=debug" } else { "ternlm=warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TERNLM_LOG").unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(output::coloured())
+        .log_internal_errors(false)
+        .init();
+    threads(cli.threads)?;
+    run(cli.command)
 }
 
 fn run(command: Command) -> Result<()> {
@@ -149,7 +163,15 @@ fn tokenizer_of(dir: &Path) -> Result<Tokenizer> {
         let wanted = "a model of texts (copy and recall make models of bare tokens)";
         return Err(Error::input(dir, "tokenizer.json", "nothing", wanted));
     }
-    Tokenizer::open(&dir.to_string_lossy())
+    Tokenizer::at(dir)
+}
+
+/// The tokenizer that is called so on the command line.
+fn named_tokenizer(name: &OsStr) -> Result<Tokenizer> {
+    match name.to_str() {
+        Some(name) => Tokenizer::open(name),
+        None => Tokenizer::at(name.as_ref()),
+    }
 }
 
 /// The model in `dir`, ready to run on texts.
@@ -177,11 +199,6 @@ fn text_or_stdin(text: String) -> Result<String> {
         }
     }
     Ok(text)
-}
-
-/// A value as JSON on standard output.
-fn say_json(value: &impl Serialize) {
-    say!("{}", serde_json::to_string_pretty(value).expect("plain data has a JSON form"));
 }
 
 /// A bar over bytes; drawn where there is a terminal.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use toml::{Table, Value};
 
-use crate::config::Recipe;
+use crate::config::{ModelConfig, Recipe};
 use crate::error::{Error, Result};
 use crate::files::{if_there, read_text};
 
@@ -20,12 +20,16 @@ pub const BUILT_IN: [(&str, &str); 6] = [
 /// Bytes of a recipe; ours have about a thousand.
 pub const MAX_BYTES: u64 = 1 << 20;
 
+/// The TOML of the built-in recipe of that name.
+pub fn built_in(name: &Path) -> Option<&'static str> {
+    BUILT_IN.iter().find(|(built_in, _)| name == Path::new(built_in)).map(|(_, text)| *text)
+}
+
 /// The TOML of a built-in recipe or of a file.
-pub fn text(name: &str) -> Result<String> {
-    let path = Path::new(name);
-    match BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
-        Some((_, text)) => Ok(text.to_string()),
-        None if path.is_file() => read_text(path, MAX_BYTES),
+pub fn text(name: &Path) -> Result<String> {
+    match built_in(name) {
+        Some(text) => Ok(text.to_string()),
+        None if name.is_file() => read_text(name, MAX_BYTES),
         None => {
             let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
             Err(Error::usage(format!("recipe {name:?}: no such file, nor one of {}", names.join(", "))))
@@ -34,8 +38,8 @@ pub fn text(name: &str) -> Result<String> {
 }
 
 /// The table of a built-in recipe or of a file, before anything is judged.
-pub fn read(name: &str) -> Result<Table> {
-    parse(Path::new(name), &text(name)?)
+pub fn read(name: &Path) -> Result<Table> {
+    parse(name, &text(name)?)
 }
 
 /// The table that the text of the file `path` holds.
@@ -47,7 +51,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Table> {
 pub fn of_run(run: &Path) -> Result<Option<Recipe>> {
     let file = run.join(super::train::RECIPE);
     let Some(text) = if_there(read_text(&file, MAX_BYTES))? else { return Ok(None) };
-    resolve(&file.display().to_string(), parse(&file, &text)?).map(Some)
+    resolve(&file, parse(&file, &text)?).map(Some)
 }
 
 /// Sets `key` (`train.lr`) to `value`.
@@ -78,12 +82,28 @@ pub fn set_text(table: &mut Table, assignment: &str) -> Result<()> {
     set(table, key.trim(), value)
 }
 
-/// The recipe that the table describes, every default filled in and every value judged.
-pub fn resolve(name: &str, table: Table) -> Result<Recipe> {
-    let recipe: Recipe = table
+/// Fills in what the table does not say of the model.
+pub fn set_model(table: &mut Table, model: &ModelConfig) {
+    let all = Table::try_from(model).expect("a model has a TOML form");
+    let entry = table.entry("model").or_insert_with(|| Value::Table(Table::new()));
+    if let Some(said) = entry.as_table_mut() {
+        for (key, value) in all {
+            said.entry(key).or_insert(value);
+        }
+    }
+}
+
+/// The recipe that the table describes, every default filled in. Values are not yet judged.
+pub fn from_table(name: &Path, table: Table) -> Result<Recipe> {
+    table
         .try_into()
-        .map_err(|e: toml::de::Error| Error::input(name, "recipe", one_line(&e), "a known key and value"))?;
-    recipe.validate(Path::new(name))?;
+        .map_err(|e: toml::de::Error| Error::input(name, "recipe", one_line(&e), "a known key and value"))
+}
+
+/// [`from_table`], and every value judged.
+pub fn resolve(name: &Path, table: Table) -> Result<Recipe> {
+    let recipe = from_table(name, table)?;
+    recipe.validate(name)?;
     Ok(recipe)
 }
 
@@ -103,24 +123,24 @@ mod tests {
     #[test]
     fn every_built_in_recipe_resolves_and_survives_a_round_trip() {
         for (name, _) in BUILT_IN {
-            let mut table = read(name).unwrap();
+            let mut table = read(name.as_ref()).unwrap();
             set_text(&mut table, "data.train=[\"x.txt\"]").unwrap();
             set_text(&mut table, "init=somewhere").unwrap();
-            let recipe = resolve(name, table).unwrap();
+            let recipe = resolve(name.as_ref(), table).unwrap();
             assert_eq!(recipe.name, name);
-            assert_eq!(resolve(name, to_toml(&recipe).parse().unwrap()).unwrap(), recipe);
+            assert_eq!(resolve(name.as_ref(), to_toml(&recipe).parse().unwrap()).unwrap(), recipe);
         }
     }
 
     #[test]
     fn overrides_reach_every_kind_of_value() {
-        let mut table = read("copy").unwrap();
+        let mut table = read("copy".as_ref()).unwrap();
         for assignment in
             ["train.lr=1e-3", "train.steps=7", "train.schedule=linear", "ternary.group=tensor", "seed=3"]
         {
             set_text(&mut table, assignment).unwrap();
         }
-        let recipe = resolve("copy", table).unwrap();
+        let recipe = resolve("copy".as_ref(), table).unwrap();
         assert_eq!((recipe.train.lr, recipe.train.steps, recipe.seed), (1e-3, 7, 3));
         assert_eq!(recipe.ternary.group, crate::ternary::Grouping::Tensor);
     }
@@ -137,10 +157,11 @@ mod tests {
             ("seed.x=0", "seed is not a table"),
             ("seed", "wanted KEY=VALUE"),
         ] {
-            let mut table = read("copy").unwrap();
-            let error = set_text(&mut table, assignment).and_then(|()| resolve("copy", table)).unwrap_err();
+            let mut table = read("copy".as_ref()).unwrap();
+            let error =
+                set_text(&mut table, assignment).and_then(|()| resolve("copy".as_ref(), table)).unwrap_err();
             assert!(error.to_string().contains(wanted), "{assignment}: {error}");
         }
-        assert!(read("no-such-recipe").unwrap_err().to_string().contains("wiki-75m"));
+        assert!(read("no-such-recipe".as_ref()).unwrap_err().to_string().contains("wiki-75m"));
     }
 }

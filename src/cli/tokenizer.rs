@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::thousands;
@@ -67,7 +68,7 @@ Examples:
   ternlm tokenizer encode tokenizer/tokenizer.json --file input.txt")]
 struct EncodeArgs {
     /// bytes, gpt2, a tokenizer.json, or a folder that holds one
-    tokenizer: String,
+    tokenizer: OsString,
     #[command(flatten)]
     input: Input,
     /// Print ids, tokens and their number as JSON
@@ -93,7 +94,7 @@ Examples:
   ternlm tokenizer decode bytes $(ternlm tokenizer encode bytes --text 'Hello')")]
 struct DecodeArgs {
     /// bytes, gpt2, a tokenizer.json, or a folder that holds one
-    tokenizer: String,
+    tokenizer: OsString,
     /// Token ids
     #[arg(required = true)]
     ids: Vec<u32>,
@@ -106,7 +107,7 @@ Examples:
   ternlm tokenizer info MODEL --json")]
 struct InfoArgs {
     /// bytes, gpt2, a tokenizer.json, or a folder that holds one
-    tokenizer: String,
+    tokenizer: OsString,
     /// Print it as JSON
     #[arg(long)]
     json: bool,
@@ -154,7 +155,7 @@ fn train(args: TrainArgs) -> Result<()> {
 }
 
 fn encode(args: EncodeArgs) -> Result<()> {
-    let tokenizer = Tokenizer::open(&args.tokenizer)?;
+    let tokenizer = super::named_tokenizer(&args.tokenizer)?;
     let ids = match (args.input.text, args.input.file) {
         (None, Some(file)) => Reading::open(&file, &tokenizer, &ReadingOptions::default())?.ids,
         (text, _) => tokenizer.encode(&super::text_or_stdin(text.unwrap_or_default())?)?,
@@ -169,7 +170,7 @@ fn encode(args: EncodeArgs) -> Result<()> {
 }
 
 fn decode(args: DecodeArgs) -> Result<()> {
-    let tokenizer = Tokenizer::open(&args.tokenizer)?;
+    let tokenizer = super::named_tokenizer(&args.tokenizer)?;
     let size = tokenizer.vocab_size();
     if let Some(id) = args.ids.iter().find(|id| **id as usize >= size) {
         return Err(Error::usage(format!("id {id}: wanted below {size}, the size of {}", tokenizer.name())));
@@ -179,7 +180,7 @@ fn decode(args: DecodeArgs) -> Result<()> {
 }
 
 fn info(args: InfoArgs) -> Result<()> {
-    let tokenizer = Tokenizer::open(&args.tokenizer)?;
+    let tokenizer = super::named_tokenizer(&args.tokenizer)?;
     if args.json {
         super::say_json(&describe(&tokenizer));
         return Ok(());

@@ -5,14 +5,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use toml::Table;
 
 use super::{recipe, thousands};
 use crate::config::{Recipe, Task};
 use crate::error::{Error, Result};
-use crate::files::{self, read_text};
+use crate::files::{self, FolderLock, path_text, read_text};
+use crate::formats::hf;
 use crate::measure::Perplexity;
 use crate::text::{Corpus, PassedOver, Tokens, default_cache_dir};
-use crate::train::{self, Observer, Outcome, Source, StepReport, Trainer, checkpoint};
+use crate::train::{self, Observer, Outcome, Resume, Source, StepReport, Trainer, checkpoint};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -21,10 +23,16 @@ Examples:
   ternlm train shakespeare --data input.txt
   ternlm train wiki-75m --data train.txt --set train.lr=1e-3 --out runs/wiki-fast
   ternlm train qwen3-0.6b-blocks --init Qwen3-0.6B --data text.txt
-  ternlm train wiki-75m --out runs/wiki-75m --resume")]
+  ternlm train wiki-75m --out runs/wiki-75m --resume
+  ternlm train wiki-75m --resume --set train.steps=4000
+
+With --resume, what the checkpoint fixes cannot change: the model, ternary.*, the tokenizer, the seed, the order of the
+data, the optimizer and its moments' format; nor can train.seq under data.order = \"epoch\". Steps, learning rate and
+schedule, decay, clipping, batch, logging, validation, saving and report.* can, and are recorded. The text must be the
+one trained on so far, wherever it now lies, unless --other-data is given.")]
 pub struct TrainArgs {
     /// A built-in recipe (copy, recall, shakespeare, wiki-75m, qwen3-0.6b-all, qwen3-0.6b-blocks) or a TOML file
-    recipe: String,
+    recipe: PathBuf,
     /// Seed of the weights, the data order and the samples
     #[arg(long)]
     seed: Option<u64>,
@@ -37,9 +45,13 @@ pub struct TrainArgs {
     /// Start from the pretrained model in this Hugging Face directory
     #[arg(long)]
     init: Option<PathBuf>,
-    /// Go on from the newest checkpoint of the run, with the recipe saved there
+    /// Go on from the newest checkpoint of the run, by the run's own recipe.toml; a change asked for here that cannot
+    /// take effect any more is refused
     #[arg(long)]
     resume: bool,
+    /// With --resume: go on with another text than the one trained on so far
+    #[arg(long, requires = "resume")]
+    other_data: bool,
     /// Change a key of the recipe, as in train.lr=1e-3; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -55,20 +67,21 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let named = recipe::read(&args.recipe)?;
     let name = named.get("name").and_then(|n| n.as_str()).unwrap_or("run").to_string();
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&name));
-    let (recipe, resume) = match args.resume {
-        true => resumed(&args, &name, &out)?,
-        false => (started(&args, named, &out)?, None),
-    };
+    // Held to the end, the report included.
+    let (start, _lock) =
+        if args.resume { resumed(&args, &name, &out)? } else { started(&args, &named, &out)? };
     let cache = args.cache.clone().unwrap_or_else(default_cache_dir);
     let reading = super::bytes_bar("Tokenising");
-    let trainer = train::setup(recipe, resume.as_deref(), &cache, &|done, total| {
+    let trainer = train::setup(start.recipe, start.resume.as_ref(), &cache, &|done, total| {
         reading.set_length(total);
         reading.set_position(done);
     });
     reading.finish_and_clear();
     let mut trainer = trainer?;
-    std::fs::create_dir_all(&out).map_err(Error::io("create", &out))?;
     files::write_bytes(out.join(RECIPE), recipe::to_toml(&trainer.recipe).as_bytes())?;
+    if let Some(recorded) = start.recorded.as_ref().filter(|_| recipe::built_in(&args.recipe).is_none()) {
+        tell_of_unheard(&args.recipe, named, recorded, &trainer.recipe);
+    }
     describe(&trainer, &out);
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -78,7 +91,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         if asked.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("\nstopping after this step; a checkpoint will be saved (Ctrl-C again to leave at once)");
+        tell!("\nstopping after this step; a checkpoint will be saved (Ctrl-C again to leave at once)");
     });
     let mut show = Show::new(&trainer);
     let outcome = train::run(&mut trainer, &out, &stop, &mut show);
@@ -87,22 +100,50 @@ pub fn run(args: TrainArgs) -> Result<()> {
         Outcome::Finished => super::finish::finish(&mut trainer, &out),
         Outcome::Stopped(path) => {
             say!("Stopped at step {}; saved {}", trainer.progress.step, path.display());
-            say!("Go on with: ternlm train {} --out {} --resume", args.recipe, out.display());
+            say!("Go on with: ternlm train {} --out {} --resume", args.recipe.display(), out.display());
             Ok(())
         }
     }
 }
 
-/// The recipe of a new run, whose folder must not hold one already.
-fn started(args: &TrainArgs, mut table: toml::Table, out: &Path) -> Result<Recipe> {
+/// How a training begins.
+struct Start {
+    recipe: Recipe,
+    /// The checkpoint of a resumed run, if it came so far.
+    resume: Option<Resume>,
+    /// The recipe of a resumed run before the command line changed it.
+    recorded: Option<Recipe>,
+}
+
+/// A new run, whose folder must not hold one already.
+fn started(args: &TrainArgs, named: &Table, out: &Path) -> Result<(Start, FolderLock)> {
+    let mut table = named.clone();
+    overrides(args, &mut table)?;
+    if let Some(dir) = table.get("init").and_then(|init| init.as_str()) {
+        let dir = path_text::read(dir).map_err(|e| Error::usage(format!("init: {e}")))?;
+        table = named.clone();
+        if table.get("needs_init").and_then(|needs| needs.as_bool()) == Some(true) {
+            // The shape that such a recipe states is the usual one.
+            table.remove("model");
+        }
+        recipe::set_model(&mut table, &hf::read_config(dir)?.model);
+        overrides(args, &mut table)?;
+    }
+    let recipe = absolute(recipe::resolve(&args.recipe, table)?);
+    if recipe.task != Task::Lm && !args.data.is_empty() {
+        return Err(Error::usage(format!(
+            "--data: found a path, wanted none: {} makes its own sequences",
+            recipe.name
+        )));
+    }
+    let lock = FolderLock::acquire(out)?;
     if out.join(RECIPE).exists() || !checkpoint::list(out).is_empty() {
         return Err(Error::usage(format!(
             "{} already holds a run: go on with it (--resume), or choose another folder (--out DIR)",
             out.display()
         )));
     }
-    overrides(args, &mut table)?;
-    Ok(absolute(recipe::resolve(&args.recipe, table)?))
+    Ok((Start { recipe, resume: None, recorded: None }, lock))
 }
 
 /// With absolute paths, so that the run can be resumed from any folder.
@@ -113,34 +154,72 @@ fn absolute(mut recipe: Recipe) -> Recipe {
             *path = whole;
         }
     }
-    let tokenizer = Path::new(&recipe.data.tokenizer);
     if !["bytes", "gpt2"].contains(&recipe.data.tokenizer.as_str())
-        && tokenizer.exists()
-        && let Ok(whole) = std::path::absolute(tokenizer)
+        && let Ok(path) = path_text::read(&recipe.data.tokenizer)
+        && path.exists()
+        && let Ok(whole) = std::path::absolute(path)
     {
-        recipe.data.tokenizer = whole.to_string_lossy().into_owned();
+        recipe.data.tokenizer = path_text::write(&whole);
     }
     recipe
 }
 
-/// The recipe that the run was started with, and its newest checkpoint. What the command line sets is changed.
-fn resumed(args: &TrainArgs, name: &str, out: &Path) -> Result<(Recipe, Option<PathBuf>)> {
+/// A run that goes on from its newest checkpoint by its own recipe. What the command line changes is judged.
+fn resumed(args: &TrainArgs, name: &str, out: &Path) -> Result<(Start, FolderLock)> {
     let saved = out.join(RECIPE);
     if !saved.is_file() {
         let found = format!("{} holds no {RECIPE}", out.display());
         return Err(Error::usage(format!("--resume: {found}, wanted the folder of a run that was started")));
     }
+    let lock = FolderLock::acquire(out)?;
     let mut table = recipe::parse(&saved, &read_text(&saved, recipe::MAX_BYTES)?)?;
-    overrides(args, &mut table)?;
-    let recipe = absolute(recipe::resolve(&saved.to_string_lossy(), table)?);
-    if recipe.name != name {
-        return Err(Error::input(&saved, "name", &recipe.name, format!("the recipe to resume, {name}")));
+    let found = table.get("name").and_then(|n| n.as_str()).unwrap_or("run");
+    if found != name {
+        return Err(Error::input(&saved, "name", found, format!("the recipe to resume, {name}")));
     }
-    Ok((recipe, checkpoint::list(out).pop()))
+    let newest = checkpoint::list(out).pop();
+    let resume = newest.map(|dir| Resume::open(&dir, args.other_data)).transpose()?;
+    if let Some(resume) = &resume {
+        if resume.recipe().is_none() && table.contains_key("init") {
+            // Earlier versions recorded the shape in the recipe's file, and trained the one of `init`.
+            table.remove("model");
+        }
+        recipe::set_model(&mut table, resume.model());
+    }
+    let recorded = absolute(recipe::from_table(&saved, table.clone())?);
+    overrides(args, &mut table)?;
+    let recipe = absolute(recipe::from_table(&saved, table)?);
+    if let Some(resume) = &resume {
+        resume.judge(&recorded, &recipe)?;
+    }
+    recipe.validate(&saved)?;
+    Ok((Start { recipe, resume, recorded: Some(recorded) }, lock))
 }
 
-fn overrides(args: &TrainArgs, table: &mut toml::Table) -> Result<()> {
-    let text = |path: &PathBuf| toml::Value::String(path.to_string_lossy().into_owned());
+/// Says where the recipe's file, named on the command line, is not what is followed: it may have been edited in the hope
+/// that it would be.
+fn tell_of_unheard(file: &Path, named: Table, recorded: &Recipe, followed: &Recipe) {
+    let Ok(file_recipe) = recipe::from_table(file, named.clone()).map(absolute) else { return };
+    let named = toml::Value::Table(named);
+    let said = |key: &str| key.split('.').try_fold(&named, |value, key| value.get(key)).is_some();
+    let changed = train::differences(followed, recorded);
+    let unheard: Vec<String> = train::differences(&file_recipe, recorded)
+        .into_iter()
+        .filter(|d| said(&d.key) && !changed.iter().any(|c| c.key == d.key))
+        .filter(|d| !(recorded.needs_init && d.key.starts_with("model.")))
+        .map(|d| format!("{} ({} there, {} in the run)", d.key, d.found, d.wanted))
+        .collect();
+    if !unheard.is_empty() {
+        tracing::warn!(
+            "the run goes on by its own {RECIPE}, not by {}, which differs: {}. Changes are asked for by --set",
+            file.display(),
+            unheard.join(", ")
+        );
+    }
+}
+
+fn overrides(args: &TrainArgs, table: &mut Table) -> Result<()> {
+    let text = |path: &PathBuf| toml::Value::String(path_text::write(path));
     if !args.data.is_empty() {
         recipe::set(table, "data.train", toml::Value::Array(args.data.iter().map(text).collect()))?;
     }

@@ -1,8 +1,11 @@
 //! Reading files that are not to be trusted, and writing files that appear whole or not at all.
 
 mod atomic;
+mod lock;
+pub mod path_text;
 
 pub use atomic::{DirectoryWriter, IfExists, recover, sweep, write_bytes, write_file};
+pub use lock::FolderLock;
 
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};

@@ -90,6 +90,14 @@ impl Tokenizer {
         GPT2.clone()
     }
 
+    /// A `tokenizer.json`, or a folder that holds one, whatever its name.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::from_file`].
+    pub fn at(path: &Path) -> Result<Tokenizer> {
+        Self::from_file(if path.is_dir() { path.join("tokenizer.json") } else { path.into() })
+    }
+
     /// `bytes`, `gpt2`, a `tokenizer.json`, or a folder that holds one. (A folder called `gpt2` is `./gpt2`.)
     ///
     /// # Errors

@@ -1,32 +1,46 @@
 //! A training on disk, from which it goes on bit for bit.
 //!
 //! `RUN/checkpoints/step-00000500/` is a Hugging Face directory with the latents in `model.safetensors`, and beside it
-//! `optimizer.safetensors` (moments, losses, first scales) and `trainer.json` ([`Progress`] and pending flip counts).
+//! `optimizer.safetensors` (moments, losses, first scales) and `trainer.json` ([`Progress`], pending flip counts, the
+//! recipe and the text that it was trained by, and digests that tie the files together).
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Progress, Trainer};
+use crate::config::Recipe;
 use crate::error::{Error, Result};
-use crate::files::{self, DirectoryWriter, IfExists};
+use crate::files::{self, DirectoryWriter, IfExists, sha256_hex};
 use crate::formats::Form;
+use crate::formats::manifest::{self, Manifest};
 use crate::formats::tensors::{Checkpoint, Data, Tensor, write_safetensors};
 use crate::model;
 use crate::ternary::Flips;
 
 const OPTIMIZER: &str = "optimizer.safetensors";
-const TRAINER: &str = "trainer.json";
+pub(super) const TRAINER: &str = "trainer.json";
 /// Bytes of a `trainer.json`; ours have a line or two for each tensor.
 const MAX_TRAINER: u64 = 16 << 20;
 /// The only version of `trainer.json` so far.
 const FORMAT: u32 = 1;
 
+/// `trainer.json`. What is optional is absent from the checkpoints of earlier versions.
 #[derive(Serialize, Deserialize)]
-struct TrainerFile {
+pub(super) struct Saved {
     format: u32,
-    progress: Progress,
+    pub progress: Progress,
+    /// The recipe as it was followed, with the model that was trained.
+    pub recipe: Option<Recipe>,
+    /// [`crate::text::Corpus::fingerprint`] of the text; absent for a synthetic task, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corpus: Option<String>,
+    /// SHA-256 of `ternary.json`, which has those of the model's tensors.
+    manifest: Option<String>,
+    /// SHA-256 of the losses in `optimizer.safetensors`: no other training has them.
+    losses: Option<String>,
     /// Trits that changed since the last log line, by tensor.
     flips: BTreeMap<String, Flips>,
 }
@@ -42,9 +56,8 @@ pub fn list(run: &Path) -> Vec<PathBuf> {
     let mut found: Vec<(u64, PathBuf)> = entries
         .flatten()
         .filter_map(|entry| {
-            let name = entry.file_name();
-            let step = name.to_str()?.strip_prefix("step-")?.parse().ok()?;
-            entry.path().join(TRAINER).is_file().then(|| (step, entry.path()))
+            let path = entry.path();
+            path.join(TRAINER).is_file().then_some((step_of(&path)?, path))
         })
         .collect();
     found.sort();
@@ -63,18 +76,18 @@ pub fn save(run: &Path, trainer: &Trainer) -> Result<PathBuf> {
     if let Some(tokenizer) = &trainer.tokenizer {
         tokenizer.save(dir)?;
     }
-    let mut tensors = trainer.optimizer.tensors(decoder);
-    let losses = Data::F32(&trainer.losses);
-    tensors.push(Tensor { name: "losses".into(), shape: vec![trainer.losses.len()], data: losses });
-    let ternary = decoder.params().filter(|p| p.ternary().is_some());
-    for (param, scales) in ternary.zip(&trainer.start_scales) {
-        let name = format!("start_scales.{}", param.name);
-        tensors.push(Tensor { name, shape: vec![scales.len()], data: Data::F32(scales) });
-    }
-    write_safetensors(dir.join(OPTIMIZER), &tensors, &BTreeMap::new())?;
+    write_safetensors(dir.join(OPTIMIZER), &tensors(trainer), &BTreeMap::new())?;
     let flips =
         decoder.params().map(|p| (p.name.clone(), p.flips())).filter(|(_, f)| f.total() > 0).collect();
-    let file = TrainerFile { format: FORMAT, progress: trainer.progress, flips };
+    let file = Saved {
+        format: FORMAT,
+        progress: trainer.progress,
+        recipe: Some(trainer.recipe.clone()),
+        corpus: trainer.source.fingerprint().map(String::from),
+        manifest: Some(digest_of_manifest(dir)?),
+        losses: Some(digest_of_losses(&trainer.losses)),
+        flips,
+    };
     let mut text = serde_json::to_vec_pretty(&file).expect("plain data has a JSON form");
     text.push(b'\n');
     files::write_bytes(dir.join(TRAINER), &text)?;
@@ -90,45 +103,114 @@ pub fn save(run: &Path, trainer: &Trainer) -> Result<PathBuf> {
 
 /// How far the training had come when the checkpoint in `dir` was made.
 pub fn progress(dir: &Path) -> Result<Progress> {
-    read_trainer(dir).map(|file| file.progress)
+    read(dir).map(|file| file.progress)
 }
 
-fn read_trainer(dir: &Path) -> Result<TrainerFile> {
+/// What `trainer.json` in `dir` says.
+pub(super) fn read(dir: &Path) -> Result<Saved> {
     let path = dir.join(TRAINER);
     let text = files::read_limited(&path, MAX_TRAINER)?;
-    let file: TrainerFile = serde_json::from_slice(&text)
+    let file: Saved = serde_json::from_slice(&text)
         .map_err(|e| Error::input(&path, "JSON", e, "what a checkpoint of this version holds"))?;
-    match file.format {
-        FORMAT => Ok(file),
-        other => Err(Error::input(&path, "format", other, FORMAT)),
+    if file.format != FORMAT {
+        return Err(Error::input(&path, "format", file.format, FORMAT));
+    }
+    match step_of(dir) {
+        Some(step) if step != file.progress.step => {
+            let wanted = format!("{step}, as the folder's name says");
+            Err(Error::input(&path, "progress.step", file.progress.step, wanted))
+        }
+        _ => Ok(file),
     }
 }
 
+/// The step in the name of a checkpoint's folder.
+fn step_of(dir: &Path) -> Option<u64> {
+    dir.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
+}
+
+fn digest_of_manifest(dir: &Path) -> Result<String> {
+    Ok(sha256_hex([files::read_limited(&dir.join(manifest::FILE_NAME), MAX_TRAINER)?]))
+}
+
+fn digest_of_losses(losses: &[f32]) -> String {
+    sha256_hex(losses.iter().map(|loss| loss.to_le_bytes()))
+}
+
+/// Refuses a model that is not the one that the manifest in `dir` was written with, or a manifest that is not the one
+/// that `saved` was.
+fn check_model(dir: &Path, saved: &Saved) -> Result<()> {
+    let Some(wanted) = &saved.manifest else { return Ok(()) };
+    let found = digest_of_manifest(dir)?;
+    if found != *wanted {
+        let wanted = format!("{wanted}, as in {TRAINER}: these files are of two checkpoints");
+        return Err(Error::input(dir.join(manifest::FILE_NAME), "SHA-256", found, wanted));
+    }
+    let stored = Checkpoint::open(dir)?;
+    let tensors: Vec<_> = Manifest::read(dir)?.tensors.into_iter().collect();
+    tensors.into_par_iter().try_for_each(|(name, entry)| {
+        let tensor = stored.tensor(&name)?;
+        let found = sha256_hex([tensor.bytes]);
+        if found != entry.stored_sha256 {
+            let wanted = format!("{}, as in {}", entry.stored_sha256, manifest::FILE_NAME);
+            return Err(Error::input(tensor.file, format!("{name}: SHA-256"), found, wanted));
+        }
+        Ok(())
+    })
+}
+
 /// Puts the training back to where the checkpoint in `dir` was made. The trainer's model has been loaded from `dir`.
+///
+/// # Errors
+/// Files that are of another training, or of another moment, than `trainer.json` is.
 pub fn restore(dir: &Path, trainer: &mut Trainer) -> Result<()> {
-    let file = read_trainer(dir)?;
-    let stored = Checkpoint::open_file(dir.join(OPTIMIZER))?;
+    let file = read(dir)?;
+    check_model(dir, &file)?;
+    let path = dir.join(OPTIMIZER);
+    let stored = Checkpoint::open_file(&path)?;
     trainer.optimizer.restore(&trainer.model.decoder, &stored)?;
     let steps = usize::try_from(file.progress.step).unwrap_or(usize::MAX);
     if stored.shape("losses")? != [steps] {
         let found = format!("{:?} losses", stored.shape("losses")?);
-        return Err(Error::input(
-            dir.join(OPTIMIZER),
-            "losses",
-            found,
-            format!("one for each of {steps} steps"),
-        ));
+        return Err(Error::input(&path, "losses", found, format!("one for each of {steps} steps")));
     }
     trainer.losses = vec![0.0; steps];
     stored.read_f32_into("losses", &[steps], &mut trainer.losses)?;
+    let found = digest_of_losses(&trainer.losses);
+    if let Some(wanted) = file.losses.filter(|wanted| *wanted != found) {
+        let wanted = format!("{wanted}, as in {TRAINER}: these files are of two checkpoints");
+        return Err(Error::input(&path, "losses: SHA-256", found, wanted));
+    }
     let mut starts = trainer.start_scales.iter_mut();
     for param in trainer.model.decoder.params_mut() {
         if param.ternary().is_some() {
             let scales = starts.next().expect("a start for every ternary tensor");
-            stored.read_f32_into(&format!("start_scales.{}", param.name), &[scales.len()], scales)?;
+            stored.read_f32_into(&start_scales(&param.name), &[scales.len()], scales)?;
         }
         param.set_flips(file.flips.get(&param.name).copied().unwrap_or_default());
     }
+    let known: BTreeSet<String> = tensors(trainer).into_iter().map(|t| t.name).collect();
+    if let Some(name) = stored.names().find(|name| !known.contains(*name)) {
+        return Err(Error::input(&path, name, "a tensor", "only those of the model in config.json"));
+    }
     trainer.progress = file.progress;
     Ok(())
+}
+
+/// What `optimizer.safetensors` holds.
+fn tensors(trainer: &Trainer) -> Vec<Tensor<'_>> {
+    let decoder = &trainer.model.decoder;
+    let mut tensors = trainer.optimizer.tensors(decoder);
+    let losses = Data::F32(&trainer.losses);
+    tensors.push(Tensor { name: "losses".into(), shape: vec![trainer.losses.len()], data: losses });
+    let ternary = decoder.params().filter(|p| p.ternary().is_some());
+    for (param, scales) in ternary.zip(&trainer.start_scales) {
+        let name = start_scales(&param.name);
+        tensors.push(Tensor { name, shape: vec![scales.len()], data: Data::F32(scales) });
+    }
+    tensors
+}
+
+fn start_scales(param: &str) -> String {
+    format!("start_scales.{param}")
 }

@@ -115,7 +115,7 @@ impl Optimizer {
     /// Reads what [`Optimizer::tensors`] gave.
     ///
     /// # Errors
-    /// Moments of another format, or a tensor that is not as it was given.
+    /// Moments of another optimizer or format, or a tensor that is not as it was given.
     pub fn restore(&mut self, decoder: &Decoder, stored: &Checkpoint) -> Result<()> {
         let coded = stored.names().any(|name| name.starts_with("first.codes."));
         let wanted = if coded { MomentFormat::Int8 } else { MomentFormat::F32 };
@@ -123,6 +123,14 @@ impl Optimizer {
             let found = self.format;
             return Err(Error::usage(format!(
                 "train.moments: found {found}, wanted {wanted}, as in the checkpoint that the training goes on from"
+            )));
+        }
+        if let Some(wanted) = kind_of(decoder, stored)
+            && self.kind != wanted
+        {
+            return Err(Error::usage(format!(
+                "train.optimizer: found {}, wanted {wanted}, as in the checkpoint that the training goes on from",
+                self.kind
             )));
         }
         for (param, slot) in decoder.params().zip(&mut self.slots) {
@@ -151,6 +159,20 @@ impl Optimizer {
             }
         }
         Ok(())
+    }
+}
+
+/// The optimizer whose moments these are: each keeps second moments of other parameters.
+fn kind_of(decoder: &Decoder, stored: &Checkpoint) -> Option<OptimizerKind> {
+    let second =
+        |p: &&Param| ["second", "second.codes"].iter().any(|of| stored.contains(&format!("{of}.{}", p.name)));
+    let muons = |p: &&Param| kind_for(OptimizerKind::Muon, p) == OptimizerKind::Muon;
+    let (inside, outside): (Vec<&Param>, Vec<&Param>) = decoder.params().partition(muons);
+    match (inside.iter().any(second), outside.iter().any(second)) {
+        (true, true) => Some(OptimizerKind::AdamW),
+        (false, true) => Some(OptimizerKind::Muon),
+        (false, false) => Some(OptimizerKind::Sgd),
+        (true, false) => None,
     }
 }
 

@@ -40,7 +40,7 @@ pub fn run(
         0 => MetricsLog::create(&diary)?,
         step => MetricsLog::resume(&diary, step)?,
     };
-    let mut events = EventWriter::create(&run.join("tensorboard"))?;
+    let mut events = EventWriter::create(&run.join("tensorboard"), trainer.progress.step + 1)?;
     let t = trainer.recipe.train.clone();
     if trainer.progress.step == 0 {
         // Where every later change starts from.

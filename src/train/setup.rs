@@ -2,32 +2,42 @@
 
 use std::path::Path;
 
-use super::{Source, Trainer, checkpoint};
+use super::{Resume, Source, Trainer, checkpoint, differences};
 use crate::config::{ModelConfig, MomentFormat, OptimizerKind, Recipe, Task, TrainConfig};
 use crate::error::{Error, Result};
+use crate::files::path_text;
 use crate::formats::hf::HfConfig;
 use crate::kernels::BLOCK;
 use crate::model::{self, Decoder, Model, Purpose};
-use crate::text::{Corpus, Tokenizer};
+use crate::text::{Corpus, Tokenizer, sources};
 
-/// Builds what `recipe`, which has been validated, describes: at step 0, or where the checkpoint in the folder `resume`
-/// was made. `cache` is where tokenised texts are kept; `progress` is told bytes tokenised and bytes in all.
+/// Builds what `recipe`, which has been validated, describes: at step 0, or where the checkpoint was made, by which it
+/// has been judged ([`Resume::judge`]). `cache` is where tokenised texts are kept; `progress` is told bytes tokenised
+/// and bytes in all. The trainer's recipe states the model that is trained.
 ///
 /// # Errors
-/// Whatever is wrong with the files, or a text that uses tokens which the model has no rows for.
+/// Whatever is wrong with the files, a recipe that contradicts the model it starts from, or a text that uses tokens which
+/// the model has no rows for.
 pub fn setup(
-    recipe: Recipe,
-    resume: Option<&Path>,
+    mut recipe: Recipe,
+    resume: Option<&Resume>,
     cache: &Path,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Trainer> {
-    let shape = match (&recipe.init, &recipe.model) {
-        (Some(dir), _) => Some(model::open(dir)?.0.model),
-        (None, model) => model.clone(),
+    let shape = match (resume, &recipe.init) {
+        (Some(resume), _) => resume.model().clone(),
+        (None, Some(dir)) => shape_of(dir, &recipe)?,
+        (None, None) => recipe.model.take().expect("a validated recipe has a model or a start"),
     };
-    check_memory(shape.as_ref().expect("a validated recipe has a model or a start"), &recipe)?;
-    let tokenizer = tokenizer(&recipe, resume)?;
-    let mut model = starting_model(&recipe, resume)?;
+    check_memory(&shape, &recipe)?;
+    recipe.model = Some(shape);
+    if let Some(test) = recipe.report.test.as_ref().filter(|_| recipe.task == Task::Lm) {
+        // It is read after the last step.
+        sources::list_any(std::slice::from_ref(test))?;
+    }
+    let dir = resume.map(|resume| resume.dir.as_path());
+    let tokenizer = tokenizer(&recipe, dir)?;
+    let mut model = starting_model(&recipe, dir)?;
     let config = &model.decoder.config;
     if let Some(t) = tokenizer.as_ref().filter(|_| model.hf.eos.is_empty()) {
         model.hf.eos = t.stop_ids().to_vec();
@@ -35,7 +45,7 @@ pub fn setup(
     }
     let source = match (recipe.task, &tokenizer) {
         (Task::Lm, Some(t)) => {
-            let corpus = Corpus::open(&recipe.data, t, cache, progress)?;
+            let corpus = corpus(&recipe, resume, t, cache, progress)?;
             t.fits("the text of the training", [corpus.largest], config.vocab_size)?;
             if corpus.val.len() < 2 && !recipe.data.val.is_empty() {
                 return Err(Error::usage(format!(
@@ -52,30 +62,73 @@ pub fn setup(
         return Err(Error::usage(format!("train.seq: found {}, wanted {wanted}", source.seq())));
     }
     let mut trainer = Trainer::new(recipe, model, tokenizer, source);
-    if let Some(dir) = resume {
+    if let Some(dir) = dir {
         checkpoint::restore(dir, &mut trainer)?;
     }
     Ok(trainer)
+}
+
+/// The shape of the pretrained model in `dir`, which the recipe may repeat.
+fn shape_of(dir: &Path, recipe: &Recipe) -> Result<ModelConfig> {
+    let shape = model::open(dir)?.0.model;
+    let mut refused: Vec<String> = recipe
+        .model
+        .iter()
+        .flat_map(|model| differences(model, &shape))
+        .map(|d| format!("model.{}: found {}, wanted {}", d.key, d.found, d.wanted))
+        .collect();
+    if let Some(std) = recipe.ternary.init_std {
+        refused.push(format!("ternary.init_std: found {std}, wanted nothing"));
+    }
+    match refused.is_empty() {
+        true => Ok(shape),
+        false => Err(Error::usage(format!(
+            "init: {}, as the weights are those of {}",
+            refused.join("; "),
+            dir.display()
+        ))),
+    }
+}
+
+/// The text of the recipe, which must be the one that a resumed training began with.
+fn corpus(
+    recipe: &Recipe,
+    resume: Option<&Resume>,
+    tokenizer: &Tokenizer,
+    cache: &Path,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Corpus> {
+    let corpus = Corpus::open(&recipe.data, tokenizer, cache, progress);
+    let Some(resume) = resume else { return corpus };
+    let corpus = corpus.map_err(|error| match error {
+        Error::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            let wanted = "the text trained on so far: if it has moved, say where to (--data PATH)";
+            Error::input(path, "data", "no such file", wanted)
+        }
+        other => other,
+    })?;
+    resume.judge_corpus(&recipe.data, &corpus)?;
+    Ok(corpus)
 }
 
 fn tokenizer(recipe: &Recipe, resume: Option<&Path>) -> Result<Option<Tokenizer>> {
     if recipe.task != Task::Lm {
         return Ok(None);
     }
-    // A checkpoint holds the tokenizer that it was trained with.
-    if let Some(dir) = resume {
-        return Tokenizer::open(&dir.to_string_lossy()).map(Some);
-    }
-    let spec = match (recipe.data.tokenizer.as_str(), &recipe.init) {
-        ("", Some(dir)) => dir.to_string_lossy().into_owned(),
-        ("", None) => {
-            return Err(Error::usage(
-                "data.tokenizer: found nothing, wanted bytes, gpt2, or a tokenizer.json",
-            ));
+    let tokenizer = match (resume, recipe.data.tokenizer.as_str(), &recipe.init) {
+        // A checkpoint holds the tokenizer that it was trained with.
+        (Some(dir), _, _) => Tokenizer::at(dir),
+        (None, "", Some(dir)) => Tokenizer::at(dir),
+        (None, "", None) => {
+            Err(Error::usage("data.tokenizer: found nothing, wanted bytes, gpt2, or a tokenizer.json"))
         }
-        (spec, _) => spec.to_string(),
+        (None, builtin @ ("bytes" | "gpt2"), _) => Tokenizer::open(builtin),
+        (None, path, _) => {
+            let path = path_text::read(path).map_err(|e| Error::usage(format!("data.tokenizer: {e}")))?;
+            Tokenizer::at(&path)
+        }
     };
-    Tokenizer::open(&spec).map(Some)
+    tokenizer.map(Some)
 }
 
 /// Refuses a training whose weights, gradients, moments and saved activations outgrow the machine's memory: an

@@ -88,6 +88,14 @@ impl Source {
         }
     }
 
+    /// What tells the text that is trained on from others.
+    pub fn fingerprint(&self) -> Option<&str> {
+        match self {
+            Source::Text { corpus, .. } => Some(&corpus.fingerprint),
+            Source::Synthetic(_) => None,
+        }
+    }
+
     /// The sequences from number `cursor` on: as many as the slices hold.
     pub fn fill(&self, cursor: u64, inputs: &mut [u32], targets: &mut [u32]) {
         match self {

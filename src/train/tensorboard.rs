@@ -15,8 +15,9 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Starts a new event file in `dir`, which is made if need be.
-    pub fn create(dir: &Path) -> Result<Self> {
+    /// Starts a new event file in `dir`, which is made if need be. Points of earlier files at `first_step` and later are
+    /// those of a training that was interrupted and went back: TensorBoard forgets them.
+    pub fn create(dir: &Path, first_step: u64) -> Result<Self> {
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         let base = format!("events.out.tfevents.{:010}.ternlm", now() as u64);
         let mut path = dir.join(&base);
@@ -34,6 +35,14 @@ impl EventWriter {
         let mut event = Message::default();
         event.double(1, now());
         event.bytes(3, b"brain.Event:2");
+        writer.record(&event)?;
+        // SessionLog { status: START } at that step.
+        let mut session = Message::default();
+        session.varint_field(1, 1);
+        let mut event = Message::default();
+        event.double(1, now());
+        event.varint_field(2, first_step);
+        event.bytes(7, &session.0);
         writer.record(&event)?;
         writer.flush()?;
         Ok(writer)
@@ -157,18 +166,22 @@ mod tests {
     fn frames_and_messages_are_as_specified() {
         assert_eq!(reference_crc(b"123456789"), 0xe306_9283u32.rotate_right(15).wrapping_add(0xa282_ead8));
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = EventWriter::create(dir.path()).unwrap();
-        writer.scalar("train/loss", 2.5, 300).unwrap();
+        let mut writer = EventWriter::create(dir.path(), 301).unwrap();
+        writer.scalar("train/loss", 2.5, 301).unwrap();
         writer.scalar("long".repeat(60).as_str(), -1.0, u64::from(u32::MAX) + 1).unwrap();
         writer.flush().unwrap();
         let found = records(&fs::read(&writer.path).unwrap());
-        assert_eq!(found.len(), 3);
+        assert_eq!(found.len(), 4);
         assert_eq!(found[0][9..], *b"\x1a\x0dbrain.Event:2");
-        // wall_time is a double of field 1; then step 300, then summary { value { tag, simple_value } }.
+        // wall_time is a double of field 1; then step 301, then session_log { status: START }, upon which TensorBoard
+        // 2.21 (EventAccumulator) forgets steps 301 and later of the files before.
         assert_eq!(found[1][0], 0x09);
         let wall = f64::from_le_bytes(found[1][1..9].try_into().unwrap());
         assert!((wall - now()).abs() < 60.0);
-        assert_eq!(found[1][9..], *b"\x10\xac\x02\x2a\x13\x0a\x11\x0a\x0atrain/loss\x15\x00\x00\x20\x40");
+        assert_eq!(found[1][9..], *b"\x10\xad\x02\x3a\x02\x08\x01");
+        // Step 301, summary { value { tag, simple_value } }.
+        let found = &found[1..];
+        assert_eq!(found[1][9..], *b"\x10\xad\x02\x2a\x13\x0a\x11\x0a\x0atrain/loss\x15\x00\x00\x20\x40");
         // A tag of 240 bytes needs a length of two bytes.
         assert_eq!(found[2][9..15], [0x10, 0x80, 0x80, 0x80, 0x80, 0x10]);
         assert_eq!(found[2][15..24], [0x2a, 0xfb, 0x01, 0x0a, 0xf8, 0x01, 0x0a, 0xf0, 0x01]);
@@ -177,7 +190,7 @@ mod tests {
     #[test]
     fn a_second_file_in_the_same_second_gets_its_own_name() {
         let dir = tempfile::tempdir().unwrap();
-        let writers: Vec<_> = (0..3).map(|_| EventWriter::create(dir.path()).unwrap()).collect();
+        let writers: Vec<_> = (0..3).map(|_| EventWriter::create(dir.path(), 301).unwrap()).collect();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
         assert!(writers.iter().all(|w| w.path.to_str().unwrap().contains("events.out.tfevents.")));
     }
@@ -189,7 +202,7 @@ mod tests {
             println!("skipped: no TERNLM_EVENTS");
             return;
         };
-        let mut writer = EventWriter::create(Path::new(&dir)).unwrap();
+        let mut writer = EventWriter::create(Path::new(&dir), 0).unwrap();
         for step in 0..1000u64 {
             writer.scalar("train/loss", 10.0 / (step + 1) as f32, step).unwrap();
             writer.scalar("val/ppl", step as f32, step).unwrap();

@@ -1,0 +1,296 @@
+//! What may change when a training goes on. The checkpoint is the truth: what it fixes is refused by name, what can take
+//! effect is taken.
+
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::checkpoint::{self, Saved};
+use crate::config::{DataConfig, ModelConfig, OptimizerKind, Order, Recipe, ScheduleKind, Task};
+use crate::error::{Error, Result};
+use crate::formats::hf::{self, HfConfig};
+use crate::text::Corpus;
+
+/// A checkpoint to go on from.
+pub struct Resume {
+    pub dir: PathBuf,
+    /// Another text than the one trained on so far is meant.
+    pub other_data: bool,
+    saved: Saved,
+    config: HfConfig,
+}
+
+impl Resume {
+    /// # Errors
+    /// Files of the checkpoint that do not fit together, by file and key.
+    pub fn open(dir: &Path, other_data: bool) -> Result<Self> {
+        let (saved, config) = (checkpoint::read(dir)?, hf::read_config(dir)?);
+        let resume = Self { dir: dir.into(), other_data, saved, config };
+        if let Some(recipe) = &resume.saved.recipe
+            && let Some(d) = differences(&resume.truth(recipe), recipe).into_iter().next()
+        {
+            let wanted = format!("{}, as in {}", d.wanted, checkpoint::TRAINER);
+            return Err(Error::input(dir.join(hf::FILE_NAME), d.key, d.found, wanted));
+        }
+        Ok(resume)
+    }
+
+    /// The shape of the model in the checkpoint.
+    pub fn model(&self) -> &ModelConfig {
+        &self.config.model
+    }
+
+    /// The recipe at the checkpoint. Those made before they held it have none.
+    pub fn recipe(&self) -> Option<&Recipe> {
+        self.saved.recipe.as_ref()
+    }
+
+    /// `recipe` with what `config.json` says of the model.
+    fn truth(&self, recipe: &Recipe) -> Recipe {
+        let mut truth = recipe.clone();
+        truth.model = Some(self.config.model.clone());
+        if let Some(note) = &self.config.ternary {
+            truth.ternary.scope = note.scope;
+            truth.ternary.group = note.group;
+            truth.ternary.activations = note.activations;
+        }
+        truth
+    }
+
+    /// Judges the recipe that the training is to go on by, whose values need not have been validated. `recorded`, the
+    /// one in the run's folder, is asked where the checkpoint has none.
+    ///
+    /// # Errors
+    /// Every change that cannot take effect, by key.
+    pub fn judge(&self, recorded: &Recipe, asked: &Recipe) -> Result<()> {
+        let was = self.truth(self.recipe().unwrap_or(recorded));
+        let mut refused: Vec<String> = differences(asked, &was)
+            .into_iter()
+            .filter_map(|d| {
+                let why = refusal(&d.key, asked)?;
+                Some(format!("{}: found {}, wanted {}{why}", d.key, d.found, d.wanted))
+            })
+            .collect();
+        let (steps, done) = (asked.train.steps, self.saved.progress.step);
+        if steps < done {
+            refused.push(format!("train.steps: found {steps}, wanted at least the {done} that are done"));
+        }
+        if refused.is_empty() {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "--resume: {}: the training in {} cannot go on so; a run of its own can (--out DIR without --resume)",
+            refused.join("; "),
+            self.dir.display()
+        )))
+    }
+
+    /// Judges the text that the training is to go on with.
+    ///
+    /// # Errors
+    /// Another text than so far, unless that is meant.
+    pub fn judge_corpus(&self, asked: &DataConfig, corpus: &Corpus) -> Result<()> {
+        let Some(was) = &self.saved.corpus else {
+            tracing::warn!(
+                "{} does not say on which text it was trained: whether this is the same one is not known",
+                self.dir.display()
+            );
+            return Ok(());
+        };
+        if self.other_data || *was == corpus.fingerprint {
+            return Ok(());
+        }
+        let before = self.recipe().map(|recipe| differences(asked, &recipe.data)).unwrap_or_default();
+        let keys: Vec<String> = before.into_iter().map(|d| format!("data.{}", d.key)).collect();
+        let cause = match keys.is_empty() {
+            true => "the files have changed".to_string(),
+            false => format!("changed: {}", keys.join(", ")),
+        };
+        let brief = |hash: &str| hash.chars().take(16).collect::<String>();
+        Err(Error::usage(format!(
+            "--resume: data.train: found a text of other tokens (SHA-256 {}…; {cause}), wanted the one trained on so far \
+             ({}…), or --other-data to go on with another one",
+            brief(&corpus.fingerprint),
+            brief(was)
+        )))
+    }
+}
+
+/// What follows the wanted value where `key`, which `asked` changes, cannot take effect; `None` where it can.
+fn refusal(key: &str, asked: &Recipe) -> Option<&'static str> {
+    let (t, lm) = (&asked.train, asked.task == Task::Lm);
+    let unused = |used: bool, why| (!used).then_some(why);
+    match key {
+        "train.steps"
+        | "train.batch"
+        | "train.accumulate"
+        | "train.lr"
+        | "train.weight_decay"
+        | "train.weight_decay_until"
+        | "train.clip"
+        | "train.schedule"
+        | "train.warmup"
+        | "train.log_every"
+        | "train.eval_every"
+        | "train.eval_sequences"
+        | "train.save_every"
+        | "train.keep" => None,
+        "train.beta1" | "train.beta2" | "train.eps" => {
+            unused(t.optimizer != OptimizerKind::Sgd, ": sgd does not use it")
+        }
+        "train.momentum" => unused(t.optimizer != OptimizerKind::AdamW, ": adamw does not use it"),
+        "train.muon_lr" => unused(t.optimizer == OptimizerKind::Muon, ": only muon uses it"),
+        "train.floor" => {
+            unused(t.schedule != ScheduleKind::Constant, ": a constant schedule does not use it")
+        }
+        "train.decay_fraction" => {
+            unused(t.schedule == ScheduleKind::Linear, ": only a linear schedule uses it")
+        }
+        // Epochs are counted in windows: another length would make another place of the cursor.
+        "train.seq" if lm => unused(
+            asked.data.order == Order::Random,
+            ": with data.order = \"epoch\" the place in the text is counted in windows of it",
+        ),
+        // The fingerprint of the text judges.
+        "data.train" | "data.val" | "data.val_fraction" | "data.field" | "data.join" => {
+            unused(lm, ": the task makes its own sequences")
+        }
+        _ if key.starts_with("report.") => None,
+        _ => Some(", as at the start"),
+    }
+}
+
+/// A key whose values differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// As `--set` takes it.
+    pub key: String,
+    pub found: String,
+    pub wanted: String,
+}
+
+/// Where `found` differs from `wanted`.
+pub fn differences<T: Serialize>(found: &T, wanted: &T) -> Vec<Difference> {
+    let (found, wanted) = (values(found), values(wanted));
+    let keys: std::collections::BTreeSet<&String> = found.keys().chain(wanted.keys()).collect();
+    let text = |key: &str, value: Option<&Value>| match value {
+        // Not written where they are the default.
+        None if ["train.moments", "ternary.activations"].contains(&key) => "f32".to_string(),
+        None if key == "needs_init" => "false".to_string(),
+        None => "nothing".to_string(),
+        Some(Value::String(text)) if !text.is_empty() => text.clone(),
+        Some(value) => value.to_string(),
+    };
+    keys.into_iter()
+        .map(|key| (key, found.get(key), wanted.get(key)))
+        .filter(|(_, found, wanted)| found != wanted)
+        .map(|(key, found, wanted)| Difference {
+            key: key.clone(),
+            found: text(key, found),
+            wanted: text(key, wanted),
+        })
+        .collect()
+}
+
+/// The values of plain data by dotted key.
+fn values(of: &impl Serialize) -> BTreeMap<String, Value> {
+    // Through the text, in which an f32 has its own digits.
+    let text = serde_json::to_string(of).expect("plain data has a JSON form");
+    let mut open = vec![(String::new(), serde_json::from_str(&text).expect("what was just written"))];
+    let mut all = BTreeMap::new();
+    while let Some((key, value)) = open.pop() {
+        match value {
+            Value::Object(map) => {
+                open.extend(map.into_iter().map(|(name, value)| {
+                    (if key.is_empty() { name } else { format!("{key}.{name}") }, value)
+                }))
+            }
+            value => drop(all.insert(key, value)),
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A recipe that has every key.
+    fn full() -> Recipe {
+        let mut recipe: Recipe = toml::from_str(include_str!("../../recipes/shakespeare.toml")).unwrap();
+        recipe.needs_init = true;
+        recipe.init = Some("/model".into());
+        recipe.data.train = vec!["/text".into()];
+        recipe.ternary.init_std = Some(0.5);
+        recipe.ternary.activations = crate::config::Activations::Int8;
+        recipe.train.moments = crate::config::MomentFormat::Int8;
+        recipe.train.weight_decay_until = Some(7);
+        recipe.report.test = Some("/test".into());
+        recipe.report.max_train_loss = Some(1.0);
+        recipe.report.min_accuracy = Some(1.0);
+        recipe
+    }
+
+    #[test]
+    fn every_key_of_a_recipe_is_judged() {
+        let mut recipe = full();
+        recipe.data.order = Order::Random;
+        recipe.train.optimizer = OptimizerKind::Muon;
+        recipe.train.schedule = ScheduleKind::Linear;
+        let (fixed, free): (Vec<String>, Vec<String>) =
+            values(&recipe).into_keys().partition(|key| refusal(key, &recipe).is_some());
+        // A new key comes into one of these lists and into DESIGN.md.
+        let wanted = "data.order data.sequence data.tokenizer init name needs_init seed task ternary.activations \
+                      ternary.group ternary.init_std ternary.scope train.moments train.optimizer";
+        let fixed: Vec<&str> =
+            fixed.iter().map(String::as_str).filter(|key| !key.starts_with("model.")).collect();
+        assert_eq!(fixed, wanted.split_whitespace().collect::<Vec<_>>());
+        let wanted = "data.field data.join data.train data.val data.val_fraction report.max_train_loss \
+                      report.min_accuracy report.prompts report.sample_tokens report.temperature report.test \
+                      report.top_p train.accumulate train.batch train.beta1 train.beta2 train.clip \
+                      train.decay_fraction train.eps train.eval_every train.eval_sequences train.floor train.keep \
+                      train.log_every train.lr train.momentum train.muon_lr train.save_every train.schedule \
+                      train.seq train.steps train.warmup train.weight_decay train.weight_decay_until";
+        assert_eq!(free, wanted.split_whitespace().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_another_key_switches_off_cannot_change() {
+        let mut recipe = full();
+        let refused = |recipe: &Recipe, key: &str| refusal(key, recipe).is_some();
+        recipe.train.optimizer = OptimizerKind::Sgd;
+        recipe.train.schedule = ScheduleKind::Constant;
+        recipe.data.order = Order::Epoch;
+        for key in ["beta1", "beta2", "eps", "muon_lr", "floor", "decay_fraction", "seq"] {
+            assert!(refused(&recipe, &format!("train.{key}")), "{key}");
+        }
+        assert!(!refused(&recipe, "train.momentum"));
+        recipe.train.optimizer = OptimizerKind::AdamW;
+        assert!(refused(&recipe, "train.momentum") && !refused(&recipe, "train.eps"));
+        recipe.task = Task::Copy;
+        recipe.data.order = Order::Random;
+        assert!(refused(&recipe, "train.seq") && refused(&recipe, "data.train"));
+    }
+
+    #[test]
+    fn differences_have_the_digits_that_were_written() {
+        let (a, mut b) = (full(), full());
+        assert_eq!(differences(&a, &b), []);
+        b.train.lr = 1e-4;
+        b.init = None;
+        b.model.as_mut().unwrap().layers = 77;
+        let found: Vec<[String; 3]> =
+            differences(&b, &a).into_iter().map(|d| [d.key, d.found, d.wanted]).collect();
+        let layers = a.model.unwrap().layers.to_string();
+        let lr = a.train.lr.to_string();
+        assert_eq!(
+            found,
+            [
+                ["init", "nothing", "/model"],
+                ["model.layers", "77", layers.as_str()],
+                ["train.lr", "0.0001", lr.as_str()]
+            ]
+        );
+    }
+}
