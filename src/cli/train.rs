@@ -269,7 +269,7 @@ fn describe_text(corpus: &Corpus, recipe: &Recipe) {
     }
     let asked = recipe.data.val_fraction > 0.0 || recipe.train.eval_every > 0;
     if corpus.val.len() < 2 && asked {
-        eprintln!(
+        tell!(
             "warning: there will be no validation: {} tokens are held out and 2 are needed (data.val_fraction = {}); use \
              more text, or a text of its own (data.val)",
             corpus.val.len(),

@@ -95,7 +95,7 @@ impl Tokenizer {
     /// # Errors
     /// Those of [`Tokenizer::from_file`].
     pub fn at(path: &Path) -> Result<Tokenizer> {
-        Self::from_file(if path.is_dir() { path.join("tokenizer.json") } else { path.into() })
+        if path.is_dir() { Self::from_folder(path) } else { Self::from_file(path) }
     }
 
     /// `bytes`, `gpt2`, a `tokenizer.json`, or a folder that holds one. (A folder called `gpt2` is `./gpt2`.)
@@ -107,8 +107,7 @@ impl Tokenizer {
             "bytes" => Ok(Self::bytes()),
             "gpt2" => Ok(Self::gpt2()),
             "" => Err(Error::usage("no tokenizer: name bytes, gpt2, a tokenizer.json or a folder with one")),
-            path if Path::new(path).is_dir() => Self::from_folder(Path::new(path)),
-            path => Self::from_file(path),
+            path => Self::at(Path::new(path)),
         }
     }
 
