@@ -64,15 +64,13 @@ impl Corpus {
         }
 
         let total = train.iter().chain(&val).map(|s| s.bytes).sum();
-        let mut build = Build {
-            writer: Writer::create(&target, tokenizer.vocab_size())?,
-            tokenizer,
-            data,
-            passed_over: PassedOver::default(),
-            progress,
-            done: 0,
-            total,
+        let writer = match Writer::create(&target, tokenizer.vocab_size()) {
+            Ok(writer) => writer,
+            // Another process may have finished it since.
+            Err(error) => return store::load(&target, tokenizer.vocab_size()).map(Corpus::from).ok_or(error),
         };
+        let mut build =
+            Build { writer, tokenizer, data, passed_over: PassedOver::default(), progress, done: 0, total };
         build.add(&train, "data.train")?;
         let train_sums = if val.is_empty() {
             let held_out = held_out(build.writer.sums().tokens, data.val_fraction);
