@@ -45,14 +45,14 @@ pub struct ChatArgs {
 pub fn run(args: ChatArgs) -> Result<()> {
     let dir = super::model_dir(&args.model)?;
     let config = args.sampling.config()?;
+    let tokenizer = super::tokenizer_of(&dir)?;
     let template = match &args.template {
-        Some(file) => ChatTemplate::from_file(file, &dir)?,
-        None => ChatTemplate::load(&dir)?.ok_or_else(|| {
+        Some(file) => ChatTemplate::from_file(file, &tokenizer)?,
+        None => ChatTemplate::of(&tokenizer)?.ok_or_else(|| {
             let wanted = "one: continue texts with `ternlm generate`, or name a template (--template FILE)";
             Error::input(&dir, "chat template", "none", wanted)
         })?,
     };
-    let tokenizer = super::tokenizer_of(&dir)?;
     let mut decoder = super::load_model(&dir)?.decoder;
     let messages: Vec<Message> = args.system.map(|text| Message::new("system", text)).into_iter().collect();
     let mut chat = Chat {
