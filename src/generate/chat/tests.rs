@@ -11,7 +11,7 @@ fn render(source: &str) -> Result<String> {
 
 #[test]
 fn qwen3_conversation() {
-    let template = template(include_str!("../../../tests/chat_templates/templates/hf-qwen3.jinja")).unwrap();
+    let template = template(include_str!("../../../tests/chat_templates/templates/Qwen-Qwen3-0.6B.jinja")).unwrap();
     let messages = [
         Message::new("system", "You are terse."),
         Message::new("user", "2+2?"),
