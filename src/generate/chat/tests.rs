@@ -18,11 +18,11 @@ fn qwen3_conversation() {
         Message::new("assistant", "<think>\nTwo and two.\n</think>\n\n4"),
         Message::new("user", "And <3 \"5\"?"),
     ];
-    // Thoughts of turns before the last question are dropped; the prompt opens new ones.
+    // Thoughts of turns before the last question are dropped.
     let turns = "<|im_start|>system\nYou are terse.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n\
          <|im_start|>assistant\n4<|im_end|>\n<|im_start|>user\nAnd <3 \"5\"?<|im_end|>\n";
     assert_eq!(template.render(&messages, false).unwrap(), turns);
-    let prompt = format!("{turns}<|im_start|>assistant\n<think>\n");
+    let prompt = format!("{turns}<|im_start|>assistant\n");
     assert_eq!(template.render(&messages, true).unwrap(), prompt);
     // An answer to the last question keeps its thoughts.
     let kept = template.render(&messages[1..3], false).unwrap();
