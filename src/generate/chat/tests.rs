@@ -11,7 +11,8 @@ fn render(source: &str) -> Result<String> {
 
 #[test]
 fn qwen3_conversation() {
-    let template = template(include_str!("../../../tests/chat_templates/templates/Qwen-Qwen3-0.6B.jinja")).unwrap();
+    let template =
+        template(include_str!("../../../tests/chat_templates/templates/Qwen-Qwen3-0.6B.jinja")).unwrap();
     let messages = [
         Message::new("system", "You are terse."),
         Message::new("user", "2+2?"),
@@ -66,7 +67,16 @@ fn jinja_as_hugging_face_sets_it_up() {
 fn rejected_conversations_and_damaged_templates() {
     let error = render("{{ raise_exception('roles must ' ~ 'alternate') }}").unwrap_err();
     assert!(matches!(error, Error::Usage(_)) && error.to_string().ends_with("roles must alternate"));
-    for damaged in ["{% if %}", "{{ 'a", "{% for x in y %}", "{% include 'x' %}{% block a %}{% endblock %}"] {
+    for damaged in [
+        "{% if %}",
+        "{{ 'a",
+        "{% for x in y %}",
+        "{% include 'x' %}{% block a %}{% endblock %}",
+        // The engine would leave the scope open.
+        "{% for i in [1] %}{% with %}{% break %}{% endwith %}{% endfor %}",
+        "{% for i in [1] %}{% set x %}{% continue %}{% endset %}{% endfor %}",
+        "{% do [].append(1) %}",
+    ] {
         assert!(matches!(template(damaged), Err(Error::Input { .. })), "{damaged}");
     }
     for failing in ["{{ nothing.at.all }}", "{{ missing() }}", "{% include 'x' %}", "{{ 1 + 'a' }}"] {
@@ -151,6 +161,8 @@ fn hostile_templates_end_with_an_error() {
         "{% set a = [range(9999)|list] %}{% set b = [range(9999)|list] %}\
          {% for i in range(99999) %}{% if a == b <= a %}{% endif %}{% endfor %}",
         "{% for i in range(1) %}{{ loop.cycle() }}{% endfor %}",
+        "{{ 2 ** 99999 ** 99999 * [1] }}",
+        "{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns in ns.a }}",
         "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}",
         "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns | tojson }}",
     ] {
