@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use ternlm::generate::{Sampler, SamplingConfig, Session};
 use ternlm::measure;
-use ternlm::model::{self, Purpose, Sequences, State};
+use ternlm::model::{self, Sequences, State};
 use ternlm::text::Tokenizer;
 use ternlm::{Error, Result};
 
@@ -31,8 +31,8 @@ fn main() -> Result<()> {
         return Err(Error::CheckFailed(format!("{} is not what it claims to be", dir.display())));
     }
 
-    // For running, a ternary tensor keeps its trits and scales; there are no latents.
-    let mut decoder = model::load(&dir, Purpose::Run, None)?.decoder;
+    // A ternary tensor has trits and scales; there are no latents.
+    let decoder = model::load(&dir, None)?.decoder;
     if !dir.join("tokenizer.json").is_file() {
         // A synthetic task has tokens without a text.
         let vocab = decoder.config.vocab_size as u32;
@@ -43,7 +43,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let tokenizer = Tokenizer::open(&dir.to_string_lossy())?;
-    let mut session = Session::new(&mut decoder, &tokenizer);
+    let mut session = Session::new(&decoder, &tokenizer);
     session.set_tokens(tokenizer.encode_prompt(&prompt)?);
     let mut sampler = Sampler::new(SamplingConfig { temperature: 0.8, ..SamplingConfig::default() });
     print!("{prompt}");

@@ -2,7 +2,7 @@
 //!
 //! A matrix holds *trits* (−1, 0, +1) and one f16 scale for each group of 128 inputs of a row. Training keeps
 //! full-precision *latent* weights beside them: every step projects the latents to trits, computes with the trits alone,
-//! and hands the gradient back to the latents (the straight-through estimator). [`model::TernaryLinear`] explains why
+//! and hands the gradient back to the latents (the straight-through estimator). [`model::Linear`] explains why
 //! that works.
 //!
 //! # Modules, in the order in which data meets them

@@ -6,9 +6,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use ternlm::config::{Activation, ModelConfig, Scope};
-use ternlm::formats::Form;
 use ternlm::formats::hf::HfConfig;
-use ternlm::model::{self, Decoder};
+use ternlm::model::{self, Decoder, Latents};
 use ternlm::ternary::Grouping;
 use ternlm::text::Tokenizer;
 
@@ -84,11 +83,10 @@ impl Place {
             max_positions: 256,
         };
         let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(16));
-        decoder.init(1, None);
-        decoder.project().unwrap();
+        Latents::random(decoder.weights_mut(), 1, None).unwrap();
         let dir = self.path(name);
         fs::create_dir_all(&dir).unwrap();
-        model::save(&dir, &decoder, &HfConfig::new(config), Form::Unpacked).unwrap();
+        model::save(&dir, &decoder, &HfConfig::new(config), None).unwrap();
         Tokenizer::bytes().save(&dir).unwrap();
     }
 }

@@ -9,8 +9,8 @@ use common::{Rng, on_every_isa, wide};
 use ternlm::config::{Activation, ModelConfig, Scope};
 use ternlm::kernels::{self as k, AttentionShape, IGNORE, RopeTable, reference as r};
 use ternlm::model::{
-    Attention, AttentionSaved, Decoder, FeedForward, FeedForwardSaved, Gradients, Linear, Loss, Param,
-    RmsNorm, Sequences, State, TernaryEmbedding, TernaryLinear, Workspace, cross_entropy,
+    Attention, AttentionSaved, Decoder, Embedding, FeedForward, FeedForwardSaved, Gradients, Latents, Linear,
+    Loss, RmsNorm, Role, Sequences, State, Weight, Workspace, cross_entropy, number,
 };
 use ternlm::ternary::Grouping;
 
@@ -42,32 +42,34 @@ fn dot(a: &[f64], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * *b as f64).sum()
 }
 
-fn randomise(param: &mut Param, rng: &mut Rng) {
-    let n = param.len();
-    param.value = rng.normal(n);
-    param.project().unwrap();
-    param.zero_grad();
+/// Gives dense weights random values and their places.
+fn randomise<'a>(weights: impl IntoIterator<Item = &'a mut Weight>, rng: &mut Rng) {
+    let mut weights: Vec<&mut Weight> = weights.into_iter().collect();
+    number(weights.iter_mut().map(|weight| &mut **weight));
+    for weight in weights {
+        let values = rng.normal(weight.len());
+        weight.dense_mut().copy_from_slice(&values);
+    }
 }
 
 #[test]
 fn linear() {
     on_every_isa(|rng| {
         let (n, inputs, out) = (7, 19, 11);
-        let mut layer = Linear::new("l", inputs, out, None, true);
-        layer.params_mut().for_each(|p| randomise(p, rng));
+        let mut layer = Linear::new("l", inputs, out, Role::FeedForward, None, true);
+        randomise(layer.weights_mut(), rng);
         let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
         let mut dx = vec![0.0; x.len()];
-        let mut grads = Gradients::take(layer.params_mut());
+        let mut grads = Gradients::zeros(layer.weights());
         layer.backward(&x, &dy, &mut dx, false, &mut grads);
-        grads.put_back(layer.params_mut());
-        let (w, b) = (wide(&layer.weight.value), wide(&layer.bias.as_ref().unwrap().value));
+        let (w, b) = (wide(layer.weight.dense()), wide(layer.bias.as_ref().unwrap().dense()));
         check("dx", &x, &dx, |x| dot(&r::linear(x, &w, Some(&b), inputs), &dy));
         let x = wide(&x);
-        check("dW", &layer.weight.value, layer.weight.grad(), |w| {
+        check("dW", layer.weight.dense(), grads.get(&layer.weight), |w| {
             dot(&r::linear(&x, w, Some(&b), inputs), &dy)
         });
         let bias = layer.bias.as_ref().unwrap();
-        check("db", &bias.value, bias.grad(), |b| dot(&r::linear(&x, &w, Some(b), inputs), &dy));
+        check("db", bias.dense(), grads.get(bias), |b| dot(&r::linear(&x, &w, Some(b), inputs), &dy));
     });
 }
 
@@ -76,22 +78,22 @@ fn ternary_linear_has_the_dense_gradient_at_its_projection() {
     on_every_isa(|rng| {
         for grouping in [Grouping::Size(8), Grouping::Size(128), Grouping::Tensor] {
             let (n, inputs, out) = (9, 20, 6);
-            let mut layer = TernaryLinear::new("l", inputs, out, grouping, false, rng.next());
+            let mut layer = Linear::new("l", inputs, out, Role::FeedForward, Some(grouping), false);
+            let latents = Latents::random(layer.weights_mut(), rng.next(), None).unwrap();
             let mut projected = vec![0.0; inputs * out];
             let t = layer.weight.ternary().unwrap().clone();
             projected.chunks_mut(inputs).enumerate().for_each(|(i, row)| t.unpack_row(i, row));
-            assert_ne!(projected, layer.weight.value);
+            assert_ne!(projected, latents.of(&layer.weight));
             let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
             let mut y = vec![0.0; n * out];
             layer.forward(&x, &mut y, false);
             common::close(&y, &r::linear(&wide(&x), &wide(&projected), None, inputs), inputs, "y");
             let mut dx = vec![0.0; x.len()];
-            let mut grads = Gradients::take(layer.params_mut());
+            let mut grads = Gradients::zeros(layer.weights());
             layer.backward(&x, &dy, &mut dx, false, &mut grads);
-            grads.put_back(layer.params_mut());
             check("dx", &x, &dx, |x| dot(&r::linear(x, &wide(&projected), None, inputs), &dy));
             let x = wide(&x);
-            check("dW", &projected, layer.weight.grad(), |w| dot(&r::linear(&x, w, None, inputs), &dy));
+            check("dW", &projected, grads.get(&layer.weight), |w| dot(&r::linear(&x, w, None, inputs), &dy));
         }
     });
 }
@@ -100,20 +102,23 @@ fn ternary_linear_has_the_dense_gradient_at_its_projection() {
 fn ternary_embedding_adds_up_repeated_tokens() {
     on_every_isa(|rng| {
         let (vocab, width) = (5, 24);
-        let mut layer = TernaryEmbedding::new("e", vocab, width, Grouping::Size(16), rng.next());
+        let mut layer = Embedding::new("e", vocab, width, Some(Grouping::Size(16)));
+        let latents = Latents::random([&mut layer.weight], rng.next(), None).unwrap();
         let tokens = [3, 0, 3, 1];
         let dx = rng.normal(tokens.len() * width);
-        let mut grads = Gradients::take([&mut layer.weight]);
+        let mut grads = Gradients::zeros([&layer.weight]);
         layer.backward(&tokens, &dx, &mut grads);
-        grads.put_back([&mut layer.weight]);
-        check("dW", &layer.weight.value, layer.weight.grad(), |w| {
+        check("dW", latents.of(&layer.weight), grads.get(&layer.weight), |w| {
             tokens
                 .iter()
                 .enumerate()
                 .map(|(n, &t)| dot(&w[t as usize * width..][..width], &dx[n * width..]))
                 .sum()
         });
-        assert!(layer.weight.grad()[2 * width..3 * width].iter().all(|g| *g == 0.0), "token 2 did not occur");
+        assert!(
+            grads.get(&layer.weight)[2 * width..3 * width].iter().all(|g| *g == 0.0),
+            "token 2 did not occur"
+        );
     });
 }
 
@@ -122,17 +127,16 @@ fn rms_norm() {
     on_every_isa(|rng| {
         let (n, width) = (130, 18);
         let mut layer = RmsNorm::new("n", width, 1e-5);
-        randomise(&mut layer.gain, rng);
+        randomise([&mut layer.gain], rng);
         let (x, dy, before) = (rng.normal(n * width), rng.normal(n * width), rng.normal(n * width));
         let mut dx = before.clone();
-        let mut grads = Gradients::take([&mut layer.gain]);
+        let mut grads = Gradients::zeros([&layer.gain]);
         layer.backward(&x, &dy, &mut dx, true, &mut grads);
-        grads.put_back([&mut layer.gain]);
         dx.iter_mut().zip(&before).for_each(|(d, b)| *d -= b);
-        let gain = wide(&layer.gain.value);
+        let gain = wide(layer.gain.dense());
         check("dx", &x, &dx, |x| dot(&r::rms_norm(x, &gain, 1e-5), &dy));
         let x = wide(&x);
-        check("dgain", &layer.gain.value, layer.gain.grad(), |g| dot(&r::rms_norm(&x, g, 1e-5), &dy));
+        check("dgain", layer.gain.dense(), grads.get(&layer.gain), |g| dot(&r::rms_norm(&x, g, 1e-5), &dy));
     });
 }
 
@@ -181,17 +185,16 @@ fn attention_layer_with_norms_rotation_and_biases() {
         let c = config(Activation::SwiGlu);
         let seqs = Sequences::new(2, 5);
         let mut layer = Attention::new("a", &c, None);
-        layer.params_mut().for_each(|p| randomise(p, rng));
+        randomise(layer.weights_mut(), rng);
         let (h, dout) = (rng.normal(10 * 12), rng.normal(10 * 12));
         let rope = RopeTable::new(8, 6, 100.0);
         let (mut saved, mut ws) = (AttentionSaved::default(), Workspace::default());
         let (mut out, mut dh) = (vec![0.0; 120], vec![0.0; 120]);
         layer.forward(&h, seqs, &rope, &mut saved, None, &mut ws, &mut out);
-        let mut grads = Gradients::take(layer.params_mut());
+        let mut grads = Gradients::zeros(layer.weights());
         layer.backward(&h, seqs, &rope, &saved, &mut ws, &dout, &mut dh, &mut grads);
-        grads.put_back(layer.params_mut());
         let params: Vec<(String, Vec<f32>, Vec<f32>)> =
-            layer.params().map(|p| (p.name.clone(), p.value.clone(), p.grad().to_vec())).collect();
+            layer.weights().map(|w| (w.name.clone(), w.dense().to_vec(), grads.get(w).to_vec())).collect();
         // Weights in the order of `params`, replaced one by one.
         let forward = |h: &[f64], replaced: Option<(&str, &[f64])>| {
             let get = |name: &str| match replaced {
@@ -225,16 +228,17 @@ fn feed_forward_of_every_kind() {
             let c = config(activation);
             let n = 6;
             let mut layer = FeedForward::new("f", &c, None);
-            layer.params_mut().for_each(|p| randomise(p, rng));
+            randomise(layer.weights_mut(), rng);
             let (h, dout) = (rng.normal(n * 12), rng.normal(n * 12));
             let (mut saved, mut ws) = (FeedForwardSaved::default(), Workspace::default());
             let (mut out, mut dh) = (vec![0.0; n * 12], vec![0.0; n * 12]);
             layer.forward(&h, n, &mut saved, &mut ws, &mut out);
-            let mut grads = Gradients::take(layer.params_mut());
+            let mut grads = Gradients::zeros(layer.weights());
             layer.backward(&h, &saved, &mut ws, &dout, &mut dh, &mut grads);
-            grads.put_back(layer.params_mut());
-            let params: Vec<(String, Vec<f32>, Vec<f32>)> =
-                layer.params().map(|p| (p.name.clone(), p.value.clone(), p.grad().to_vec())).collect();
+            let params: Vec<(String, Vec<f32>, Vec<f32>)> = layer
+                .weights()
+                .map(|w| (w.name.clone(), w.dense().to_vec(), grads.get(w).to_vec()))
+                .collect();
             let forward = |h: &[f64], replaced: Option<(&str, &[f64])>| {
                 let get = |name: &str| match replaced {
                     Some((n, v)) if n == name => v.to_vec(),
@@ -264,8 +268,8 @@ fn feed_forward_of_every_kind() {
 fn cross_entropy_fused_with_the_head() {
     on_every_isa(|rng| {
         let (n, width, vocab) = (9, 7, 13);
-        let mut head = Param::new("head", &[vocab, width], None);
-        randomise(&mut head, rng);
+        let mut head = Weight::new("head", &[vocab, width], Role::Head, None);
+        randomise([&mut head], rng);
         let h = rng.normal(n * width);
         let targets: Vec<u32> = (0..n as u32).map(|i| if i == 4 { IGNORE } else { i * 5 % 13 }).collect();
         let loss = |h: &[f64], w: &[f64]| -> f64 {
@@ -274,15 +278,14 @@ fn cross_entropy_fused_with_the_head() {
             scored.map(|(i, &t)| 0.25 * r::cross_entropy(&logits[i * vocab..][..vocab], t as usize)).sum()
         };
         let (mut ws, mut dh) = (Workspace::default(), vec![0.0; h.len()]);
-        let mut grads = Gradients::take([&mut head]);
+        let mut grads = Gradients::zeros([&head]);
         let got = cross_entropy::forward_backward(&h, &head, &targets, 0.25, &mut ws, &mut dh, &mut grads);
-        grads.put_back([&mut head]);
-        let want = loss(&wide(&h), &wide(&head.value));
+        let want = loss(&wide(&h), &wide(head.dense()));
         assert!((got.sum * 0.25 - want).abs() < 1e-4 && got.count == 8, "{got:?}, wanted {want}");
         let forward = cross_entropy::forward(&h, &head, &targets, &mut ws);
         assert!((forward.sum - got.sum).abs() < 1e-4);
-        check("dh", &h, &dh, |h| loss(h, &wide(&head.value)));
-        check("dW", &head.value, head.grad(), |w| loss(&wide(&h), w));
+        check("dh", &h, &dh, |h| loss(h, &wide(head.dense())));
+        check("dW", head.dense(), grads.get(&head), |w| loss(&wide(&h), w));
     });
 }
 
@@ -292,35 +295,35 @@ fn a_batch_in_parts_has_the_gradients_of_its_sequences() {
     let (batch, len) = (5, 110);
     let config = ModelConfig { max_positions: len, ..config(Activation::SwiGlu) };
     let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(6));
-    decoder.init(7, None);
-    decoder.project().unwrap();
+    Latents::random(decoder.weights_mut(), 7, None).unwrap();
+    let mut grads = Gradients::zeros(decoder.weights());
     let mut rng = Rng::new(8);
     let mut draw = |n: usize| -> Vec<u32> { (0..n).map(|_| rng.below(11) as u32).collect() };
     let (tokens, mut targets) = (draw(batch * len), draw(batch * len));
     targets[3 * len..3 * len + 40].fill(IGNORE);
     let mut state = State::default();
-    let mut run = |decoder: &mut Decoder, sequences: std::ops::Range<usize>| {
+    let mut run = |grads: &mut Gradients, sequences: std::ops::Range<usize>| {
         let rows = sequences.start * len..sequences.end * len;
         let seqs = Sequences::new(sequences.len(), len);
-        decoder.loss_and_gradient(&tokens[rows.clone()], &targets[rows], seqs, 0.01, &mut state)
+        decoder.loss_and_gradient(&tokens[rows.clone()], &targets[rows], seqs, 0.01, &mut state, grads)
     };
-    let grads =
-        |decoder: &Decoder| -> Vec<Vec<f32>> { decoder.params().map(|p| p.grad().to_vec()).collect() };
-    decoder.zero_grad();
-    let together = run(&mut decoder, 0..batch);
-    let got = grads(&decoder);
-    decoder.zero_grad();
-    let again = run(&mut decoder, 0..batch);
-    assert!(again == together && grads(&decoder) == got, "the second time is as the first");
-    decoder.zero_grad();
+    let all = |grads: &Gradients| -> Vec<Vec<f32>> {
+        decoder.weights().map(|weight| grads.get(weight).to_vec()).collect()
+    };
+    let together = run(&mut grads, 0..batch);
+    let got = all(&grads);
+    grads.zero();
+    let again = run(&mut grads, 0..batch);
+    assert!(again == together && all(&grads) == got, "the second time is as the first");
+    grads.zero();
     let one_by_one = (0..batch).fold(Loss::default(), |mut sum, i| {
-        sum += run(&mut decoder, i..i + 1);
+        sum += run(&mut grads, i..i + 1);
         sum
     });
     assert_eq!(together.count, batch * len - 40);
     assert_eq!(together.count, one_by_one.count);
     assert!((together.sum - one_by_one.sum).abs() < 1e-5 * one_by_one.sum, "{together:?}, {one_by_one:?}");
-    for (param, got) in decoder.params().zip(&got) {
-        common::close(got, &wide(param.grad()), batch * len, &param.name);
+    for (weight, got) in decoder.weights().zip(&got) {
+        common::close(got, &wide(grads.get(weight)), batch * len, &weight.name);
     }
 }

@@ -11,7 +11,7 @@ use ternlm::config::{Scope, TernaryConfig};
 use ternlm::formats::tensors::{Checkpoint, Data, Dtype, FILE_NAME, INDEX_NAME, Tensor, write_safetensors};
 use ternlm::formats::{Form, hf, npy};
 use ternlm::measure::verify;
-use ternlm::model::{self, Purpose, Sequences, State};
+use ternlm::model::{self, Sequences, State};
 use ternlm::ternary::Grouping;
 use ternlm::text::Tokenizer;
 
@@ -84,7 +84,7 @@ fn remove(list: &mut Vec<Named>, name: &str) -> Named {
 }
 
 fn error(dir: &Path) -> String {
-    match model::load(dir, Purpose::Run, None) {
+    match model::load(dir, None) {
         Ok(_) => panic!("accepted"),
         Err(error) => error.to_string(),
     }
@@ -96,7 +96,7 @@ fn computes(dir: &Path, logits: &str, what: &dyn std::fmt::Debug) {
     let fixture = common::fixture("qwen3-tiny");
     let reference: Value = serde_json::from_slice(&fs::read(fixture.join("ref.json")).unwrap()).unwrap();
     let rows: Vec<Vec<u32>> = serde_json::from_value(reference["input_ids"].clone()).unwrap();
-    let mut decoder = match model::load(dir, Purpose::Run, None) {
+    let decoder = match model::load(dir, None) {
         Ok(model) => model.decoder,
         Err(error) => panic!("{what:?}: {error}"),
     };
@@ -245,10 +245,10 @@ fn a_head_that_differs_from_the_embedding_is_used() {
     let tie = json!({"tie_word_embeddings": true});
     let dir = copy(tie.clone());
     computes(dir.path(), UNTIED, &"tied by the configuration, untied by the file");
-    let loaded = model::load(dir.path(), Purpose::Train, None).unwrap();
+    let (loaded, latents) = model::load_to_train(dir.path(), None).unwrap();
     assert!(!loaded.decoder.config.tie_embeddings && !loaded.hf.model.tie_embeddings);
     let out = tempfile::tempdir().unwrap();
-    model::save(out.path(), &loaded.decoder, &loaded.hf, Form::Latent).unwrap();
+    model::save(out.path(), &loaded.decoder, &loaded.hf, Some(&latents)).unwrap();
     assert!(!hf::read_config(out.path()).unwrap().model.tie_embeddings);
     computes(out.path(), UNTIED, &"saved again");
 
@@ -454,7 +454,7 @@ fn weights_beside_the_weights_are_judged() {
 fn a_claim_names_the_matrices_of_its_scope() {
     let ternary =
         TernaryConfig { scope: Scope::Blocks, group: Grouping::Size(8), ..TernaryConfig::default() };
-    let made = model::load(&common::fixture("qwen3-tiny"), Purpose::Train, Some(&ternary)).unwrap();
+    let (made, latents) = model::load_to_train(&common::fixture("qwen3-tiny"), Some(&ternary)).unwrap();
     for (form, edit, found) in [
         (Form::Unpacked, "model.layers.9.mlp.up_proj.weight", "\"model.layers.9.mlp.up_proj.weight\""),
         (Form::Latent, "model.norm.weight", "\"model.norm.weight\""),
@@ -463,7 +463,8 @@ fn a_claim_names_the_matrices_of_its_scope() {
         (Form::Latent, "twice", "\"model.layers.0.self_attn.q_proj.weight\" twice"),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        model::save(dir.path(), &made.decoder, &made.hf, form).unwrap();
+        let stored = (form == Form::Latent).then_some(&latents);
+        model::save(dir.path(), &made.decoder, &made.hf, stored).unwrap();
         assert!(verify(dir.path(), &mut |_| {}).unwrap().pass);
         let file = dir.path().join("config.json");
         let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -485,9 +486,9 @@ fn a_claim_names_the_matrices_of_its_scope() {
 #[test]
 fn the_proof_names_tensors_that_the_model_does_not_use() {
     let ternary = TernaryConfig { group: Grouping::Size(8), ..TernaryConfig::default() };
-    let made = model::load(&common::fixture("qwen3-tiny"), Purpose::Train, Some(&ternary)).unwrap();
+    let (made, latents) = model::load_to_train(&common::fixture("qwen3-tiny"), Some(&ternary)).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    model::save(dir.path(), &made.decoder, &made.hf, Form::Latent).unwrap();
+    model::save(dir.path(), &made.decoder, &made.hf, Some(&latents)).unwrap();
     let file = dir.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     // Files, manifest and claim agree about a layer that the configuration leaves out.

@@ -9,8 +9,8 @@ use ternlm::config::{Scope, TernaryConfig, TrainConfig};
 use ternlm::formats::npy;
 use ternlm::formats::tensors::Checkpoint;
 use ternlm::kernels::IGNORE;
-use ternlm::model::{self, Decoder, Purpose, Sequences, State};
-use ternlm::train::Optimizer;
+use ternlm::model::{self, Decoder, Gradients, Latents, Sequences, State};
+use ternlm::train::{At, Optimizer, Trained};
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -21,12 +21,7 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 fn load(dir: &Path, scope: Scope) -> Decoder {
-    let mut decoder =
-        model::load(dir, Purpose::Train, Some(&TernaryConfig { scope, ..TernaryConfig::default() }))
-            .unwrap()
-            .decoder;
-    decoder.zero_grad();
-    decoder
+    model::load(dir, Some(&TernaryConfig { scope, ..TernaryConfig::default() })).unwrap().decoder
 }
 
 /// Both sequences of `ref.json` in one row after the other, and their shifted targets.
@@ -72,7 +67,7 @@ fn logits_and_hidden_states_match() {
             if name.ends_with("sharded") { dir.with_file_name("qwen3-tiny-tied-bf16") } else { dir.clone() };
         let reference = json(&refs.join("ref.json"));
         let (tokens, targets, seqs) = batch(&reference);
-        let mut decoder = load(&dir, Scope::None);
+        let decoder = load(&dir, Scope::None);
         let mut state = State::default();
         let logits = decoder.logits(&tokens, seqs, &mut state);
         let (error, _) = difference(&logits, &npy::read(refs.join("ref_logits.npy")).unwrap().1);
@@ -93,14 +88,16 @@ fn gradients_match() {
     for (name, dir) in models(&["qwen3-tiny-tied-f32", "qwen3-tiny-untied-f32"]) {
         let (tokens, targets, seqs) = batch(&json(&dir.join("ref.json")));
         let count = targets.iter().filter(|t| **t != IGNORE).count();
-        let mut decoder = load(&dir, Scope::None);
-        decoder.loss_and_gradient(&tokens, &targets, seqs, 1.0 / count as f32, &mut State::default());
+        let decoder = load(&dir, Scope::None);
+        let mut grads = Gradients::zeros(decoder.weights());
+        let (scale, state) = (1.0 / count as f32, &mut State::default());
+        decoder.loss_and_gradient(&tokens, &targets, seqs, scale, state, &mut grads);
         let stored = Checkpoint::open_file(dir.join("ref_grads.safetensors")).unwrap();
-        for param in decoder.params() {
-            let mut want = vec![0.0; param.len()];
-            stored.read_f32_into(&param.name, &param.shape, &mut want).unwrap();
-            let (error, size) = difference(param.grad(), &want);
-            assert!(error < 2e-5 * size, "{name}: gradient of {} differs by {error} of {size}", param.name);
+        for weight in decoder.weights() {
+            let mut want = vec![0.0; weight.len()];
+            stored.read_f32_into(&weight.name, &weight.shape, &mut want).unwrap();
+            let (error, size) = difference(grads.get(weight), &want);
+            assert!(error < 2e-5 * size, "{name}: gradient of {} differs by {error} of {size}", weight.name);
         }
     }
 }
@@ -114,14 +111,17 @@ fn ten_adamw_steps_match() {
         let count = targets.iter().filter(|t| **t != IGNORE).count();
         let reference = json(&dir.join("ref_train.json"));
         let mut decoder = load(&dir, Scope::None);
+        let mut latents = Latents::with_places(decoder.weights().count());
+        let mut grads = Gradients::zeros(decoder.weights());
         let config = TrainConfig { lr: 1e-3, weight_decay: 0.1, ..TrainConfig::default() };
         let mut optimizer = Optimizer::new(&config, &decoder);
         let mut state = State::default();
         for (step, want) in reference["trajectory"].as_array().unwrap().iter().take(steps).enumerate() {
-            decoder.zero_grad();
+            let scale = 1.0 / count as f32;
             let loss =
-                decoder.loss_and_gradient(&tokens, &targets, seqs, 1.0 / count as f32, &mut state).mean();
-            let norm = decoder.params().map(|p| ternlm::kernels::sum_squares(p.grad())).sum::<f64>().sqrt();
+                decoder.loss_and_gradient(&tokens, &targets, seqs, scale, &mut state, &mut grads).mean();
+            let squares = decoder.weights().map(|w| ternlm::kernels::sum_squares(grads.get(w)));
+            let norm = squares.sum::<f64>().sqrt();
             let (want_loss, want_norm) =
                 (want["loss"].as_f64().unwrap(), want["grad_norm_before_clip"].as_f64().unwrap());
             assert!(
@@ -132,9 +132,9 @@ fn ten_adamw_steps_match() {
                 (norm - want_norm).abs() < 1e-3 * want_norm,
                 "{name} step {step}: norm {norm}, wanted {want_norm}"
             );
-            optimizer
-                .step(&mut decoder, &config, step as u64, 1.0, (1.0 / norm).min(1.0) as f32, None)
-                .unwrap();
+            let trained = Trained { decoder: &mut decoder, latents: &mut latents, grads: &mut grads };
+            let at = At { grad_scale: (1.0 / norm).min(1.0) as f32, ..At::step(step as u64) };
+            optimizer.step(trained, &config, at, None).unwrap();
         }
     }
 }
@@ -143,7 +143,7 @@ fn ten_adamw_steps_match() {
 fn stories260k_is_itself() {
     let Some(dir) = common::data("ckpt/stories260K-hf") else { return };
     let reference = json(&dir.join("ref.json"));
-    let mut decoder = load(&dir, Scope::None);
+    let decoder = load(&dir, Scope::None);
     let mut state = State::default();
     let story = ids(&reference["first_story_ids"]);
     let loss =
@@ -163,13 +163,29 @@ fn stories260k_is_itself() {
     assert_eq!(got, want);
 }
 
+/// What is loaded is shared: several threads read it at once.
+#[test]
+fn a_model_is_used_through_a_shared_reference() {
+    let decoder = std::sync::Arc::new(load(&common::fixture("qwen3-tiny"), Scope::All));
+    let losses: Vec<f64> = std::thread::scope(|scope| {
+        let run = || {
+            let decoder = decoder.clone();
+            let seqs = Sequences::new(1, 3);
+            scope.spawn(move || decoder.loss(&[1, 2, 3], &[2, 3, 4], seqs, &mut State::default()).sum)
+        };
+        let threads: Vec<_> = (0..4).map(|_| run()).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(losses.iter().all(|loss| *loss == losses[0] && loss.is_finite()), "{losses:?}");
+}
+
 #[test]
 fn a_cache_changes_nothing() {
     for scope in [Scope::None, Scope::All] {
         for (name, dir) in models(&["qwen3-tiny-untied-f32"]) {
             let (tokens, _, seqs) = batch(&json(&dir.join("ref.json")));
             let tokens = &tokens[..seqs.len];
-            let mut decoder = load(&dir, scope);
+            let decoder = load(&dir, scope);
             let mut state = State::default();
             let all = decoder.logits(tokens, Sequences::new(1, seqs.len), &mut state);
             let vocab = decoder.config.vocab_size;
@@ -188,25 +204,28 @@ fn a_cache_changes_nothing() {
 
 #[test]
 fn what_is_saved_loads_and_computes_the_same() {
-    use ternlm::formats::Form;
     let dir = common::fixture("qwen3-tiny");
     let (tokens, targets, seqs) = batch(&json(&dir.join("ref.json")));
     for scope in [Scope::Blocks, Scope::All] {
-        let loaded =
-            model::load(&dir, Purpose::Train, Some(&TernaryConfig { scope, ..TernaryConfig::default() }))
-                .unwrap();
+        let config = TernaryConfig { scope, ..TernaryConfig::default() };
+        let (loaded, latents) = model::load_to_train(&dir, Some(&config)).unwrap();
         let mut state = State::default();
-        let want = loaded.decoder.clone().loss(&tokens, &targets, seqs, &mut state);
-        for form in [Form::Latent, Form::Unpacked] {
+        let want = loaded.decoder.loss(&tokens, &targets, seqs, &mut state);
+        for stored in [Some(&latents), None] {
             let out = tempfile::tempdir().unwrap();
-            model::save(out.path(), &loaded.decoder, &loaded.hf, form).unwrap();
-            for purpose in [Purpose::Train, Purpose::Run] {
-                let mut again = model::load(out.path(), purpose, None).unwrap().decoder;
+            model::save(out.path(), &loaded.decoder, &loaded.hf, stored).unwrap();
+            let (to_train, again_latents) = model::load_to_train(out.path(), None).unwrap();
+            for again in [&to_train.decoder, &model::load(out.path(), None).unwrap().decoder] {
                 assert_eq!(again.scope, scope);
-                for (a, b) in again.params().zip(loaded.decoder.params()) {
-                    assert_eq!(a.ternary(), b.ternary(), "{} of {form:?}", a.name);
+                for (a, b) in again.weights().zip(loaded.decoder.weights()) {
+                    assert_eq!(a.ternary(), b.ternary(), "{} of {scope:?}", a.name);
                 }
-                assert_eq!(again.loss(&tokens, &targets, seqs, &mut state), want, "{form:?} for {purpose:?}");
+                assert_eq!(again.loss(&tokens, &targets, seqs, &mut state), want, "{scope:?}");
+            }
+            for (a, b) in
+                to_train.decoder.weights().zip(loaded.decoder.weights()).filter(|_| stored.is_some())
+            {
+                assert_eq!(again_latents.of(a), latents.of(b), "{}", a.name);
             }
         }
     }
@@ -218,10 +237,10 @@ fn a_generated_story_continues_its_prompt_letter_by_letter() {
     use ternlm::text::Tokenizer;
     let Some(dir) = common::data("ckpt/stories260K-hf") else { return };
     let want = json(&dir.join("ref.json"))["greedy_text"].as_str().unwrap().to_string();
-    let mut decoder = model::load(&dir, Purpose::Run, None).unwrap().decoder;
+    let decoder = model::load(&dir, None).unwrap().decoder;
     let tokenizer = Tokenizer::open(&dir.to_string_lossy()).unwrap();
     for prompt in ["Once upon a time", "Once upon a time, there was a little"] {
-        let mut session = Session::new(&mut decoder, &tokenizer);
+        let mut session = Session::new(&decoder, &tokenizer);
         session.set_tokens(tokenizer.encode_prompt(prompt).unwrap());
         let mut pieces = String::new();
         let made = session

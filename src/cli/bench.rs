@@ -7,14 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::{recipe, thousands};
-use crate::config::{ModelConfig, Recipe, Scope, Task};
+use crate::config::{ModelConfig, Recipe, Task};
 use crate::error::{Error, Result};
 use crate::files::{self, DirectoryWriter, IfExists};
-use crate::formats::Form;
-use crate::formats::hf::HfConfig;
 use crate::formats::tensors::{Data, Tensor, write_safetensors};
 use crate::kernels::{self, peak, profile};
-use crate::model::{Decoder, Model, Sequences, cross_entropy};
+use crate::model::{Role, Sequences, cross_entropy};
 use crate::train::{Source, Synthetic, Trainer};
 
 #[derive(Args)]
@@ -91,7 +89,7 @@ fn train(args: TrainArgs) -> Result<()> {
     tell(format!(
         "{}: {} parameters, {} tokens a step, {} on {} threads",
         trainer.recipe.name,
-        thousands(trainer.model.decoder.params().map(|p| p.len() as u64).sum()),
+        thousands(trainer.model.decoder.weights().map(|w| w.len() as u64).sum()),
         thousands(tokens as u64),
         kernels::Isa::current(),
         rayon::current_num_threads()
@@ -165,7 +163,7 @@ fn export(dir: &Path, trainer: &Trainer, steps: u64) -> Result<()> {
     let at = writer.path();
     let model = at.join("model");
     std::fs::create_dir(&model).map_err(Error::io("create", &model))?;
-    crate::model::save(&model, &trainer.model.decoder, &trainer.model.hf, Form::Latent)?;
+    crate::model::save(&model, &trainer.model.decoder, &trainer.model.hf, Some(&trainer.latents))?;
     let t = &trainer.recipe.train;
     let sequences = steps as usize * t.accumulate * t.batch;
     let (mut inputs, mut targets) =
@@ -198,12 +196,7 @@ fn name(phase: profile::Phase) -> &'static str {
 fn random_trainer(recipe: Recipe) -> Result<Trainer> {
     let config = recipe.model.clone().ok_or_else(|| Error::usage("the recipe has no [model] table"))?;
     crate::train::check_memory(&config, &recipe)?;
-    let mut decoder = Decoder::new(&config, recipe.ternary.scope, recipe.ternary.group);
-    decoder.set_activations(recipe.ternary.activations);
-    decoder.init(recipe.seed, recipe.ternary.init_std);
-    if recipe.ternary.scope != Scope::None {
-        decoder.project()?;
-    }
+    let (model, latents) = crate::train::random_model(&recipe)?;
     let source = match recipe.task {
         // Random tokens to be copied cost what a text of the same shape costs.
         Task::Lm => Source::Synthetic(Synthetic {
@@ -214,8 +207,7 @@ fn random_trainer(recipe: Recipe) -> Result<Trainer> {
         }),
         _ => Source::synthetic(&recipe, config.vocab_size),
     };
-    let model = Model { decoder, hf: HfConfig::new(config) };
-    Ok(Trainer::new(recipe, model, None, source))
+    Ok(Trainer::new(recipe, model, latents, None, source))
 }
 
 /// Multiplications and additions of a training step per token: 6 a weight of every product (forward, input gradient,
@@ -244,31 +236,31 @@ fn min_bytes_per_step(trainer: &Trainer) -> f64 {
         trainer.optimizer.tensors(decoder).iter().map(|m| m.shape.iter().product::<usize>()).sum();
     let parts = decoder.parts(Sequences::new(t.batch, trainer.source.seq()));
     let chunks = rows.div_ceil(parts).div_ceil(cross_entropy::rows_at_once(c.vocab_size));
-    let head = if c.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
 
     // Of the update: gradients are zeroed, read for the norm and read again; weights are read and written, moments too.
     let (mut once, mut each_batch) = (8 * moments, 0);
-    for p in decoder.params() {
-        once += 4 * 5 * p.len();
+    for w in decoder.weights() {
+        once += 4 * 5 * w.len();
         // What the products read: trits and scales, which the update writes while it has the latents, or the weights.
-        let used = match p.ternary() {
+        let used = match w.ternary() {
             Some(t) => 4 * (t.words().len() + t.scales().len()),
-            None => 4 * p.len(),
+            None => 4 * w.len(),
         };
-        if p.ternary().is_some() {
+        if w.ternary().is_some() {
             once += used;
         }
         // Of each part, forward and input gradient read the weights; the weight gradient reads and writes the sum. The head's
         // products are made chunk by chunk. Of an embedding that is no head a batch touches some rows, which count
         // nothing.
-        let passes = match p.name.as_str() {
-            name if name == head => chunks,
-            "model.embed_tokens.weight" => 0,
+        let passes = match w.role {
+            Role::Head => chunks,
+            Role::Embedding if c.tie_embeddings => chunks,
+            Role::Embedding => 0,
             _ => 1,
         };
-        each_batch += parts * passes * (2 * used + 8 * p.len());
+        each_batch += parts * passes * (2 * used + 8 * w.len());
         // Gradients of further parts are added to those of the first and set to zero.
-        each_batch += (parts - 1) * 4 * 4 * p.len();
+        each_batch += (parts - 1) * 4 * 4 * w.len();
     }
     // Logits are made, replaced by their gradient, and read by two products.
     each_batch += 4 * rows * (5 * c.vocab_size + 2 * c.layers * saved_by_block(c));

@@ -53,10 +53,10 @@ pub fn run(args: ChatArgs) -> Result<()> {
             Error::input(&dir, "chat template", "none", wanted)
         })?,
     };
-    let mut decoder = super::load_model(&dir)?.decoder;
+    let decoder = super::load_model(&dir)?.decoder;
     let messages: Vec<Message> = args.system.map(|text| Message::new("system", text)).into_iter().collect();
     let mut chat = Chat {
-        session: Session::new(&mut decoder, &tokenizer),
+        session: Session::new(&decoder, &tokenizer),
         tokenizer: &tokenizer,
         template,
         start: messages.len(),

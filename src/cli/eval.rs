@@ -62,7 +62,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         Some(name) => super::named_tokenizer(name)?,
         None => super::tokenizer_of(&dir)?,
     };
-    let mut decoder = super::load_model(&dir)?.decoder;
+    let decoder = super::load_model(&dir)?.decoder;
     let config = &decoder.config;
     let context = args.context.unwrap_or(config.max_positions.min(1024));
     let stride = args.stride.unwrap_or(context);
@@ -86,7 +86,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     }
     tokenizer.fits(&args.data.display().to_string(), text.ids.iter().copied(), config.vocab_size)?;
     let bar = super::count_bar("Evaluating", count as u64);
-    let p = measure::perplexity_of(&mut decoder, &text, context, stride, &mut |n| bar.inc(n));
+    let p = measure::perplexity_of(&decoder, &text, context, stride, &mut |n| bar.inc(n));
     bar.finish_and_clear();
     let (bits, per_word) = (p.bits_per_byte(), p.per_word());
     if args.json {

@@ -6,10 +6,9 @@ use super::thousands;
 use crate::config::Task;
 use crate::error::{Error, Result};
 use crate::files::{DirectoryWriter, IfExists, path_text};
-use crate::formats::Form;
 use crate::generate::{Sampler, SamplingConfig, Session};
 use crate::measure::{self, Perplexity, Proof};
-use crate::model::{self, Purpose};
+use crate::model;
 use crate::report::{self, Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Versions};
 use crate::text::{Reading, ReadingOptions};
 use crate::train::Trainer;
@@ -50,7 +49,7 @@ pub fn finish(trainer: &mut Trainer, out: &Path) -> Result<()> {
 /// The finished model, as weights that any Hugging Face tool reads.
 fn export(trainer: &Trainer, dir: &Path) -> Result<()> {
     let writer = DirectoryWriter::new(dir, IfExists::Replace)?;
-    model::save(writer.path(), &trainer.model.decoder, &trainer.model.hf, Form::Unpacked)?;
+    model::save(writer.path(), &trainer.model.decoder, &trainer.model.hf, None)?;
     if let Some(tokenizer) = &trainer.tokenizer {
         tokenizer.save(writer.path())?;
     }
@@ -60,7 +59,7 @@ fn export(trainer: &Trainer, dir: &Path) -> Result<()> {
 fn stored_model(trainer: &Trainer, dir: &Path) -> Result<(Option<TestEvaluation>, Vec<Sample>)> {
     let Some(tokenizer) = &trainer.tokenizer else { return Ok((None, Vec::new())) };
     let config = &trainer.recipe.report;
-    let mut decoder = model::load(dir, Purpose::Run, None)?.decoder;
+    let decoder = model::load(dir, None)?.decoder;
     let mut test = None;
     if let Some(file) = &config.test {
         let data = &trainer.recipe.data;
@@ -70,7 +69,7 @@ fn stored_model(trainer: &Trainer, dir: &Path) -> Result<(Option<TestEvaluation>
         tokenizer.fits(&file.display().to_string(), text.ids.iter().copied(), decoder.config.vocab_size)?;
         let seq = trainer.source.seq();
         let bar = super::count_bar("Test text", text.ids.len() as u64);
-        let p = measure::perplexity_of(&mut decoder, &text, seq, seq, &mut |n| bar.inc(n));
+        let p = measure::perplexity_of(&decoder, &text, seq, seq, &mut |n| bar.inc(n));
         bar.finish_and_clear();
         let result = evaluation(&p);
         test = Some(TestEvaluation { file: path_text::write(file), result });
@@ -83,7 +82,7 @@ fn stored_model(trainer: &Trainer, dir: &Path) -> Result<(Option<TestEvaluation>
             seed: trainer.recipe.seed,
             ..SamplingConfig::default()
         };
-        let mut session = Session::new(&mut decoder, tokenizer);
+        let mut session = Session::new(&decoder, tokenizer);
         session.set_tokens(tokenizer.encode_prompt(prompt)?);
         let mut sampler = Sampler::new(sampling);
         let text =
@@ -125,7 +124,7 @@ fn summary(
         task: format!("{:?}", recipe.task).to_lowercase(),
         steps: progress.step,
         seed: recipe.seed,
-        parameters: trainer.model.decoder.params().map(|p| p.len() as u64).sum(),
+        parameters: trainer.model.decoder.weights().map(|w| w.len() as u64).sum(),
         ternary_weights: total.weights(),
         wall_seconds: progress.elapsed_s,
         tokens: progress.tokens,

@@ -38,9 +38,9 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let config = args.sampling.config()?;
     let tokenizer = super::tokenizer_of(&dir)?;
     let prompt = super::text_or_stdin(args.prompt)?;
-    let mut decoder = super::load_model(&dir)?.decoder;
+    let decoder = super::load_model(&dir)?.decoder;
     let stop = if args.ignore_eos { &[] } else { tokenizer.stop_ids() };
-    let mut session = Session::new(&mut decoder, &tokenizer);
+    let mut session = Session::new(&decoder, &tokenizer);
     session.set_tokens(tokenizer.encode_prompt(&prompt)?);
     if !args.json {
         output::piece(&prompt);

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use crate::error::{Error, Result};
 use crate::formats::hf;
-use crate::model::{self, Model, Purpose};
+use crate::model::{self, Model};
 use crate::report::thousands;
 use crate::text::Tokenizer;
 use output::say_json;
@@ -176,7 +176,7 @@ fn named_tokenizer(name: &OsStr) -> Result<Tokenizer> {
 
 /// The model in `dir`, ready to run on texts.
 fn load_model(dir: &Path) -> Result<Model> {
-    let model = model::load(dir, Purpose::Run, None)?;
+    let model = model::load(dir, None)?;
     let config = &model.decoder.config;
     if !config.causal {
         let wanted = "true: a model that sees the tokens to come writes no text";

@@ -236,8 +236,8 @@ fn overrides(args: &TrainArgs, table: &mut Table) -> Result<()> {
 
 fn describe(trainer: &Trainer, out: &Path) {
     let decoder = &trainer.model.decoder;
-    let ternary: usize = decoder.params().filter(|p| p.ternary().is_some()).map(|p| p.len()).sum();
-    let all: usize = decoder.params().map(|p| p.len()).sum();
+    let ternary: usize = decoder.weights().filter(|w| w.ternary().is_some()).map(|w| w.len()).sum();
+    let all: usize = decoder.weights().map(|w| w.len()).sum();
     let t = &trainer.recipe.train;
     let tokens = t.batch * t.accumulate * trainer.source.seq();
     say!(

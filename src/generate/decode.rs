@@ -24,11 +24,10 @@ const PREFILL: usize = 512;
 /// #     rope_theta: 1e4, rms_norm_eps: 1e-6, max_positions: 64,
 /// # };
 /// # let mut decoder = Decoder::new(&config, Scope::All, Grouping::default());
-/// # decoder.init(0, None);
-/// # decoder.project()?;
+/// # ternlm::model::Latents::random(decoder.weights_mut(), 0, None)?;
 /// // A decoder over bytes; `model::load` reads one from a directory, with the ids that end a text.
 /// let tokenizer = Tokenizer::bytes();
-/// let mut session = Session::new(&mut decoder, &tokenizer);
+/// let mut session = Session::new(&decoder, &tokenizer);
 /// session.set_tokens(tokenizer.encode_prompt("To be")?);
 /// let mut shown = String::new();
 /// let made = session.generate(&mut Sampler::new(SamplingConfig::default()), 8, &[], &mut |piece| {
@@ -40,7 +39,7 @@ const PREFILL: usize = 512;
 /// # Ok::<(), ternlm::Error>(())
 /// ```
 pub struct Session<'a> {
-    decoder: &'a mut Decoder,
+    decoder: &'a Decoder,
     tokenizer: &'a Tokenizer,
     cache: KvCache,
     state: State,
@@ -68,7 +67,7 @@ impl Generated {
 }
 
 impl<'a> Session<'a> {
-    pub fn new(decoder: &'a mut Decoder, tokenizer: &'a Tokenizer) -> Self {
+    pub fn new(decoder: &'a Decoder, tokenizer: &'a Tokenizer) -> Self {
         let cache = decoder.cache();
         Self { decoder, tokenizer, cache, state: State::default(), tokens: Vec::new() }
     }

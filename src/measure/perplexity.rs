@@ -38,7 +38,7 @@ impl Perplexity {
 
 /// [`perplexity`] of a text that was read, with its bytes and words.
 pub fn perplexity_of(
-    decoder: &mut Decoder,
+    decoder: &Decoder,
     reading: &Reading,
     context: usize,
     stride: usize,
@@ -62,9 +62,9 @@ pub fn perplexity_of(
 /// #     rope_theta: 1e4, rms_norm_eps: 1e-6, max_positions: 64,
 /// # };
 /// // Weights of zero give every one of 256 tokens the same probability.
-/// let mut decoder = Decoder::new(&config, Scope::None, Grouping::default());
+/// let decoder = Decoder::new(&config, Scope::None, Grouping::default());
 /// let tokens: Vec<u32> = b"one token is one byte".map(u32::from).to_vec();
-/// let p = measure::perplexity(&mut decoder, &tokens, 8, 4, &mut |_| {});
+/// let p = measure::perplexity(&decoder, &tokens, 8, 4, &mut |_| {});
 /// assert_eq!((p.tokens, p.context, p.stride), (20, 8, 4));
 /// assert!((p.ppl - 256.0).abs() < 1e-3 && (p.sum / 20.0 - 256f64.ln()).abs() < 1e-5);
 /// ```
@@ -72,7 +72,7 @@ pub fn perplexity_of(
 /// # Panics
 /// On a context or stride of 0, a stride above the context, or a token outside the vocabulary.
 pub fn perplexity(
-    decoder: &mut Decoder,
+    decoder: &Decoder,
     tokens: &[u32],
     context: usize,
     stride: usize,

@@ -1,6 +1,6 @@
 //! Grouped-query self-attention with rotary positions and, for Qwen3, norms on queries and keys.
 
-use super::{Gradients, Linear, Param, RmsNorm, Sequences, Workspace};
+use super::{Gradients, Linear, RmsNorm, Role, Sequences, Weight, Workspace};
 use crate::config::ModelConfig;
 use crate::kernels::{self, AttentionShape, RopeTable};
 use crate::ternary::Grouping;
@@ -59,7 +59,7 @@ impl Attention {
     pub fn new(name: &str, c: &ModelConfig, grouping: Option<Grouping>) -> Self {
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let linear = |part: &str, inputs, out, bias| {
-            Linear::new(&format!("{name}.{part}"), inputs, out, grouping, bias)
+            Linear::new(&format!("{name}.{part}"), inputs, out, Role::Attention, grouping, bias)
         };
         let norm = |part: &str| {
             c.qk_norm.then(|| RmsNorm::new(&format!("{name}.{part}"), c.head_dim, c.rms_norm_eps))
@@ -167,16 +167,16 @@ impl Attention {
         }
     }
 
-    pub fn params(&self) -> impl Iterator<Item = &Param> {
+    pub fn weights(&self) -> impl Iterator<Item = &Weight> {
         let linears = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
         let norms = self.q_norm.iter().chain(&self.k_norm).map(|n| &n.gain);
-        linears.into_iter().flat_map(Linear::params).chain(norms)
+        linears.into_iter().flat_map(Linear::weights).chain(norms)
     }
 
-    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
+    pub fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
         let linears = [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj];
         let norms = self.q_norm.iter_mut().chain(&mut self.k_norm).map(|n| &mut n.gain);
-        linears.into_iter().flat_map(Linear::params_mut).chain(norms)
+        linears.into_iter().flat_map(Linear::weights_mut).chain(norms)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Cross-entropy fused with the output head: logits exist for a few rows at a time, never for all `N x V`.
 
-use super::{Gradients, Param, Workspace};
+use super::{Gradients, Weight, Workspace};
 use crate::kernels::{self, IGNORE, Target, linear, logits_stride};
 
 /// Bytes of logits of a part of a batch that may exist at once.
@@ -41,7 +41,7 @@ pub fn logits_at_once(vocab: usize, rows: usize) -> usize {
 }
 
 /// `-sum ln softmax(h Wᵀ)[targets]` over the positions whose target is not [`IGNORE`].
-pub fn forward(h: &[f32], head: &Param, targets: &[u32], ws: &mut Workspace) -> Loss {
+pub fn forward(h: &[f32], head: &Weight, targets: &[u32], ws: &mut Workspace) -> Loss {
     let mut loss = Loss::default();
     each_chunk(h, head, targets, ws, |logits, targets, losses, _| {
         let vocab = head.shape[0];
@@ -54,7 +54,7 @@ pub fn forward(h: &[f32], head: &Param, targets: &[u32], ws: &mut Workspace) -> 
 /// [`forward`] together with its backward: `dh = scale * dloss/dh`, and the head's gradient added to.
 pub fn forward_backward(
     h: &[f32],
-    head: &Param,
+    head: &Weight,
     targets: &[u32],
     scale: f32,
     ws: &mut Workspace,
@@ -78,7 +78,7 @@ pub fn forward_backward(
 }
 
 /// The most likely token of each row of `h`.
-pub fn predict(h: &[f32], head: &Param, ws: &mut Workspace) -> Vec<u32> {
+pub fn predict(h: &[f32], head: &Weight, ws: &mut Workspace) -> Vec<u32> {
     let mut out = Vec::new();
     let targets = vec![IGNORE; h.len() / head.shape[1]];
     each_chunk(h, head, &targets, ws, |logits, _, _, _| {
@@ -95,7 +95,7 @@ pub fn predict(h: &[f32], head: &Param, ws: &mut Workspace) -> Vec<u32> {
 /// [`logits_stride`] apart.
 fn each_chunk(
     h: &[f32],
-    head: &Param,
+    head: &Weight,
     targets: &[u32],
     ws: &mut Workspace,
     mut f: impl FnMut(&mut [f32], &[u32], &mut [f32], usize),

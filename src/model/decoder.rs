@@ -1,12 +1,10 @@
 //! The whole model. Forward and backward are the same list of calls, read downward and upward.
 
-use rayon::prelude::*;
-
 use super::attention::{Attention, AttentionSaved, LayerCache};
 use super::feed_forward::{FeedForward, FeedForwardSaved};
-use super::{Embedding, Gradients, Linear, Loss, Param, RmsNorm, Workspace, cross_entropy};
+use super::weight::number;
+use super::{Embedding, Gradients, Latents, Linear, Loss, RmsNorm, Role, Weight, Workspace, cross_entropy};
 use crate::config::{Activations, ModelConfig, Scope};
-use crate::error::Result;
 use crate::kernels::{self, RopeTable};
 use crate::ternary::Grouping;
 
@@ -122,14 +120,14 @@ impl Block {
         ws.give(dh);
     }
 
-    fn params(&self) -> impl Iterator<Item = &Param> {
+    fn weights(&self) -> impl Iterator<Item = &Weight> {
         let (a, b) = (&self.input_layernorm.gain, &self.post_attention_layernorm.gain);
-        [a].into_iter().chain(self.self_attn.params()).chain([b]).chain(self.mlp.params())
+        [a].into_iter().chain(self.self_attn.weights()).chain([b]).chain(self.mlp.weights())
     }
 
-    fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
+    fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
         let (a, b) = (&mut self.input_layernorm.gain, &mut self.post_attention_layernorm.gain);
-        [a].into_iter().chain(self.self_attn.params_mut()).chain([b]).chain(self.mlp.params_mut())
+        [a].into_iter().chain(self.self_attn.weights_mut()).chain([b]).chain(self.mlp.weights_mut())
     }
 }
 
@@ -196,14 +194,15 @@ impl KvCache {
 
 /// A decoder of the Qwen3 and LLaMA family, or, with a two-matrix feed-forward, the small one of the copy task.
 ///
-/// One training step by hand: zero the gradients, add those of one or more batches, let the optimizer change the latents,
-/// bring the projections up to date and set the gradients to zero.
+/// It is read by everything that uses it, several threads at once if they like. A training keeps latents, gradients and
+/// moments beside it. One step by hand: add the gradients of one or more batches, let the optimizer change the latents,
+/// bring their projections up to date and set the gradients to zero.
 ///
 /// ```
 /// use ternlm::config::{Activation, ModelConfig, Scope, TrainConfig};
-/// use ternlm::model::{Decoder, Sequences, State};
+/// use ternlm::model::{Decoder, Gradients, Latents, Sequences, State};
 /// use ternlm::ternary::Grouping;
-/// use ternlm::train::Optimizer;
+/// use ternlm::train::{At, Optimizer, Trained};
 ///
 /// let config = ModelConfig {
 ///     vocab_size: 16,
@@ -223,8 +222,8 @@ impl KvCache {
 ///     max_positions: 8,
 /// };
 /// let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(16));
-/// decoder.init(0, None);
-/// decoder.project()?;
+/// let mut latents = Latents::random(decoder.weights_mut(), 0, None)?;
+/// let mut grads = Gradients::zeros(decoder.weights());
 /// let train = TrainConfig { lr: 1e-2, ..TrainConfig::default() };
 /// let mut optimizer = Optimizer::new(&train, &decoder);
 /// let mut state = State::default();
@@ -234,9 +233,9 @@ impl KvCache {
 /// let seqs = Sequences::new(2, 4);
 /// let before = decoder.loss(&tokens, &targets, seqs, &mut state).mean();
 /// for step in 0..30 {
-///     decoder.zero_grad();
-///     decoder.loss_and_gradient(&tokens, &targets, seqs, 1.0 / 8.0, &mut state);
-///     optimizer.step(&mut decoder, &train, step, 1.0, 1.0, None)?;
+///     decoder.loss_and_gradient(&tokens, &targets, seqs, 1.0 / 8.0, &mut state, &mut grads);
+///     let trained = Trained { decoder: &mut decoder, latents: &mut latents, grads: &mut grads };
+///     optimizer.step(trained, &train, At::step(step), None)?;
 /// }
 /// let after = decoder.loss(&tokens, &targets, seqs, &mut state).mean();
 /// assert!(after < 0.1 * before, "{before} nats a token before, {after} after");
@@ -263,7 +262,7 @@ impl Decoder {
         let c = config;
         let blocks = (scope != Scope::None).then_some(grouping);
         let ends = (scope == Scope::All).then_some(grouping);
-        Self {
+        let mut decoder = Self {
             config: c.clone(),
             scope,
             grouping,
@@ -272,68 +271,42 @@ impl Decoder {
             layers: (0..c.layers).map(|i| Block::new(&format!("model.layers.{i}"), c, blocks)).collect(),
             norm: RmsNorm::new("model.norm", c.hidden_size, c.rms_norm_eps),
             lm_head: (!c.tie_embeddings)
-                .then(|| Linear::new("lm_head", c.hidden_size, c.vocab_size, ends, false)),
-            rope: RopeTable::new(0, c.head_dim, c.rope_theta),
-        }
+                .then(|| Linear::new("lm_head", c.hidden_size, c.vocab_size, Role::Head, ends, false)),
+            rope: RopeTable::new(c.max_positions, c.head_dim, c.rope_theta),
+        };
+        number(decoder.weights_mut());
+        decoder
     }
 
     /// What the inputs of every product with a ternary matrix are; f32 in a new decoder.
     pub fn set_activations(&mut self, activations: Activations) {
         self.activations = activations;
-        self.params_mut().for_each(|p| p.activations = activations);
+        self.weights_mut().for_each(|weight| weight.activations = activations);
     }
 
     pub fn activations(&self) -> Activations {
         self.activations
     }
 
-    /// Random matrices: normal with standard deviation `std`, or `fan_in^-1/2` of each matrix.
-    pub fn init(&mut self, seed: u64, std: Option<f32>) {
-        let matrices: Vec<&mut Param> = self.params_mut().filter(|p| p.is_matrix()).collect();
-        matrices.into_par_iter().for_each(|param| {
-            let std = std.unwrap_or((param.shape[1] as f32).powf(-0.5));
-            param.init_normal(std, seed);
-        });
-    }
-
     /// Every tensor once, in a fixed order.
-    pub fn params(&self) -> impl Iterator<Item = &Param> {
+    pub fn weights(&self) -> impl Iterator<Item = &Weight> {
         [&self.embed_tokens.weight]
             .into_iter()
-            .chain(self.layers.iter().flat_map(Block::params))
+            .chain(self.layers.iter().flat_map(Block::weights))
             .chain([&self.norm.gain])
-            .chain(self.lm_head.iter().flat_map(Linear::params))
+            .chain(self.lm_head.iter().flat_map(Linear::weights))
     }
 
     /// As [`Decoder::params`].
-    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
+    pub fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
         [&mut self.embed_tokens.weight]
             .into_iter()
-            .chain(self.layers.iter_mut().flat_map(Block::params_mut))
+            .chain(self.layers.iter_mut().flat_map(Block::weights_mut))
             .chain([&mut self.norm.gain])
-            .chain(self.lm_head.iter_mut().flat_map(Linear::params_mut))
+            .chain(self.lm_head.iter_mut().flat_map(Linear::weights_mut))
     }
 
-    /// Brings every projection up to date with its latents.
-    pub fn project(&mut self) -> Result<()> {
-        self.params_mut().try_for_each(Param::project)
-    }
-
-    /// Makes room for all gradients, at zero; costs nothing after a step of the optimizer, which leaves them there.
-    pub fn zero_grad(&mut self) {
-        self.params_mut().for_each(Param::zero_grad);
-    }
-
-    /// The rotary table covers the positions.
-    fn reach(&mut self, seqs: Sequences) {
-        let positions = seqs.start + seqs.len;
-        if positions > self.rope.positions() {
-            let enough = positions.next_power_of_two().max(64);
-            self.rope = RopeTable::new(enough, self.config.head_dim, self.config.rope_theta);
-        }
-    }
-
-    fn head(&self) -> &Param {
+    fn head(&self) -> &Weight {
         self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |head| &head.weight)
     }
 
@@ -367,8 +340,7 @@ impl Decoder {
 
     /// Loss, in nats, of predicting `targets` (`[N]`, [`IGNORE`](crate::kernels::IGNORE) where nothing is asked) from
     /// `tokens` (`[N]`, each below `V`).
-    pub fn loss(&mut self, tokens: &[u32], targets: &[u32], seqs: Sequences, state: &mut State) -> Loss {
-        self.reach(seqs);
+    pub fn loss(&self, tokens: &[u32], targets: &[u32], seqs: Sequences, state: &mut State) -> Loss {
         let pass = &mut state.pass;
         let h = self.hidden(tokens, seqs, pass, None, false);
         let loss = cross_entropy::forward(&h, self.head(), targets, &mut pass.ws);
@@ -376,40 +348,37 @@ impl Decoder {
         loss
     }
 
-    /// [`Decoder::loss`], and `scale` times its gradient added to every parameter's.
+    /// [`Decoder::loss`], and `scale` times its gradient added to `grads`.
     ///
     /// A batch of many tokens passes through a model that is not large in parts, side by side.
     pub fn loss_and_gradient(
-        &mut self,
+        &self,
         tokens: &[u32],
         targets: &[u32],
         seqs: Sequences,
         scale: f32,
         state: &mut State,
+        grads: &mut Gradients,
     ) -> Loss {
         assert_eq!(
             (tokens.len(), targets.len()),
             (seqs.rows(), seqs.rows()),
             "tokens and targets of {seqs:?}"
         );
-        self.reach(seqs);
-        let mut grads = Gradients::take(self.params_mut());
         let parts = self.parts(seqs);
         let State { pass, others } = state;
         others.resize_with(parts - 1, Default::default);
-        others.iter_mut().for_each(|(_, part)| part.fit(&grads));
-        let decoder = &*self;
+        others.iter_mut().for_each(|(_, part)| part.fit(grads));
         let run = |(part, (pass, grads)): (usize, (&mut Pass, &mut Gradients))| {
             let (first, end) = (part * seqs.batch / parts, (part + 1) * seqs.batch / parts);
             let rows = first * seqs.len..end * seqs.len;
             let seqs = Sequences { batch: end - first, ..seqs };
-            decoder.forward_backward(&tokens[rows.clone()], &targets[rows], seqs, scale, pass, grads)
+            self.forward_backward(&tokens[rows.clone()], &targets[rows], seqs, scale, pass, grads)
         };
-        let mut work = vec![(pass, &mut grads)];
+        let mut work = vec![(pass, &mut *grads)];
         work.extend(others.iter_mut().map(|(pass, part)| (pass, part)));
         let losses: Vec<Loss> = kernels::side_by_side(work, run);
         others.iter_mut().for_each(|(_, part)| grads.absorb(part));
-        grads.put_back(self.params_mut());
         let mut loss = Loss::default();
         losses.into_iter().for_each(|part| loss += part);
         loss
@@ -419,7 +388,7 @@ impl Decoder {
     /// out every single operation moves half of its operands from core to core, which costs more than adding up gradients
     /// at the end. Depends on sizes alone, so that sums are the same for any number of threads.
     pub fn parts(&self, seqs: Sequences) -> usize {
-        let parameters: usize = self.params().map(Param::len).sum();
+        let parameters: usize = self.weights().map(Weight::len).sum();
         let tokens = if parameters <= SMALL { SMALL_PART } else { PART };
         let extra = parameters + cross_entropy::logits_at_once(self.config.vocab_size, seqs.rows());
         let most = PARTS.min(1 + EXTRA / extra).min(seqs.batch.max(1));
@@ -454,10 +423,10 @@ impl Decoder {
     }
 
     /// The first tensor, in the order of the last forward pass, that holds a value that is not finite.
-    pub fn first_not_finite(&self, state: &State) -> Option<String> {
+    pub fn first_not_finite(&self, latents: &Latents, state: &State) -> Option<String> {
         let bad = |x: &[f32]| !kernels::all_finite(x);
-        if let Some(param) = self.params().find(|p| bad(&p.value)) {
-            return Some(param.name.clone());
+        if let Some(weight) = self.weights().find(|weight| bad(latents.of(weight))) {
+            return Some(weight.name.clone());
         }
         for i in 0..self.layers.len() {
             let saved = state.passes().filter_map(|pass| pass.blocks.get(i));
@@ -469,8 +438,7 @@ impl Decoder {
     }
 
     /// Logits of every position, `[N, V]`: for tests and small models.
-    pub fn logits(&mut self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<f32> {
-        self.reach(seqs);
+    pub fn logits(&self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<f32> {
         let h = self.hidden(tokens, seqs, &mut state.pass, None, true);
         let mut logits = vec![0.0; tokens.len() * self.config.vocab_size];
         kernels::linear::forward(&h, self.head().matrix(), &mut logits, false);
@@ -479,8 +447,7 @@ impl Decoder {
     }
 
     /// The most likely token at every position, `[N]`.
-    pub fn predict(&mut self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<u32> {
-        self.reach(seqs);
+    pub fn predict(&self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<u32> {
         let pass = &mut state.pass;
         let h = self.hidden(tokens, seqs, pass, None, false);
         let out = cross_entropy::predict(&h, self.head(), &mut pass.ws);
@@ -495,10 +462,9 @@ impl Decoder {
     }
 
     /// Appends `tokens` to the cached sequence; the logits after the last of them, `[V]`.
-    pub fn step(&mut self, tokens: &[u32], cache: &mut KvCache, state: &mut State) -> Vec<f32> {
+    pub fn step(&self, tokens: &[u32], cache: &mut KvCache, state: &mut State) -> Vec<f32> {
         assert!(!tokens.is_empty(), "a step needs a token");
         let seqs = Sequences { batch: 1, len: tokens.len(), start: cache.len };
-        self.reach(seqs);
         let h = self.hidden(tokens, seqs, &mut state.pass, Some(cache), false);
         cache.len += tokens.len();
         let mut logits = vec![0.0; self.config.vocab_size];

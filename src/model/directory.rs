@@ -50,11 +50,12 @@ fn tensor_names(config: &ModelConfig) -> impl Iterator<Item = String> {
         kv_heads: 1,
         head_dim: 2,
         intermediate_size: 1,
+        max_positions: 1,
         ..config.clone()
     };
     let small = Decoder::new(&sizes, Scope::None, Grouping::default());
     let (layer, ends): (Vec<String>, Vec<String>) =
-        small.params().map(|p| p.name.clone()).partition(|name| name.starts_with(FIRST_LAYER));
+        small.weights().map(|p| p.name.clone()).partition(|name| name.starts_with(FIRST_LAYER));
     let of_layer = move |i: usize| {
         let named = |name: &String| format!("model.layers.{i}.{}", &name[FIRST_LAYER.len()..]);
         layer.iter().map(named).collect::<Vec<_>>()

@@ -1,6 +1,6 @@
 //! The feed-forward network of a block: SwiGLU with three matrices, or GELU or ReLU² with two.
 
-use super::{Gradients, Linear, Param, Workspace};
+use super::{Gradients, Linear, Role, Weight, Workspace};
 use crate::config::{Activation, ModelConfig};
 use crate::kernels;
 use crate::ternary::Grouping;
@@ -29,8 +29,9 @@ impl FeedForwardSaved {
 
 impl FeedForward {
     pub fn new(name: &str, c: &ModelConfig, grouping: Option<Grouping>) -> Self {
-        let linear =
-            |part: &str, inputs, out| Linear::new(&format!("{name}.{part}"), inputs, out, grouping, false);
+        let linear = |part: &str, inputs, out| {
+            Linear::new(&format!("{name}.{part}"), inputs, out, Role::FeedForward, grouping, false)
+        };
         Self {
             gate_proj: (c.activation == Activation::SwiGlu)
                 .then(|| linear("gate_proj", c.hidden_size, c.intermediate_size)),
@@ -99,11 +100,14 @@ impl FeedForward {
         }
     }
 
-    pub fn params(&self) -> impl Iterator<Item = &Param> {
-        self.gate_proj.iter().chain([&self.up_proj, &self.down_proj]).flat_map(Linear::params)
+    pub fn weights(&self) -> impl Iterator<Item = &Weight> {
+        self.gate_proj.iter().chain([&self.up_proj, &self.down_proj]).flat_map(Linear::weights)
     }
 
-    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
-        self.gate_proj.iter_mut().chain([&mut self.up_proj, &mut self.down_proj]).flat_map(Linear::params_mut)
+    pub fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
+        self.gate_proj
+            .iter_mut()
+            .chain([&mut self.up_proj, &mut self.down_proj])
+            .flat_map(Linear::weights_mut)
     }
 }

@@ -1,54 +1,70 @@
-//! Gradients apart from the weights that they belong to.
+//! Gradients, a table beside the weights that they belong to.
 
-use super::Param;
+use super::Weight;
 use crate::kernels;
 
-/// The gradients of some parameters: those of a layer, or of a model.
+/// The gradients of some weights: those of a layer, or of a model, at the places of [`Weight::index`].
 ///
 /// A backward pass reads the weights and adds to these. Several passes share the weights, each with gradients of its own.
 ///
 /// ```
-/// use ternlm::model::{Gradients, TernaryLinear};
-/// let mut layer = TernaryLinear::new("layer", 256, 8, Default::default(), false, 0);
+/// use ternlm::model::{Gradients, Latents, Linear, Role};
+/// let mut layer = Linear::new("layer", 256, 8, Role::FeedForward, Some(Default::default()), false);
+/// let mut latents = Latents::random(layer.weights_mut(), 0, None)?;
+/// let mut grads = Gradients::zeros(layer.weights());
 /// let (x, dy, mut dx) = ([1.0; 256], [0.5; 8], [0.0; 256]);
-/// let mut grads = Gradients::take(layer.params_mut());
 /// layer.backward(&x, &dy, &mut dx, false, &mut grads);
-/// grads.put_back(layer.params_mut());
-/// assert!(layer.weight.grad().iter().all(|g| *g == 0.5));
+/// assert!(grads.get(&layer.weight).iter().all(|g| *g == 0.5));
+/// # Ok::<(), ternlm::Error>(())
 /// ```
 #[derive(Debug, Default)]
-pub struct Gradients(Vec<Vec<f32>>);
+pub struct Gradients {
+    of: Vec<Vec<f32>>,
+    /// Something may have been added since all were zero.
+    touched: bool,
+}
 
 impl Gradients {
-    /// Takes the gradients out of the parameters.
-    pub fn take<'a>(params: impl IntoIterator<Item = &'a mut Param>) -> Self {
-        Self(params.into_iter().enumerate().map(|(place, param)| param.take_grad(place)).collect())
+    /// Zeros, as many as the weights have values.
+    pub fn zeros<'a>(weights: impl IntoIterator<Item = &'a Weight>) -> Self {
+        Self { of: weights.into_iter().map(|weight| vec![0.0; weight.len()]).collect(), touched: false }
     }
 
-    /// Puts them back into the same parameters.
-    pub fn put_back<'a>(self, params: impl IntoIterator<Item = &'a mut Param>) {
-        let mut params = params.into_iter();
-        for grad in self.0 {
-            params.next().expect("as many parameters as gradients were taken").put_grad(grad);
+    /// That of one of the weights, to be added to.
+    pub fn of(&mut self, weight: &Weight) -> &mut [f32] {
+        self.touched = true;
+        let grad = &mut self.of[weight.index()];
+        assert_eq!(grad.len(), weight.len(), "values in the gradient of {}", weight.name);
+        grad
+    }
+
+    /// That of one of the weights.
+    pub fn get(&self, weight: &Weight) -> &[f32] {
+        &self.of[weight.index()]
+    }
+
+    /// Sets all to zero; costs nothing after a step of the optimizer, which leaves them there.
+    pub fn zero(&mut self) {
+        if std::mem::take(&mut self.touched) {
+            self.of.iter_mut().for_each(|grad| kernels::fill_zero(grad));
         }
     }
 
-    /// That of one of the parameters that these were taken from.
-    pub fn of(&mut self, param: &Param) -> &mut [f32] {
-        let place = param.place().unwrap_or_else(|| panic!("the gradient of {} was not taken", param.name));
-        let grad = &mut self.0[place];
-        assert_eq!(grad.len(), param.len(), "values in the gradient of {}", param.name);
-        grad
+    /// Whoever was handed them by [`Gradients::of`] has left zeros.
+    pub fn left_at_zero(&mut self) {
+        self.touched = false;
     }
 
     /// Makes these as large as `other`, zeros where they are new.
     pub(super) fn fit(&mut self, other: &Gradients) {
-        self.0.resize_with(other.0.len(), Vec::new);
-        self.0.iter_mut().zip(&other.0).for_each(|(grad, other)| grad.resize(other.len(), 0.0));
+        self.of.resize_with(other.of.len(), Vec::new);
+        self.of.iter_mut().zip(&other.of).for_each(|(grad, other)| grad.resize(other.len(), 0.0));
     }
 
     /// Adds those of `other`, and leaves zeros there.
     pub(super) fn absorb(&mut self, other: &mut Gradients) {
-        self.0.iter_mut().zip(&mut other.0).for_each(|(grad, other)| kernels::absorb(grad, other));
+        self.touched = true;
+        self.of.iter_mut().zip(&mut other.of).for_each(|(grad, other)| kernels::absorb(grad, other));
+        other.touched = false;
     }
 }

@@ -1,61 +1,26 @@
 //! Linear layers, full-precision and ternary, behind one interface.
 
-use std::ops::{Deref, DerefMut};
-
-use super::{Gradients, Param};
+use super::{Gradients, Role, Weight};
 use crate::kernels::linear as kernel;
 use crate::ternary::Grouping;
 
-/// `y = x Wᵀ + b`. With a grouping the weight is ternary (see [`TernaryLinear`]), without one it is the
-/// full-precision twin; everything else is the same.
-#[derive(Clone, Debug)]
-pub struct Linear {
-    /// `[out, in]`
-    pub weight: Param,
-    /// `[out]`, never ternary.
-    pub bias: Option<Param>,
-}
-
-impl Linear {
-    /// All zeros; `name` is that of the module, `name.weight` and `name.bias` those of the tensors.
-    pub fn new(name: &str, inputs: usize, out: usize, grouping: Option<Grouping>, bias: bool) -> Self {
-        Self {
-            weight: Param::new(format!("{name}.weight"), &[out, inputs], grouping),
-            bias: bias.then(|| Param::new(format!("{name}.bias"), &[out], None)),
-        }
-    }
-
-    /// `y (+)= x Wᵀ + b`, `x` `[n, in]`, `y` `[n, out]`.
-    pub fn forward(&self, x: &[f32], y: &mut [f32], add: bool) {
-        kernel::forward(x, self.weight.matrix(), y, add);
-        if let Some(bias) = &self.bias {
-            kernel::add_bias(&bias.value, y);
-        }
-    }
-
-    /// `dx (+)= dy W`, `dW += dyᵀ x`, `db += sum of dy`.
-    pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], add: bool, grads: &mut Gradients) {
-        let [out, inputs] = self.weight.shape[..] else { unreachable!("a weight is a matrix") };
-        if let Some(bias) = &self.bias {
-            kernel::backward_bias(dy, grads.of(bias));
-        }
-        let dw = grads.of(&self.weight);
-        kernel::as_used(x, self.weight.matrix(), |x| kernel::backward_weight(dy, x, dw, out, inputs));
-        kernel::backward_input(dy, self.weight.matrix(), dx, add);
-    }
-
-    pub fn params(&self) -> impl Iterator<Item = &Param> {
-        std::iter::once(&self.weight).chain(&self.bias)
-    }
-
-    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
-        std::iter::once(&mut self.weight).chain(&mut self.bias)
-    }
-}
-
-/// A linear layer whose weight is `Ŵ = s t`: trits `t` and one scale `s` for each group of inputs of each row.
+/// `y = x Wᵀ + b`. Without a grouping the weight is in full precision. With one it is `Ŵ = s t`: trits `t` and one scale
+/// `s` for each group of inputs of each row; everything else is the same.
 ///
-/// The layer keeps full-precision *latent* weights `W`. [`Param::project`] turns them into `Ŵ`: in every group
+/// ```
+/// use ternlm::model::{Latents, Linear, Role};
+/// let mut layer = Linear::new("layer", 256, 8, Role::FeedForward, Some(Default::default()), false);
+/// let latents = Latents::random(layer.weights_mut(), 0, None)?;
+/// let mut y = [0.0; 8];
+/// layer.forward(&[1.0; 256], &mut y, false);
+/// let weights = layer.weight.ternary().unwrap();
+/// assert!((-1..=1).contains(&weights.trit(3, 17)));
+/// assert_eq!(weights.scales().len(), 8 * 256 / 128);
+/// assert_eq!(latents.of(&layer.weight).len(), 8 * 256);
+/// # Ok::<(), ternlm::Error>(())
+/// ```
+///
+/// A training keeps full-precision *latent* weights `W` ([`Latents`](super::Latents)), which are projected: in every group
 /// `s = mean|W|`, rounded to f16, and `t = 0` where `|W| <= s/2`, else the sign of `W`. Forward and the input gradient
 /// use `Ŵ` and nothing else, so what is trained is exactly what is stored.
 ///
@@ -83,38 +48,53 @@ impl Linear {
 /// rate, step by step, until steps and decay are in balance. That helps early, when trits must be found, and hurts
 /// late, when they should settle: hence `weight_decay_until`, and recipes that decay the learning rate to zero.
 #[derive(Clone, Debug)]
-pub struct TernaryLinear(Linear);
-
-impl TernaryLinear {
-    /// Latents from a normal distribution of standard deviation `inputs^-1/2`, projected, gradients at zero.
-    ///
-    /// ```
-    /// use ternlm::model::TernaryLinear;
-    /// let layer = TernaryLinear::new("layer", 256, 8, Default::default(), false, 0);
-    /// let mut y = [0.0; 8];
-    /// layer.forward(&[1.0; 256], &mut y, false);
-    /// let weights = layer.weight.ternary().unwrap();
-    /// assert!((-1..=1).contains(&weights.trit(3, 17)));
-    /// assert_eq!(weights.scales().len(), 8 * 256 / 128);
-    /// ```
-    pub fn new(name: &str, inputs: usize, out: usize, grouping: Grouping, bias: bool, seed: u64) -> Self {
-        let mut layer = Linear::new(name, inputs, out, Some(grouping), bias);
-        layer.weight.init_normal((inputs as f32).powf(-0.5), seed);
-        layer.weight.project().expect("normal numbers are finite");
-        layer.params_mut().for_each(Param::zero_grad);
-        Self(layer)
-    }
+pub struct Linear {
+    /// `[out, in]`
+    pub weight: Weight,
+    /// `[out]`, never ternary.
+    pub bias: Option<Weight>,
 }
 
-impl Deref for TernaryLinear {
-    type Target = Linear;
-    fn deref(&self) -> &Linear {
-        &self.0
+impl Linear {
+    /// All zeros; `name` is that of the module, `name.weight` and `name.bias` those of the tensors.
+    pub fn new(
+        name: &str,
+        inputs: usize,
+        out: usize,
+        role: Role,
+        grouping: Option<Grouping>,
+        bias: bool,
+    ) -> Self {
+        Self {
+            weight: Weight::new(format!("{name}.weight"), &[out, inputs], role, grouping),
+            bias: bias.then(|| Weight::new(format!("{name}.bias"), &[out], Role::Bias, None)),
+        }
     }
-}
 
-impl DerefMut for TernaryLinear {
-    fn deref_mut(&mut self) -> &mut Linear {
-        &mut self.0
+    /// `y (+)= x Wᵀ + b`, `x` `[n, in]`, `y` `[n, out]`.
+    pub fn forward(&self, x: &[f32], y: &mut [f32], add: bool) {
+        kernel::forward(x, self.weight.matrix(), y, add);
+        if let Some(bias) = &self.bias {
+            kernel::add_bias(bias.dense(), y);
+        }
+    }
+
+    /// `dx (+)= dy W`, `dW += dyᵀ x`, `db += sum of dy`.
+    pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], add: bool, grads: &mut Gradients) {
+        let [out, inputs] = self.weight.shape[..] else { unreachable!("a weight is a matrix") };
+        if let Some(bias) = &self.bias {
+            kernel::backward_bias(dy, grads.of(bias));
+        }
+        let dw = grads.of(&self.weight);
+        kernel::as_used(x, self.weight.matrix(), |x| kernel::backward_weight(dy, x, dw, out, inputs));
+        kernel::backward_input(dy, self.weight.matrix(), dx, add);
+    }
+
+    pub fn weights(&self) -> impl Iterator<Item = &Weight> {
+        std::iter::once(&self.weight).chain(&self.bias)
+    }
+
+    pub fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
+        std::iter::once(&mut self.weight).chain(&mut self.bias)
     }
 }

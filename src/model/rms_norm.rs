@@ -1,28 +1,28 @@
 //! RMSNorm, never ternary.
 
-use super::{Gradients, Param};
+use super::{Gradients, Weight};
 use crate::kernels;
 
 /// `y = x * gain / sqrt(mean(x^2) + eps)` over the last dimension.
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
     /// `[width]`
-    pub gain: Param,
+    pub gain: Weight,
     pub eps: f32,
 }
 
 impl RmsNorm {
     pub fn new(name: &str, width: usize, eps: f32) -> Self {
-        Self { gain: Param::ones(format!("{name}.weight"), width), eps }
+        Self { gain: Weight::ones(format!("{name}.weight"), width), eps }
     }
 
     pub fn forward(&self, x: &[f32], y: &mut [f32]) {
-        kernels::rms_norm(x, &self.gain.value, self.eps, y);
+        kernels::rms_norm(x, self.gain.dense(), self.eps, y);
     }
 
     /// `dx (+)=` the gradient by `x`; the gain's is added to its gradient.
     pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], add: bool, grads: &mut Gradients) {
-        let (gain, dgain) = (&self.gain.value, grads.of(&self.gain));
+        let (gain, dgain) = (self.gain.dense(), grads.of(&self.gain));
         kernels::rms_norm_backward(x, gain, self.eps, dy, dx, dgain, add);
     }
 }

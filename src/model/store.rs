@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::Dtype;
 
 use super::directory::{HEAD, open, unused};
-use super::{Decoder, Param};
+use super::{Decoder, Latents, Weight};
 use crate::config::{Activations, Scope, TernaryConfig};
 use crate::error::{Error, Result};
 use crate::files::sha256_hex;
@@ -16,15 +16,6 @@ use crate::formats::manifest::{self, Entry, Manifest, TernaryEntry};
 use crate::formats::quoted;
 use crate::formats::tensors::{self, Checkpoint, Data, Tensor, write_safetensors};
 use crate::ternary::{Grouping, Stats, TernaryMatrix};
-
-/// What a loaded model is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// Latents are kept.
-    Train,
-    /// Ternary tensors keep their trits and scales only.
-    Run,
-}
 
 /// A decoder and the configuration it came with.
 #[derive(Clone, Debug)]
@@ -40,7 +31,19 @@ pub struct Model {
 /// Missing or misshapen tensors, tensors that the model would not use, values that are not finite, a tensor that claims
 /// to be ternary and is not, a claim of tensors that are no matrices of the model, a model that is ternary by other groups
 /// than asked for.
-pub fn load(dir: &Path, purpose: Purpose, ternary: Option<&TernaryConfig>) -> Result<Model> {
+pub fn load(dir: &Path, ternary: Option<&TernaryConfig>) -> Result<Model> {
+    read(dir, ternary, None)
+}
+
+/// [`load`], with the latents that a training goes on from: those that are stored, or such whose projection the stored
+/// matrix is.
+pub fn load_to_train(dir: &Path, ternary: Option<&TernaryConfig>) -> Result<(Model, Latents)> {
+    let mut latents = Latents::default();
+    let model = read(dir, ternary, Some(&mut latents))?;
+    Ok((model, latents))
+}
+
+fn read(dir: &Path, ternary: Option<&TernaryConfig>, mut latents: Option<&mut Latents>) -> Result<Model> {
     let (hf, stored) = open(dir)?;
     let config_file = dir.join(hf::FILE_NAME);
     let unused = unused(&hf.model, &stored)?;
@@ -73,29 +76,35 @@ pub fn load(dir: &Path, purpose: Purpose, ternary: Option<&TernaryConfig>) -> Re
     if let Some(note) = note {
         judge_claim(note, &decoder, ternary.is_none(), &config_file)?;
     }
-    for param in decoder.params_mut() {
-        let unpacked = note.filter(|n| n.form == Form::Unpacked && n.tensors.contains(&param.name));
-        let shape = param.shape.clone();
-        stored.read_f32_into(&param.name, &shape, &mut param.value)?;
-        match (unpacked, param.grouping()) {
+    if let Some(latents) = &mut latents {
+        **latents = Latents::with_places(decoder.weights().count());
+    }
+    for weight in decoder.weights_mut() {
+        let unpacked = note.filter(|n| n.form == Form::Unpacked && n.tensors.contains(&weight.name));
+        let shape = weight.shape.clone();
+        let mut values = vec![0.0; weight.len()];
+        stored.read_f32_into(&weight.name, &shape, &mut values)?;
+        if !crate::kernels::all_finite(&values) {
+            return Err(Error::input(dir, &weight.name, "a value that is not finite", "finite values"));
+        }
+        match (unpacked, weight.grouping()) {
             (Some(note), Some(grouping)) if note.group != grouping => {
                 let wanted = format!("groups of {grouping}; train from a checkpoint, which has the latents");
                 return Err(Error::input(&config_file, "ternlm.group", note.group, wanted));
             }
             (Some(_), Some(grouping)) => {
-                let matrix = TernaryMatrix::from_values(&param.value, shape[0], shape[1], grouping).map_err(
-                    |why| Error::input(dir, &param.name, why, "the ternary tensor that config.json claims"),
-                )?;
-                param.adopt(matrix, purpose == Purpose::Train);
+                let wanted = "the ternary tensor that config.json claims";
+                let matrix = TernaryMatrix::from_values(&values, shape[0], shape[1], grouping)
+                    .map_err(|why| Error::input(dir, &weight.name, why, wanted))?;
+                match &mut latents {
+                    Some(latents) => latents.adopt(weight, matrix),
+                    None => weight.adopt(matrix),
+                }
             }
-            _ => param.project()?,
-        }
-        if purpose == Purpose::Run {
-            param.drop_latents();
-        }
-        param.take_flips();
-        if !crate::kernels::all_finite(&param.value) {
-            return Err(Error::input(dir, &param.name, "a value that is not finite", "finite values"));
+            _ => match &mut latents {
+                Some(latents) => latents.set(weight, values)?,
+                None => drop(weight.set(&values)?),
+            },
         }
     }
     Ok(Model { decoder, hf })
@@ -104,13 +113,14 @@ pub fn load(dir: &Path, purpose: Purpose, ternary: Option<&TernaryConfig>) -> Re
 /// `ternlm.tensors` may name matrices of the model alone; with the note's own scope, all that the scope promises.
 fn judge_claim(note: &TernaryNote, decoder: &Decoder, own_scope: bool, file: &Path) -> Result<()> {
     let bad = |found: String, wanted: &str| Err(Error::input(file, "ternlm.tensors", found, wanted));
-    let matrices: HashSet<&str> = decoder.params().filter(|p| p.is_matrix()).map(|p| &*p.name).collect();
+    let matrices: HashSet<&str> =
+        decoder.weights().filter(|w| w.role.is_matrix()).map(|w| &*w.name).collect();
     if let Some(name) = note.tensors.iter().find(|name| !matrices.contains(name.as_str())) {
         return bad(quoted(name), "names of the model's matrices");
     }
     let claimed: HashSet<&str> = note.tensors.iter().map(|name| name.as_str()).collect();
-    let odd = |p: &&Param| p.ternary().is_some() != claimed.contains(&*p.name);
-    match decoder.params().find(odd).filter(|_| own_scope) {
+    let odd = |p: &&Weight| p.ternary().is_some() != claimed.contains(&*p.name);
+    match decoder.weights().find(odd).filter(|_| own_scope) {
         Some(p) if p.ternary().is_some() => bad(format!("no {:?}", p.name), "every matrix of ternlm.scope"),
         Some(p) => bad(format!("{:?}", p.name), "only matrices of ternlm.scope"),
         None => Ok(()),
@@ -123,10 +133,12 @@ fn elements(shape: &[usize]) -> u128 {
 
 /// Writes `config.json`, `generation_config.json`, `model.safetensors` and `ternary.json` into `dir`, which exists.
 ///
-/// [`Form::Latent`] stores every tensor as f32, from which training goes on; [`Form::Unpacked`] stores a ternary tensor
-/// as its weights −s, 0, +s in f16, which any Hugging Face tool loads, and everything else as f32.
-pub fn save(dir: &Path, decoder: &Decoder, hf: &HfConfig, form: Form) -> Result<()> {
-    let ternary = decoder.params().filter(|p| p.ternary().is_some());
+/// With `latents` every tensor is stored as f32, from which training goes on ([`Form::Latent`]). Without them a ternary
+/// tensor is stored as its weights −s, 0, +s in f16, which any Hugging Face tool loads, and everything else as f32
+/// ([`Form::Unpacked`]).
+pub fn save(dir: &Path, decoder: &Decoder, hf: &HfConfig, latents: Option<&Latents>) -> Result<()> {
+    let form = if latents.is_some() { Form::Latent } else { Form::Unpacked };
+    let ternary = decoder.weights().filter(|p| p.ternary().is_some());
     let note = TernaryNote {
         format: hf::NOTE_FORMAT,
         form,
@@ -138,14 +150,14 @@ pub fn save(dir: &Path, decoder: &Decoder, hf: &HfConfig, form: Form) -> Result<
     let hf = HfConfig { ternary: Some(note), ..hf.clone() };
     hf::write_config(dir, &hf, Dtype::F32)?;
     let stored: Vec<Tensor<'_>> = decoder
-        .params()
-        .map(|p| Tensor { name: p.name.clone(), shape: p.shape.clone(), data: data_of(p, form) })
+        .weights()
+        .map(|p| Tensor { name: p.name.clone(), shape: p.shape.clone(), data: data_of(p, latents) })
         .collect();
     // `format: pt` is what Hugging Face's own loader asks for.
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     write_safetensors(dir.join(tensors::FILE_NAME), &stored, &metadata)?;
     let written = Checkpoint::open(dir)?;
-    let entries = decoder.params().map(|p| Ok((p.name.clone(), entry_of(p, written.bytes(&p.name)?))));
+    let entries = decoder.weights().map(|p| Ok((p.name.clone(), entry_of(p, written.bytes(&p.name)?))));
     let manifest = Manifest {
         format: manifest::FORMAT,
         form,
@@ -155,9 +167,10 @@ pub fn save(dir: &Path, decoder: &Decoder, hf: &HfConfig, form: Form) -> Result<
     manifest.write(dir)
 }
 
-fn data_of(param: &Param, form: Form) -> Data<'_> {
-    match (form, param.ternary()) {
-        (Form::Unpacked, Some(matrix)) => Data::Rows {
+fn data_of<'a>(weight: &'a Weight, latents: Option<&'a Latents>) -> Data<'a> {
+    match (latents, weight.ternary()) {
+        (Some(latents), _) => Data::F32(latents.of(weight)),
+        (None, Some(matrix)) => Data::Rows {
             dtype: Dtype::F16,
             fill: Box::new(|rows, out| {
                 for (row, out) in rows.zip(out.chunks_mut(matrix.cols())) {
@@ -165,13 +178,13 @@ fn data_of(param: &Param, form: Form) -> Data<'_> {
                 }
             }),
         },
-        _ => Data::F32(&param.value),
+        (None, None) => Data::F32(weight.dense()),
     }
 }
 
-fn entry_of(param: &Param, stored: &[u8]) -> Entry {
-    let ternary = param.ternary().map(|matrix| ternary_entry(matrix, &Stats::of(matrix)));
-    Entry { shape: param.shape.clone(), ternary, stored_sha256: sha256_hex([stored]) }
+fn entry_of(weight: &Weight, stored: &[u8]) -> Entry {
+    let ternary = weight.ternary().map(|matrix| ternary_entry(matrix, &Stats::of(matrix)));
+    Entry { shape: weight.shape.clone(), ternary, stored_sha256: sha256_hex([stored]) }
 }
 
 /// What the manifest says of a ternary matrix.

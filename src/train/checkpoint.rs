@@ -14,7 +14,6 @@ use super::{Progress, Trainer};
 use crate::config::Recipe;
 use crate::error::{Error, Result};
 use crate::files::{self, DirectoryWriter, IfExists, sha256_hex};
-use crate::formats::Form;
 use crate::formats::manifest::{self, Manifest};
 use crate::formats::tensors::{Checkpoint, Data, Tensor, write_safetensors};
 use crate::model;
@@ -72,13 +71,16 @@ pub fn save(run: &Path, trainer: &Trainer) -> Result<PathBuf> {
     let writer = DirectoryWriter::new(&target, IfExists::Replace)?;
     let dir = writer.path();
     let decoder = &trainer.model.decoder;
-    model::save(dir, decoder, &trainer.model.hf, Form::Latent)?;
+    model::save(dir, decoder, &trainer.model.hf, Some(&trainer.latents))?;
     if let Some(tokenizer) = &trainer.tokenizer {
         tokenizer.save(dir)?;
     }
     write_safetensors(dir.join(OPTIMIZER), &tensors(trainer), &BTreeMap::new())?;
-    let flips =
-        decoder.params().map(|p| (p.name.clone(), p.flips())).filter(|(_, f)| f.total() > 0).collect();
+    let flips = decoder
+        .weights()
+        .map(|p| (p.name.clone(), trainer.latents.flips(p)))
+        .filter(|(_, f)| f.total() > 0)
+        .collect();
     let file = Saved {
         format: FORMAT,
         progress: trainer.progress,
@@ -182,12 +184,12 @@ pub fn restore(dir: &Path, trainer: &mut Trainer) -> Result<()> {
         return Err(Error::input(&path, "losses: SHA-256", found, wanted));
     }
     let mut starts = trainer.start_scales.iter_mut();
-    for param in trainer.model.decoder.params_mut() {
+    for param in trainer.model.decoder.weights() {
         if param.ternary().is_some() {
             let scales = starts.next().expect("a start for every ternary tensor");
             stored.read_f32_into(&start_scales(&param.name), &[scales.len()], scales)?;
         }
-        param.set_flips(file.flips.get(&param.name).copied().unwrap_or_default());
+        trainer.latents.set_flips(param, file.flips.get(&param.name).copied().unwrap_or_default());
     }
     let known: BTreeSet<String> = tensors(trainer).into_iter().map(|t| t.name).collect();
     if let Some(name) = stored.names().find(|name| !known.contains(*name)) {
@@ -203,7 +205,7 @@ fn tensors(trainer: &Trainer) -> Vec<Tensor<'_>> {
     let mut tensors = trainer.optimizer.tensors(decoder);
     let losses = Data::F32(&trainer.losses);
     tensors.push(Tensor { name: "losses".into(), shape: vec![trainer.losses.len()], data: losses });
-    let ternary = decoder.params().filter(|p| p.ternary().is_some());
+    let ternary = decoder.weights().filter(|p| p.ternary().is_some());
     for (param, scales) in ternary.zip(&trainer.start_scales) {
         let name = start_scales(&param.name);
         tensors.push(Tensor { name, shape: vec![scales.len()], data: Data::F32(scales) });

@@ -71,18 +71,16 @@ fn target(data: &mut [f32], stride: usize) -> Target<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Param;
+    use crate::model::{Role, Weight};
 
     #[test]
     fn singular_values_come_close_to_one() {
         for (rows, cols) in [(8, 20), (20, 8), (16, 16)] {
-            let mut x = Param::new("x", &[rows, cols], None);
-            x.init_normal(3.0, 1);
-            orthogonalise(rows, cols, &mut x.value);
+            let mut x = Weight::new("x", &[rows, cols], Role::Attention, None).normal(3.0, 1);
+            orthogonalise(rows, cols, &mut x);
             // v -> X Xᵀ v for the short side: every eigenvalue is a squared singular value.
             let n = rows.min(cols);
-            let at =
-                |i: usize, k: usize| if rows <= cols { x.value[i * cols + k] } else { x.value[k * cols + i] };
+            let at = |i: usize, k: usize| if rows <= cols { x[i * cols + k] } else { x[k * cols + i] };
             let trace: f32 = (0..n).map(|i| (0..rows.max(cols)).map(|k| at(i, k).powi(2)).sum::<f32>()).sum();
             assert!(
                 (0.5..1.5).contains(&(trace / n as f32)),

@@ -4,10 +4,35 @@ use crate::config::{MomentFormat, OptimizerKind, TrainConfig};
 use crate::error::{Error, Result};
 use crate::formats::tensors::{Checkpoint, Data, Dtype, Tensor};
 use crate::kernels::{self, AdamW, BLOCK, Moments, Pass, Rule};
-use crate::model::{Decoder, Param};
+use crate::model::{Decoder, Gradients, Latents, Weight};
 
 use super::muon::{Muon, muon};
 use super::schedule::weight_decay;
+
+/// What a step changes: the weights of a decoder through their latents, and the gradients.
+pub struct Trained<'a> {
+    pub decoder: &'a mut Decoder,
+    pub latents: &'a mut Latents,
+    pub grads: &'a mut Gradients,
+}
+
+/// Where a training stands at a step.
+#[derive(Clone, Copy, Debug)]
+pub struct At {
+    /// Counted from 0.
+    pub step: u64,
+    /// The schedule's, of the learning rate.
+    pub factor: f32,
+    /// Each gradient is taken times this.
+    pub grad_scale: f32,
+}
+
+impl At {
+    /// Step `step` without schedule and clipping.
+    pub fn step(step: u64) -> At {
+        At { step, factor: 1.0, grad_scale: 1.0 }
+    }
+}
 
 #[derive(Clone, Debug)]
 pub struct Optimizer {
@@ -20,41 +45,40 @@ impl Optimizer {
     /// The one of `t`, all moments at zero.
     pub fn new(t: &TrainConfig, decoder: &Decoder) -> Self {
         let (kind, format) = (t.optimizer, t.moments);
-        let slot = |p: &Param| {
-            let count = if kind_for(kind, p) == OptimizerKind::AdamW { 2 } else { 1 };
-            match p.shape[..] {
+        let slot = |w: &Weight| {
+            let count = if kind_for(kind, w) == OptimizerKind::AdamW { 2 } else { 1 };
+            match w.shape[..] {
                 [rows, cols] => Moments::zeros(format, count, rows, cols),
                 // Norms and biases: too few to save anything by.
-                _ => Moments::zeros(MomentFormat::F32, count, 1, p.len()),
+                _ => Moments::zeros(MomentFormat::F32, count, 1, w.len()),
             }
         };
-        Self { kind, format, slots: decoder.params().map(slot).collect() }
+        Self { kind, format, slots: decoder.weights().map(slot).collect() }
     }
 
-    /// One step with the gradients as they stand, each times `grad_scale`; `step` is counted from 0 and `factor` is the
-    /// schedule's. Matrices alone are decayed. Projections are brought up to date, and gradients are zero afterwards.
-    /// `updates`, if given, gets the root mean square of what the step added to each parameter.
+    /// One step with the gradients as they stand. Matrices alone are decayed. Projections are brought up to date, and
+    /// gradients are zero afterwards. `updates`, if given, gets the root mean square of what the step added to each weight.
     ///
     /// # Errors
     /// A latent that is no longer finite, by its tensor's name.
     pub fn step(
         &mut self,
-        decoder: &mut Decoder,
+        trained: Trained<'_>,
         t: &TrainConfig,
-        step: u64,
-        factor: f32,
-        grad_scale: f32,
+        at: At,
         mut updates: Option<&mut Vec<f64>>,
     ) -> Result<()> {
+        let Trained { decoder, latents, grads } = trained;
+        let At { step, factor, grad_scale } = at;
         let lr = t.lr * factor;
         if let Some(updates) = &mut updates {
             updates.clear();
         }
-        for (nth, (param, slot)) in decoder.params_mut().zip(&mut self.slots).enumerate() {
-            let weight_decay = if param.is_matrix() { weight_decay(t, step) } else { 0.0 };
-            let kind = kind_for(self.kind, param);
+        for (nth, (weight, slot)) in decoder.weights_mut().zip(&mut self.slots).enumerate() {
+            let weight_decay = if weight.role.is_matrix() { weight_decay(t, step) } else { 0.0 };
+            let kind = kind_for(self.kind, weight);
             let pass = Pass { measure: updates.is_some(), dither: kernels::dither_key(step, nth) };
-            let done = param.update(|latents| match kind {
+            let done = latents.update(weight, grads.of(weight), |latents| match kind {
                 OptimizerKind::AdamW => {
                     let a = AdamW {
                         lr,
@@ -77,9 +101,10 @@ impl Optimizer {
                 }
             })?;
             if let Some(updates) = &mut updates {
-                updates.push((done.squares / param.len().max(1) as f64).sqrt());
+                updates.push((done.squares / weight.len().max(1) as f64).sqrt());
             }
         }
+        grads.left_at_zero();
         Ok(())
     }
 
@@ -87,24 +112,24 @@ impl Optimizer {
     /// `second.codes.NAME` (U8) and, of their blocks, `first.scales.NAME` and `second.scales.NAME`.
     pub fn tensors<'a>(&'a self, decoder: &'a Decoder) -> Vec<Tensor<'a>> {
         let mut out = Vec::new();
-        for (param, slot) in decoder.params().zip(&self.slots) {
+        for (weight, slot) in decoder.weights().zip(&self.slots) {
             let mut put = |prefix: &str, shape: &[usize], data: Data<'a>| {
-                let name = format!("{prefix}.{}", param.name);
+                let name = format!("{prefix}.{}", weight.name);
                 out.push(Tensor { name, shape: shape.to_vec(), data });
             };
             match slot {
                 Moments::F32 { first, second } => {
-                    put("first", &param.shape, Data::F32(first));
+                    put("first", &weight.shape, Data::F32(first));
                     if !second.is_empty() {
-                        put("second", &param.shape, Data::F32(second));
+                        put("second", &weight.shape, Data::F32(second));
                     }
                 }
                 Moments::Int8 { first, second } => {
-                    put("first.codes", &param.shape, Data::I8(&first.codes));
-                    put("first.scales", &scale_shape(param), Data::F32(&first.scales));
+                    put("first.codes", &weight.shape, Data::I8(&first.codes));
+                    put("first.scales", &scale_shape(weight), Data::F32(&first.scales));
                     if !second.codes.is_empty() {
-                        put("second.codes", &param.shape, Data::U8(&second.codes));
-                        put("second.scales", &scale_shape(param), Data::F32(&second.scales));
+                        put("second.codes", &weight.shape, Data::U8(&second.codes));
+                        put("second.scales", &scale_shape(weight), Data::F32(&second.scales));
                     }
                 }
             }
@@ -133,27 +158,27 @@ impl Optimizer {
                 self.kind
             )));
         }
-        for (param, slot) in decoder.params().zip(&mut self.slots) {
+        for (weight, slot) in decoder.weights().zip(&mut self.slots) {
             let read = |prefix: &str, shape: &[usize], out: &mut [f32]| {
-                stored.read_f32_into(&format!("{prefix}.{}", param.name), shape, out)
+                stored.read_f32_into(&format!("{prefix}.{}", weight.name), shape, out)
             };
             let codes = |prefix: &str, dtype: Dtype| {
-                stored.tensor(&format!("{prefix}.{}", param.name))?.bytes_of(dtype, &param.shape)
+                stored.tensor(&format!("{prefix}.{}", weight.name))?.bytes_of(dtype, &weight.shape)
             };
             match slot {
                 Moments::F32 { first, second } => {
-                    read("first", &param.shape, first)?;
+                    read("first", &weight.shape, first)?;
                     if !second.is_empty() {
-                        read("second", &param.shape, second)?;
+                        read("second", &weight.shape, second)?;
                     }
                 }
                 Moments::Int8 { first, second } => {
                     let bytes = codes("first.codes", Dtype::I8)?;
                     first.codes.iter_mut().zip(bytes).for_each(|(c, b)| *c = *b as i8);
-                    read("first.scales", &scale_shape(param), &mut first.scales)?;
+                    read("first.scales", &scale_shape(weight), &mut first.scales)?;
                     if !second.codes.is_empty() {
                         second.codes.copy_from_slice(codes("second.codes", Dtype::U8)?);
-                        read("second.scales", &scale_shape(param), &mut second.scales)?;
+                        read("second.scales", &scale_shape(weight), &mut second.scales)?;
                     }
                 }
             }
@@ -164,10 +189,11 @@ impl Optimizer {
 
 /// The optimizer whose moments these are: each keeps second moments of other parameters.
 fn kind_of(decoder: &Decoder, stored: &Checkpoint) -> Option<OptimizerKind> {
-    let second =
-        |p: &&Param| ["second", "second.codes"].iter().any(|of| stored.contains(&format!("{of}.{}", p.name)));
-    let muons = |p: &&Param| kind_for(OptimizerKind::Muon, p) == OptimizerKind::Muon;
-    let (inside, outside): (Vec<&Param>, Vec<&Param>) = decoder.params().partition(muons);
+    let second = |p: &&Weight| {
+        ["second", "second.codes"].iter().any(|of| stored.contains(&format!("{of}.{}", p.name)))
+    };
+    let muons = |p: &&Weight| kind_for(OptimizerKind::Muon, p) == OptimizerKind::Muon;
+    let (inside, outside): (Vec<&Weight>, Vec<&Weight>) = decoder.weights().partition(muons);
     match (inside.iter().any(second), outside.iter().any(second)) {
         (true, true) => Some(OptimizerKind::AdamW),
         (false, true) => Some(OptimizerKind::Muon),
@@ -177,16 +203,14 @@ fn kind_of(decoder: &Decoder, stored: &Checkpoint) -> Option<OptimizerKind> {
 }
 
 /// Of the scales of a matrix's moments.
-fn scale_shape(param: &Param) -> [usize; 2] {
-    [param.shape[0], param.shape[1].div_ceil(BLOCK)]
+fn scale_shape(weight: &Weight) -> [usize; 2] {
+    [weight.shape[0], weight.shape[1].div_ceil(BLOCK)]
 }
 
 /// Muon is for the matrices inside the blocks; embedding, head, gains and biases are AdamW's.
-fn kind_for(kind: OptimizerKind, param: &Param) -> OptimizerKind {
+fn kind_for(kind: OptimizerKind, weight: &Weight) -> OptimizerKind {
     match kind {
-        OptimizerKind::Muon if !(param.is_matrix() && param.name.starts_with("model.layers.")) => {
-            OptimizerKind::AdamW
-        }
+        OptimizerKind::Muon if !weight.role.is_projection() => OptimizerKind::AdamW,
         kind => kind,
     }
 }

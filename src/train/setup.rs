@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::files::path_text;
 use crate::formats::hf::HfConfig;
 use crate::kernels::BLOCK;
-use crate::model::{self, Decoder, Model, Purpose};
+use crate::model::{self, Decoder, Latents, Model};
 use crate::text::{Corpus, Tokenizer, sources};
 
 /// Builds what `recipe`, which has been validated, describes: at step 0, or where the checkpoint was made, by which it
@@ -37,7 +37,7 @@ pub fn setup(
     }
     let dir = resume.map(|resume| resume.dir.as_path());
     let tokenizer = tokenizer(&recipe, dir)?;
-    let mut model = starting_model(&recipe, dir)?;
+    let (mut model, latents) = starting_model(&recipe, dir)?;
     let config = &model.decoder.config;
     if let Some(t) = tokenizer.as_ref().filter(|_| model.hf.eos.is_empty()) {
         model.hf.eos = t.stop_ids().to_vec();
@@ -61,7 +61,7 @@ pub fn setup(
         let wanted = format!("at most the model's {} positions", config.max_positions);
         return Err(Error::usage(format!("train.seq: found {}, wanted {wanted}", source.seq())));
     }
-    let mut trainer = Trainer::new(recipe, model, tokenizer, source);
+    let mut trainer = Trainer::new(recipe, model, latents, tokenizer, source);
     if let Some(dir) = dir {
         checkpoint::restore(dir, &mut trainer)?;
     }
@@ -183,20 +183,22 @@ fn total_memory() -> Option<u128> {
 }
 
 /// The model before its first step, or as it was at the checkpoint.
-fn starting_model(recipe: &Recipe, resume: Option<&Path>) -> Result<Model> {
+fn starting_model(recipe: &Recipe, resume: Option<&Path>) -> Result<(Model, Latents)> {
     let ternary = &recipe.ternary;
     if let Some(dir) = resume.or(recipe.init.as_deref()) {
-        return model::load(dir, Purpose::Train, Some(ternary));
+        return model::load_to_train(dir, Some(ternary));
     }
+    random_model(recipe)
+}
+
+/// Random weights of the recipe's shape.
+pub fn random_model(recipe: &Recipe) -> Result<(Model, Latents)> {
+    let ternary = &recipe.ternary;
     let config = recipe.model.as_ref().expect("a validated recipe has a model or a start");
     let mut decoder = Decoder::new(config, ternary.scope, ternary.group);
     decoder.set_activations(ternary.activations);
-    decoder.init(recipe.seed, recipe.ternary.init_std);
-    decoder.project()?;
-    for param in decoder.params_mut() {
-        param.take_flips();
-    }
-    Ok(Model { decoder, hf: HfConfig::new(config.clone()) })
+    let latents = Latents::random(decoder.weights_mut(), recipe.seed, ternary.init_std)?;
+    Ok((Model { decoder, hf: HfConfig::new(config.clone()) }, latents))
 }
 
 #[cfg(test)]

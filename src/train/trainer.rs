@@ -3,13 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::schedule::schedule;
-use super::{Optimizer, Source, TensorPoint};
+use super::{At, Optimizer, Source, TensorPoint, Trained};
 use crate::config::Recipe;
 use crate::error::{Error, Result};
 use crate::kernels::profile::{Phase, scope};
 use crate::kernels::{self, IGNORE};
 use crate::measure::Perplexity;
-use crate::model::{Loss, Model, Sequences, State};
+use crate::model::{Gradients, Latents, Loss, Model, Sequences, State};
 use crate::ternary::Stats;
 use crate::text::Tokenizer;
 
@@ -41,6 +41,9 @@ pub struct StepReport {
 pub struct Trainer {
     pub recipe: Recipe,
     pub model: Model,
+    /// What a training keeps beside the weights, each at the same places as they: values, and the gradients of a step.
+    pub latents: Latents,
+    grads: Gradients,
     pub tokenizer: Option<Tokenizer>,
     pub source: Source,
     pub optimizer: Optimizer,
@@ -59,15 +62,23 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// At step 0, with the model's projections up to date.
-    pub fn new(recipe: Recipe, model: Model, tokenizer: Option<Tokenizer>, source: Source) -> Self {
+    /// At step 0; `latents` are those of the model's weights.
+    pub fn new(
+        recipe: Recipe,
+        model: Model,
+        latents: Latents,
+        tokenizer: Option<Tokenizer>,
+        source: Source,
+    ) -> Self {
         let optimizer = Optimizer::new(&recipe.train, &model.decoder);
         let start_scales =
-            model.decoder.params().filter_map(|p| p.ternary()).map(|t| t.scales().to_vec()).collect();
+            model.decoder.weights().filter_map(|w| w.ternary()).map(|t| t.scales().to_vec()).collect();
         let tokens = recipe.train.batch * source.seq();
         Self {
             recipe,
+            grads: Gradients::zeros(model.decoder.weights()),
             model,
+            latents,
             tokenizer,
             source,
             optimizer,
@@ -92,12 +103,9 @@ impl Trainer {
         let t = &self.recipe.train;
         let index = self.progress.step;
         let seqs = Sequences::new(t.batch, self.source.seq());
-        let decoder = &mut self.model.decoder;
-        {
-            // Costs nothing after a step that went well.
-            let _time = scope(Phase::Optimizer);
-            decoder.zero_grad();
-        }
+        let (decoder, latents, grads) = (&mut self.model.decoder, &mut self.latents, &mut self.grads);
+        // Costs nothing after a step that went well.
+        grads.zero();
         let mut loss = Loss::default();
         for _ in 0..t.accumulate {
             {
@@ -106,11 +114,13 @@ impl Trainer {
             }
             let scored = self.targets.iter().filter(|t| **t != IGNORE).count();
             let scale = 1.0 / (scored * t.accumulate) as f32;
-            loss += decoder.loss_and_gradient(&self.inputs, &self.targets, seqs, scale, &mut self.state);
+            loss +=
+                decoder.loss_and_gradient(&self.inputs, &self.targets, seqs, scale, &mut self.state, grads);
             self.progress.cursor += t.batch as u64;
             self.progress.tokens += seqs.rows() as u64;
             if !loss.sum.is_finite() {
-                let tensor = decoder.first_not_finite(&self.state).unwrap_or_else(|| "the loss".into());
+                let tensor =
+                    decoder.first_not_finite(latents, &self.state).unwrap_or_else(|| "the loss".into());
                 return Err(Error::NotFinite {
                     tensor,
                     detail: format!("the loss of step {index} is {}", loss.mean()),
@@ -118,18 +128,19 @@ impl Trainer {
             }
         }
         let time = scope(Phase::Optimizer);
-        let grad_norm = decoder.params().map(|p| kernels::sum_squares(p.grad())).sum::<f64>().sqrt();
+        let grad_norm = decoder.weights().map(|w| kernels::sum_squares(grads.get(w))).sum::<f64>().sqrt();
         if !grad_norm.is_finite() {
             // Backward runs from the last parameter to the first.
-            let bad = decoder.params().filter(|p| !kernels::all_finite(p.grad())).last();
-            let tensor = bad.map_or("the gradient norm".into(), |p| format!("the gradient of {}", p.name));
+            let bad = decoder.weights().filter(|w| !kernels::all_finite(grads.get(w))).last();
+            let tensor = bad.map_or("the gradient norm".into(), |w| format!("the gradient of {}", w.name));
             let detail = format!("in step {index}, whose loss is {:.4}", loss.mean());
             return Err(Error::NotFinite { tensor, detail });
         }
         let clip = if t.clip > 0.0 && grad_norm > t.clip as f64 { t.clip as f64 / grad_norm } else { 1.0 };
         let factor = schedule(t, index);
         let updates = measure.then_some(&mut self.updates);
-        self.optimizer.step(decoder, t, index, factor, clip as f32, updates)?;
+        let at = At { step: index, factor, grad_scale: clip as f32 };
+        self.optimizer.step(Trained { decoder, latents, grads }, t, at, updates)?;
         drop(time);
         self.progress.step += 1;
         self.losses.push(loss.mean() as f32);
@@ -144,7 +155,7 @@ impl Trainer {
             return Some(measured);
         }
         let seq = self.source.seq();
-        let (decoder, state) = (&mut self.model.decoder, &mut self.state);
+        let (decoder, state) = (&self.model.decoder, &mut self.state);
         let mut loss = Loss::default();
         self.source.each_validation(self.recipe.train.batch, max, |inputs, targets, n| {
             loss += decoder.loss(inputs, targets, Sequences::new(n, seq), state);
@@ -172,7 +183,7 @@ impl Trainer {
     /// Share of tokens that are reproduced over `count` held-out sequences of a synthetic task.
     pub fn accuracy(&mut self, count: usize) -> f64 {
         let seq = self.source.seq();
-        let (decoder, state) = (&mut self.model.decoder, &mut self.state);
+        let (decoder, state) = (&self.model.decoder, &mut self.state);
         let (mut right, mut asked) = (0u64, 0u64);
         self.source.each_validation(self.recipe.train.batch, count, |inputs, targets, n| {
             let predicted = decoder.predict(inputs, Sequences::new(n, seq), state);
@@ -189,9 +200,9 @@ impl Trainer {
         let updates = std::mem::take(&mut self.updates);
         let mut starts = self.start_scales.iter();
         let mut points = Vec::new();
-        for (i, param) in self.model.decoder.params_mut().enumerate() {
-            let flips = param.take_flips();
-            let Some(matrix) = param.ternary() else { continue };
+        for weight in self.model.decoder.weights() {
+            let flips = self.latents.take_flips(weight);
+            let Some(matrix) = weight.ternary() else { continue };
             let stats = Stats::of(matrix);
             let start = starts.next().expect("a start for every ternary tensor");
             let drift = start.iter().zip(matrix.scales()).filter(|(s, _)| **s > 0.0);
@@ -200,7 +211,7 @@ impl Trainer {
             });
             let share = |n: u64| n as f64 / stats.weights() as f64;
             points.push(TensorPoint {
-                name: param.name.clone(),
+                name: weight.name.clone(),
                 weights: stats.weights(),
                 groups: stats.groups,
                 minus: share(stats.minus),
@@ -214,7 +225,10 @@ impl Trainer {
                 to_zero: flips.to_zero,
                 from_zero: flips.from_zero,
                 sign_flips: flips.sign,
-                rms_update: updates.get(i).map(|u| u / stats.scale_mean as f64).filter(|u| u.is_finite()),
+                rms_update: updates
+                    .get(weight.index())
+                    .map(|u| u / stats.scale_mean as f64)
+                    .filter(|u| u.is_finite()),
             });
         }
         points

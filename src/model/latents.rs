@@ -1,0 +1,153 @@
+//! The full-precision values behind ternary weights.
+
+use rayon::prelude::*;
+
+use super::Weight;
+use super::weight::{Form, number};
+use crate::error::Result;
+use crate::kernels::{self, Updated};
+use crate::ternary::{Flips, TernaryMatrix};
+
+/// What a training keeps of each ternary weight beside its trits: latent values, of which the trits are the projection,
+/// and how many trits have changed. At the places of [`Weight::index`]; a weight that is not ternary is its own latent.
+#[derive(Clone, Debug, Default)]
+pub struct Latents {
+    /// Empty for a weight that is not ternary.
+    values: Vec<Vec<f32>>,
+    /// Trits that changed since [`Latents::take_flips`].
+    flips: Vec<Flips>,
+}
+
+impl Latents {
+    /// Random matrices, normal with standard deviation `std`, or `fan_in^-1/2` of each; gains and biases stay as they are.
+    ///
+    /// # Errors
+    /// A standard deviation that f16 cannot hold as a scale.
+    pub fn random<'a>(
+        weights: impl IntoIterator<Item = &'a mut Weight>,
+        seed: u64,
+        std: Option<f32>,
+    ) -> Result<Self> {
+        let mut weights: Vec<&mut Weight> = weights.into_iter().collect();
+        number(weights.iter_mut().map(|weight| &mut **weight));
+        let start = |weight: &mut &mut Weight| {
+            if !weight.role.is_matrix() {
+                return Ok(Vec::new());
+            }
+            let std = std.unwrap_or((weight.shape[1] as f32).powf(-0.5));
+            let values = weight.normal(std, seed);
+            place(weight, values)
+        };
+        let values = weights.par_iter_mut().map(start).collect::<Result<Vec<_>>>()?;
+        Ok(Self { flips: vec![Flips::default(); values.len()], values })
+    }
+
+    /// Room for those of so many weights, to be filled by [`Latents::set`] or [`Latents::adopt`].
+    pub fn with_places(count: usize) -> Self {
+        Self { values: vec![Vec::new(); count], flips: vec![Flips::default(); count] }
+    }
+
+    /// Takes the values of a weight and projects them, if it is ternary.
+    ///
+    /// # Errors
+    /// A value that is not finite, by the tensor's name.
+    pub fn set(&mut self, weight: &mut Weight, values: Vec<f32>) -> Result<()> {
+        self.values[weight.index()] = place(weight, values)?;
+        Ok(())
+    }
+
+    /// Takes a matrix that is ternary already, which is never projected again, and makes latents whose projection it is.
+    pub fn adopt(&mut self, weight: &mut Weight, matrix: TernaryMatrix) {
+        let grouping = weight.grouping().expect("only a ternary weight adopts a ternary matrix");
+        self.values[weight.index()] = matrix.latents(grouping);
+        weight.adopt(matrix);
+    }
+
+    /// The values that a training changes: latents, or those of the weight itself.
+    pub fn of<'a>(&'a self, weight: &'a Weight) -> &'a [f32] {
+        match weight.form {
+            Form::Ternary(..) => &self.values[weight.index()],
+            Form::Dense(ref values) => values,
+        }
+    }
+
+    /// Lets `step` update the latents, their projection and the gradient, which it leaves at zero, by
+    /// [`kernels::update`]; what that measured.
+    ///
+    /// # Errors
+    /// As `step`.
+    pub fn update(
+        &mut self,
+        weight: &mut Weight,
+        grad: &mut [f32],
+        step: impl FnOnce(kernels::Latents<'_>) -> Result<Updated>,
+    ) -> Result<Updated> {
+        let index = weight.index();
+        let cols = *weight.shape.last().expect("a tensor has a shape");
+        let (value, ternary) = match &mut weight.form {
+            Form::Ternary(grouping, matrix) => (&mut self.values[index][..], Some((*grouping, matrix))),
+            Form::Dense(values) => (&mut values[..], None),
+        };
+        let done = step(kernels::Latents { name: &weight.name, cols, value, grad, ternary })?;
+        self.flips[index] += done.flips;
+        Ok(done)
+    }
+
+    /// Trits of the weight that changed since this was last asked.
+    pub fn take_flips(&mut self, weight: &Weight) -> Flips {
+        std::mem::take(&mut self.flips[weight.index()])
+    }
+
+    /// Trits of the weight that changed since [`Latents::take_flips`], left standing.
+    pub fn flips(&self, weight: &Weight) -> Flips {
+        self.flips[weight.index()]
+    }
+
+    /// For a training that goes on from a checkpoint.
+    pub fn set_flips(&mut self, weight: &Weight, flips: Flips) {
+        self.flips[weight.index()] = flips;
+    }
+}
+
+/// Makes `values` those of the weight; its latents, if it is ternary.
+fn place(weight: &mut Weight, values: Vec<f32>) -> Result<Vec<f32>> {
+    weight.set(&values)?;
+    Ok(if weight.ternary().is_some() { values } else { Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::MomentFormat;
+    use crate::kernels::{Moments, Pass, Rule};
+    use crate::model::{Gradients, Role};
+    use crate::ternary::Grouping;
+
+    #[test]
+    fn gradients_are_zero_after_a_step_and_after_one_that_failed() {
+        let mut weight = Weight::new("w", &[2, 3], Role::Attention, Some(Grouping::Size(2)));
+        let mut latents = Latents::with_places(1);
+        latents.set(&mut weight, vec![0.0; 6]).unwrap();
+        let mut grads = Gradients::zeros([&weight]);
+        let rule = Rule::Sgd { lr: 1.0, momentum: 0.0, weight_decay: 0.0, grad_scale: 1.0 };
+        let mut moments = Moments::zeros(MomentFormat::F32, 1, 2, 3);
+        let mut step = |weight: &mut Weight, latents: &mut Latents, grads: &mut Gradients| {
+            let grad = grads.of(weight);
+            latents.update(weight, grad, |l| kernels::update(&rule, l, &mut moments, Pass::default()))
+        };
+        grads.of(&weight)[1] = 2.0;
+        step(&mut weight, &mut latents, &mut grads).unwrap();
+        assert_eq!((grads.get(&weight), latents.of(&weight)[1]), (&[0.0; 6][..], -2.0));
+        assert_eq!(weight.ternary().unwrap().trit(0, 1), -1);
+        // Abandoned before the step, and in it.
+        grads.of(&weight)[5] = f32::NAN;
+        grads.zero();
+        assert_eq!(grads.get(&weight), [0.0; 6]);
+        grads.of(&weight)[5] = f32::NAN;
+        assert!(step(&mut weight, &mut latents, &mut grads).is_err());
+        grads.of(&weight)[0] = 1.0;
+        grads.zero();
+        assert_eq!(grads.get(&weight), [0.0; 6]);
+        assert_eq!(latents.take_flips(&weight).total(), 1, "a step that failed counts no flips");
+    }
+}

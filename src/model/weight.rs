@@ -1,0 +1,181 @@
+//! One tensor of a model, as layers multiply with it.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::config::Activations;
+use crate::error::Result;
+use crate::kernels::{self, Matrix};
+use crate::ternary::{Flips, Grouping, TernaryMatrix};
+
+/// What a tensor does in its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Embedding,
+    /// The output head, where it is not the embedding.
+    Head,
+    /// A projection of attention.
+    Attention,
+    /// A projection of a feed-forward network.
+    FeedForward,
+    /// The gain of a norm.
+    Gain,
+    Bias,
+}
+
+impl Role {
+    /// Whether it is a matrix, which can be ternary.
+    pub fn is_matrix(self) -> bool {
+        !matches!(self, Role::Gain | Role::Bias)
+    }
+
+    /// Whether it is a matrix inside of a block.
+    pub fn is_projection(self) -> bool {
+        matches!(self, Role::Attention | Role::FeedForward)
+    }
+}
+
+/// How the values of a weight are held.
+#[derive(Clone, Debug)]
+pub enum Form {
+    Dense(Vec<f32>),
+    Ternary(Grouping, TernaryMatrix),
+}
+
+/// A tensor under its Hugging Face name. Layers read it; a training changes it through its
+/// [`Latents`](super::Latents), and keeps everything else it needs at the same place of a table of its own.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    pub name: String,
+    /// `[out, in]`, or `[width]` of a gain or bias.
+    pub shape: Vec<usize>,
+    pub role: Role,
+    pub form: Form,
+    /// What inputs are rounded to in products with it, if it is ternary.
+    pub activations: Activations,
+    /// Its place among the weights of its model.
+    index: usize,
+}
+
+impl Weight {
+    /// Zeros. With a `grouping` the tensor, a matrix, is ternary.
+    pub fn new(name: impl Into<String>, shape: &[usize], role: Role, grouping: Option<Grouping>) -> Self {
+        let form = match grouping {
+            Some(grouping) => Form::Ternary(grouping, TernaryMatrix::zeros(shape[0], shape[1], grouping)),
+            None => Form::Dense(vec![0.0; shape.iter().product()]),
+        };
+        let activations = Activations::default();
+        Self { name: name.into(), shape: shape.to_vec(), role, form, activations, index: 0 }
+    }
+
+    /// Ones: the gain of a norm.
+    pub fn ones(name: impl Into<String>, width: usize) -> Self {
+        let mut weight = Self::new(name, &[width], Role::Gain, None);
+        weight.dense_mut().fill(1.0);
+        weight
+    }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its place among the weights of its model.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The trits and scales, if the tensor is ternary.
+    pub fn ternary(&self) -> Option<&TernaryMatrix> {
+        match &self.form {
+            Form::Ternary(_, matrix) => Some(matrix),
+            Form::Dense(_) => None,
+        }
+    }
+
+    pub fn grouping(&self) -> Option<Grouping> {
+        match self.form {
+            Form::Ternary(grouping, _) => Some(grouping),
+            Form::Dense(_) => None,
+        }
+    }
+
+    /// The values of a tensor that is not ternary.
+    pub fn dense(&self) -> &[f32] {
+        match &self.form {
+            Form::Dense(values) => values,
+            Form::Ternary(..) => panic!("{} is ternary", self.name),
+        }
+    }
+
+    /// As [`Weight::dense`].
+    pub fn dense_mut(&mut self) -> &mut [f32] {
+        match &mut self.form {
+            Form::Dense(values) => values,
+            Form::Ternary(..) => panic!("{} is ternary", self.name),
+        }
+    }
+
+    /// Takes a matrix that is ternary already.
+    pub fn adopt(&mut self, matrix: TernaryMatrix) {
+        let grouping = self.grouping().unwrap_or_else(|| panic!("{} is not ternary", self.name));
+        assert_eq!([matrix.rows(), matrix.cols()], self.shape[..], "{}", self.name);
+        self.form = Form::Ternary(grouping, matrix);
+    }
+
+    /// Takes `values`: as they are, or, if the tensor is ternary, their projection. The trits that changed.
+    ///
+    /// # Errors
+    /// A value that is not finite, by the tensor's name.
+    pub fn set(&mut self, values: &[f32]) -> Result<Flips> {
+        assert_eq!(values.len(), self.len(), "values of {}", self.name);
+        match &mut self.form {
+            Form::Ternary(grouping, matrix) => kernels::project(&self.name, values, *grouping, matrix),
+            Form::Dense(own) => {
+                own.copy_from_slice(values);
+                Ok(Flips::default())
+            }
+        }
+    }
+
+    /// What the layers multiply with.
+    pub fn matrix(&self) -> Matrix<'_> {
+        match &self.form {
+            Form::Ternary(_, matrix) if self.activations == Activations::Int8 => Matrix::TernaryInt8(matrix),
+            Form::Ternary(_, matrix) => Matrix::Ternary(matrix),
+            Form::Dense(data) => Matrix::Dense { data, rows: self.shape[0], cols: self.shape[1] },
+        }
+    }
+
+    /// Normal numbers of that standard deviation, as many as the weight has, from a stream of their own: they depend on
+    /// the seed and the name alone, not on what else the model holds.
+    pub fn normal(&self, std: f32, seed: u64) -> Vec<f32> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        // FNV-1a of the name picks the stream.
+        let stream = self
+            .name
+            .bytes()
+            .fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01B3));
+        rng.set_stream(stream);
+        let mut uniform = || ((rng.next_u64() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+        let mut out = vec![0.0; self.len()];
+        for pair in out.chunks_mut(2) {
+            // Box and Muller: two uniform numbers make two normal ones.
+            let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), std::f64::consts::TAU * uniform());
+            pair[0] = std * (radius * angle.cos()) as f32;
+            if let Some(second) = pair.get_mut(1) {
+                *second = std * (radius * angle.sin()) as f32;
+            }
+        }
+        out
+    }
+}
+
+/// Gives each of a model's weights its place in the tables of a training.
+pub fn number<'a>(weights: impl IntoIterator<Item = &'a mut Weight>) {
+    weights.into_iter().enumerate().for_each(|(index, weight)| weight.index = index);
+}
