@@ -17,7 +17,8 @@
 //! - [`model`]: layers with hand-written gradients, the decoder made of them, loading and saving.
 //! - [`measure`]: the proof that a stored model is ternary; perplexity.
 //! - [`train`]: optimizers, schedules, data sources, checkpoints, the loop, metrics.
-//! - [`generate`]: sampling, the decode loop, chat templates.
+//! - [`generate`]: sampling, the decode loop.
+//! - [`chat`]: chat templates, rendered as Hugging Face does, within limits.
 //! - [`report`]: `report.json` and a self-contained `report.html`.
 //! - [`cli`]: the command line, one file a subcommand.
 //!
@@ -45,6 +46,7 @@
 //! `examples/train_layer.rs` trains one layer by hand; [`model::Decoder`] shows a training step of a whole model, and
 //! `examples/run_model.rs` loads, proves and runs a stored one.
 
+pub mod chat;
 pub mod cli;
 pub mod config;
 pub mod error;

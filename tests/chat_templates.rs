@@ -4,7 +4,7 @@
 use serde_json::{Map, Value as Json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use ternlm::generate::{ChatTemplate, RenderOptions};
+use ternlm::chat::{ChatTemplate, RenderOptions};
 use ternlm::text::{BpeTrainer, Tokenizer};
 
 fn here(name: &str) -> PathBuf {

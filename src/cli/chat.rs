@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use super::output;
 use super::sampling::{self, SamplingArgs};
+use crate::chat::{ChatTemplate, Message};
 use crate::error::{Error, Result};
-use crate::generate::{ChatTemplate, Generated, Message, Sampler, Session};
+use crate::generate::{Generated, Sampler, Session};
 use crate::text::Tokenizer;
 
 #[derive(Args)]

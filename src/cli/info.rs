@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::train::RECIPE;
 use super::{recipe, thousands};
 use crate::config::{ModelConfig, Scope};
 use crate::error::{Error, Result};
@@ -48,7 +47,7 @@ pub fn run(args: InfoArgs) -> Result<()> {
         return show(&Machine::new(), args.json);
     };
     let is_model = path.join(hf::FILE_NAME).is_file();
-    let is_run = path.join(RECIPE).is_file() || !checkpoint::list(path).is_empty();
+    let is_run = path.join(recipe::FILE).is_file() || !checkpoint::list(path).is_empty();
     if is_model || !is_run {
         return show(
             &About { run: None, model: Some(ModelInfo::read(&super::model_dir(path)?)?) },
@@ -161,7 +160,7 @@ struct RunInfo {
 
 impl RunInfo {
     fn read(dir: &Path) -> Result<Self> {
-        let file = dir.join(RECIPE);
+        let file = dir.join(recipe::FILE);
         let text = if_there(read_text(&file, recipe::MAX_BYTES))?;
         let table = text.map(|text| recipe::parse(&file, &text)).transpose()?.unwrap_or_default();
         let text = |key: &str| table.get(key).and_then(|v| v.as_str()).map(str::to_string);

@@ -17,6 +17,8 @@ pub const BUILT_IN: [(&str, &str); 6] = [
     ("qwen3-0.6b-blocks", include_str!("../../recipes/qwen3-0.6b-blocks.toml")),
 ];
 
+/// The recipe of a run, in its folder.
+pub const FILE: &str = "recipe.toml";
 /// Bytes of a recipe; ours have about a thousand.
 pub const MAX_BYTES: u64 = 1 << 20;
 
@@ -49,7 +51,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Table> {
 
 /// The recipe of the run in the folder `run`; `None` where there is none.
 pub fn of_run(run: &Path) -> Result<Option<Recipe>> {
-    let file = run.join(super::train::RECIPE);
+    let file = run.join(FILE);
     let Some(text) = if_there(read_text(&file, MAX_BYTES))? else { return Ok(None) };
     resolve(&file, parse(&file, &text)?).map(Some)
 }

@@ -60,9 +60,6 @@ pub struct TrainArgs {
     cache: Option<PathBuf>,
 }
 
-/// The resolved recipe's name in a run's folder.
-pub const RECIPE: &str = "recipe.toml";
-
 pub fn run(args: TrainArgs) -> Result<()> {
     let named = recipe::read(&args.recipe)?;
     let name = named.get("name").and_then(|n| n.as_str()).unwrap_or("run").to_string();
@@ -78,7 +75,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     });
     reading.finish_and_clear();
     let mut trainer = trainer?;
-    files::write_bytes(out.join(RECIPE), recipe::to_toml(&trainer.recipe).as_bytes())?;
+    files::write_bytes(out.join(recipe::FILE), recipe::to_toml(&trainer.recipe).as_bytes())?;
     if let Some(recorded) = start.recorded.as_ref().filter(|_| recipe::built_in(&args.recipe).is_none()) {
         tell_of_unheard(&args.recipe, named, recorded, &trainer.recipe);
     }
@@ -137,7 +134,7 @@ fn started(args: &TrainArgs, named: &Table, out: &Path) -> Result<(Start, Folder
         )));
     }
     let lock = FolderLock::acquire(out)?;
-    if out.join(RECIPE).exists() || !checkpoint::list(out).is_empty() {
+    if out.join(recipe::FILE).exists() || !checkpoint::list(out).is_empty() {
         return Err(Error::usage(format!(
             "{} already holds a run: go on with it (--resume), or choose another folder (--out DIR)",
             out.display()
@@ -166,9 +163,9 @@ fn absolute(mut recipe: Recipe) -> Recipe {
 
 /// A run that goes on from its newest checkpoint by its own recipe. What the command line changes is judged.
 fn resumed(args: &TrainArgs, name: &str, out: &Path) -> Result<(Start, FolderLock)> {
-    let saved = out.join(RECIPE);
+    let saved = out.join(recipe::FILE);
     if !saved.is_file() {
-        let found = format!("{} holds no {RECIPE}", out.display());
+        let found = format!("{} holds no {}", out.display(), recipe::FILE);
         return Err(Error::usage(format!("--resume: {found}, wanted the folder of a run that was started")));
     }
     let lock = FolderLock::acquire(out)?;
@@ -211,7 +208,8 @@ fn tell_of_unheard(file: &Path, named: Table, recorded: &Recipe, followed: &Reci
         .collect();
     if !unheard.is_empty() {
         tracing::warn!(
-            "the run goes on by its own {RECIPE}, not by {}, which differs: {}. Changes are asked for by --set",
+            "the run goes on by its own {}, not by {}, which differs: {}. Changes are asked for by --set",
+            recipe::FILE,
             file.display(),
             unheard.join(", ")
         );

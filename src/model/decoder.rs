@@ -2,31 +2,12 @@
 
 use super::attention::{Attention, AttentionSaved, LayerCache};
 use super::feed_forward::{FeedForward, FeedForwardSaved};
+use super::sequences::Sequences;
 use super::weight::number;
 use super::{Embedding, Gradients, Latents, Linear, Loss, RmsNorm, Role, Weight, Workspace, cross_entropy};
 use crate::config::{Activations, ModelConfig, Scope};
 use crate::kernels::{self, RopeTable};
 use crate::ternary::Grouping;
-
-/// `batch` sequences of `len` tokens each, the first of them at position `start`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sequences {
-    pub batch: usize,
-    pub len: usize,
-    pub start: usize,
-}
-
-impl Sequences {
-    /// From position 0.
-    pub fn new(batch: usize, len: usize) -> Self {
-        Self { batch, len, start: 0 }
-    }
-
-    /// `N = B T`
-    pub fn rows(&self) -> usize {
-        self.batch * self.len
-    }
-}
 
 /// The most parts that a batch is taken in, and the most values that gradients and logits of all after the first have.
 const PARTS: usize = 16;

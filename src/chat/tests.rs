@@ -12,7 +12,7 @@ fn render(source: &str) -> Result<String> {
 #[test]
 fn qwen3_conversation() {
     let template =
-        template(include_str!("../../../tests/chat_templates/templates/Qwen-Qwen3-0.6B.jinja")).unwrap();
+        template(include_str!("../../tests/chat_templates/templates/Qwen-Qwen3-0.6B.jinja")).unwrap();
     let messages = [
         Message::new("system", "You are terse."),
         Message::new("user", "2+2?"),
@@ -180,7 +180,7 @@ fn hostile_templates_end_with_an_error() {
 #[test]
 fn expressions_mean_what_they_mean_in_jinja() {
     let file: Json =
-        serde_json::from_str(include_str!("../../../tests/chat_templates/expressions.json")).unwrap();
+        serde_json::from_str(include_str!("../../tests/chat_templates/expressions.json")).unwrap();
     let tokens: Vec<(String, String)> = [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")]
         .map(|(name, text)| (name.into(), text.into()))
         .into();
