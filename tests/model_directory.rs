@@ -545,4 +545,15 @@ fn the_program_says_what_it_found() {
     Tokenizer::bytes().save(dir.path()).unwrap();
     let said = run(&generate).1;
     assert_eq!(said.matches("tie_word_embeddings is true, but lm_head.weight").count(), 1, "{said}");
+
+    // A training that starts from it records what it trains.
+    let (text, out) = (dir.path().join("signs.txt"), dir.path().join("run"));
+    fs::write(&text, "! \" # $ % & + , - . ".repeat(40)).unwrap();
+    let [text, out] = [&text, &out].map(|path| path.to_str().unwrap());
+    let short = ["--set", "train.seq=8", "--set", "train.steps=1", "--set", "report.prompts=[]"];
+    let train =
+        [&["train", "qwen3-0.6b-blocks", "--init", path, "--data", text, "--out", out], &short[..]].concat();
+    let said = run(&train);
+    let recorded = fs::read_to_string(dir.path().join("run/recipe.toml")).unwrap_or_default();
+    assert!(recorded.contains("tie_embeddings = false"), "{said:?}");
 }
