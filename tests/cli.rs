@@ -318,6 +318,80 @@ fn a_model_is_described_measured_and_continued() {
     assert_eq!(text, format!("some{}\n", made["text"].as_str().unwrap()));
 }
 
+/// One reader: the validation of a run, its report's test and `eval` give one figure for one text, whatever its line ends.
+#[test]
+fn a_text_has_the_same_figure_everywhere() {
+    let place = Place::new();
+    let code = "def f(x):\n    return x\n\n\ndef g(x):\n    return f(x)\n\n\n".repeat(30);
+    place.write("code.txt", &code);
+    place.write("crlf.txt", format!("\u{feff}{}", code.replace('\n', "\r\n")));
+    let records: String =
+        [&code, &code].map(|text| format!("{}\n", serde_json::json!({"body": text}))).concat();
+    place.write("code.jsonl", records);
+    let recipe = TINY
+        .replace("\"copy\"", "\"lm\"")
+        .replace("vocab_size = 16", "vocab_size = 256")
+        .replace("causal = false", "causal = true")
+        .replace("max_positions = 16", "max_positions = 64")
+        .replace("sequence = 8", "tokenizer = \"bytes\"\nfield = \"body\"\nval = [\"code.txt\"]")
+        .replace("batch = 4", "batch = 4\nseq = 48");
+    place.write("tiny.toml", recipe);
+    let said = place.ok(&["train", "tiny.toml", "--data", "code.txt", "--set", "report.test=crlf.txt"]);
+    let bytes = code.len();
+    let sizes = "Text: 1,590 tokens (1,590 bytes) to train on; 1,590 tokens (1,590 bytes) held out";
+    assert!(bytes == 1590 && said.contains(sizes), "{said}");
+    let report = place.json(&["report", "runs/tiny", "--json"]);
+    let eval = |file: &str| place.json(&["eval", "runs/tiny", "--data", file, "--context", "48", "--json"]);
+    let of = |value: &Value| ["nll", "bits_per_byte"].map(|key| value[key].as_f64().unwrap());
+    let wanted = of(&report["val"]);
+    assert_eq!(report["val"]["tokens"], bytes - 1);
+    for measured in [&report["test"], &eval("code.txt"), &eval("crlf.txt")] {
+        let close = of(measured).iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(close, "{measured}, wanted {wanted:?}");
+    }
+    // The field is that of the run's recipe; two records stand a blank line apart, which the text ends with already.
+    let records = eval("code.jsonl");
+    assert_eq!((&records["bytes"], &records["tokens"]), (&(2 * bytes - 1).into(), &(2 * bytes - 1).into()));
+    place.fails(
+        &["eval", "runs/tiny", "--data", "code.jsonl", "--field", "text"],
+        &["line 1", "no such field"],
+    );
+}
+
+#[test]
+fn a_piped_prompt_loses_the_newline_of_echo() {
+    let place = Place::new();
+    place.model("model", 256);
+    for (piped, prompt) in
+        [("some\n", "some"), ("some\r\n", "some"), ("some\n\n", "some\n"), ("some", "some")]
+    {
+        let args = ["generate", "model", "--prompt", "-", "-n", "3"];
+        let mut child = place.command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(piped.as_bytes()).unwrap();
+        let out = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        assert_eq!(out, place.ok(&["generate", "model", "--prompt", prompt, "-n", "3"]), "{piped:?}");
+    }
+}
+
+#[test]
+fn a_validation_that_cannot_be_made_is_no_secret() {
+    let place = Place::new();
+    let recipe = TINY.replace("\"copy\"", "\"lm\"").replace("vocab_size = 16", "vocab_size = 256");
+    let recipe =
+        recipe.replace("causal = false", "causal = true").replace("sequence = 8", "tokenizer = \"bytes\"");
+    place.write("tiny.toml", recipe.replace("batch = 4", "batch = 4\nseq = 8"));
+    place.write("text.txt", "0123456789012345678901234567890123456789");
+    place.write("one.txt", "x");
+    let args = ["train", "tiny.toml", "--data", "text.txt", "--set", "data.val_fraction=0.01"];
+    let out = place.run(&args);
+    assert!(out.status.success());
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(said.contains("warning: there will be no validation") && said.contains("0.01"), "{said}");
+    assert!(String::from_utf8_lossy(&out.stdout).contains("Validation: none"));
+    let other = ["train", "tiny.toml", "--data", "text.txt", "--out", "b", "--set", "data.val=[\"one.txt\"]"];
+    place.fails(&other, &["data.val", "1 tokens"]);
+}
+
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let place = Place::new();

@@ -272,6 +272,24 @@ fn an_added_token_is_its_own_text() {
     assert_eq!(ids.map(|id| stream.push(id)), ["éé", "ĠxĠ", "Hello"]);
 }
 
+/// What a post-processor puts after a text (`add_eos_token`) does not end one that goes on.
+#[test]
+fn a_prompt_begins_and_does_not_end() {
+    let mut json = sentencepiece_json();
+    let special = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});
+    json["post_processor"]["single"] =
+        json!([special("<s>"), {"Sequence": {"id": "A", "type_id": 0}}, special("</s>")]);
+    json["post_processor"]["special_tokens"]["</s>"] = json!({"id": "</s>", "ids": [2], "tokens": ["</s>"]});
+    let (_dir, spec) = written(&json);
+    let tokenizer = Tokenizer::open(&spec).unwrap();
+    let ids = tokenizer.encode("ab").unwrap();
+    assert_eq!(tokenizer.encode_with_special("ab").unwrap(), [&[1], &ids[..], &[2]].concat());
+    assert_eq!(tokenizer.prefix(), [1]);
+    assert_eq!(tokenizer.encode_prompt("ab").unwrap(), [&[1], &ids[..]].concat());
+    assert_eq!(Reading::of_text("ab", &tokenizer).unwrap().ids, [&[1], &ids[..]].concat());
+    assert_eq!(Tokenizer::gpt2().prefix(), [0u32; 0]);
+}
+
 /// The reference decodes all tokens at once: the tokenizers crate.
 #[test]
 fn any_tokens_stream_as_they_decode() {
