@@ -18,6 +18,29 @@ pub const MODEL: &str = "model";
 /// Held-out sequences of a synthetic task.
 const HELD_OUT: usize = 1000;
 
+/// What a figure of a run must reach.
+#[derive(Clone, Copy)]
+enum Bar {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Bar {
+    fn value(self) -> f64 {
+        match self {
+            Bar::AtMost(value) | Bar::AtLeast(value) => value,
+        }
+    }
+
+    /// A figure that is no number reaches nothing.
+    fn holds(self, figure: f64) -> bool {
+        match self {
+            Bar::AtMost(most) => figure <= most,
+            Bar::AtLeast(least) => figure >= least,
+        }
+    }
+}
+
 pub fn finish(trainer: &mut Trainer, out: &Path) -> Result<()> {
     let dir = out.join(MODEL);
     export(trainer, &dir)?;
@@ -30,13 +53,13 @@ pub fn finish(trainer: &mut Trainer, out: &Path) -> Result<()> {
     let bars = &trainer.recipe.report;
     let last20 = mean(&trainer.losses[trainer.losses.len().saturating_sub(20)..]);
     let mut checks = Vec::new();
-    let mut check = |name: &str, value: f64, bar: Option<f64>| {
+    let mut check = |name: &str, value: f64, bar: Option<Bar>| {
         let Some(bar) = bar else { return };
-        let pass = if name.starts_with("min") { value >= bar } else { value <= bar };
-        checks.push(Check { name: name.into(), value, bar, pass });
+        checks.push(Check { name: name.into(), value, bar: bar.value(), pass: bar.holds(value) });
     };
-    check("train loss", last20, bars.max_train_loss);
-    check("min accuracy", accuracy.unwrap_or(f64::NAN), bars.min_accuracy.filter(|_| synthetic));
+    check("train loss", last20, bars.max_train_loss.map(Bar::AtMost));
+    let least = bars.min_accuracy.filter(|_| synthetic).map(Bar::AtLeast);
+    check("min accuracy", accuracy.unwrap_or(f64::NAN), least);
     let summary = summary(trainer, &proof, accuracy, val, test, samples, checks);
     report::write(out, &summary)?;
     say(&summary, &proof, out);

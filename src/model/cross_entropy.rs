@@ -1,5 +1,7 @@
 //! Cross-entropy fused with the output head: logits exist for a few rows at a time, never for all `N x V`.
 
+use std::ops::Range;
+
 use super::{Gradients, Weight, Workspace};
 use crate::kernels::{self, IGNORE, Target, linear, logits_stride};
 
@@ -43,11 +45,13 @@ pub fn logits_at_once(vocab: usize, rows: usize) -> usize {
 /// `-sum ln softmax(h Wᵀ)[targets]` over the positions whose target is not [`IGNORE`].
 pub fn forward(h: &[f32], head: &Weight, targets: &[u32], ws: &mut Workspace) -> Loss {
     let mut loss = Loss::default();
-    each_chunk(h, head, targets, ws, |logits, targets, losses, _| {
-        let vocab = head.shape[0];
+    let mut losses = ws.take(targets.len());
+    each_chunk(h, head, ws, |logits, rows| {
+        let (vocab, targets, losses) = (head.shape[0], &targets[rows.clone()], &mut losses[rows]);
         kernels::cross_entropy(logits, vocab, logits_stride(vocab), targets, None, losses);
         loss += summed(losses, targets);
     });
+    ws.give(losses);
     loss
 }
 
@@ -65,23 +69,25 @@ pub fn forward_backward(
     let stride = logits_stride(vocab);
     let mut loss = Loss::default();
     let dw = grads.of(head);
-    each_chunk(h, head, targets, ws, |logits, targets, losses, row| {
+    let mut losses = ws.take(targets.len());
+    each_chunk(h, head, ws, |logits, rows| {
+        let (targets, losses) = (&targets[rows.clone()], &mut losses[rows.clone()]);
         kernels::cross_entropy(logits, vocab, stride, targets, Some(scale), losses);
-        let rows = row * width..(row + targets.len()) * width;
+        let rows = rows.start * width..rows.end * width;
         linear::as_used(&h[rows.clone()], head.matrix(), |h| {
             linear::backward_weight_from(logits, stride, h, dw, vocab, width)
         });
         linear::backward_input_from(logits, stride, head.matrix(), &mut dh[rows], false);
         loss += summed(losses, targets);
     });
+    ws.give(losses);
     loss
 }
 
 /// The most likely token of each row of `h`.
 pub fn predict(h: &[f32], head: &Weight, ws: &mut Workspace) -> Vec<u32> {
     let mut out = Vec::new();
-    let targets = vec![IGNORE; h.len() / head.shape[1]];
-    each_chunk(h, head, &targets, ws, |logits, _, _, _| {
+    each_chunk(h, head, ws, |logits, _| {
         let vocab = head.shape[0];
         for row in logits.chunks(logits_stride(vocab)).map(|row| &row[..vocab]) {
             let best = row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best });
@@ -91,24 +97,17 @@ pub fn predict(h: &[f32], head: &Weight, ws: &mut Workspace) -> Vec<u32> {
     out
 }
 
-/// Calls `f(logits, targets, losses, first row)` for one chunk of rows after the other, rows of logits a
-/// [`logits_stride`] apart.
-fn each_chunk(
-    h: &[f32],
-    head: &Weight,
-    targets: &[u32],
-    ws: &mut Workspace,
-    mut f: impl FnMut(&mut [f32], &[u32], &mut [f32], usize),
-) {
+/// Calls `f(logits, rows)` for one chunk of rows after the other, rows of logits a [`logits_stride`] apart.
+fn each_chunk(h: &[f32], head: &Weight, ws: &mut Workspace, mut f: impl FnMut(&mut [f32], Range<usize>)) {
     let [vocab, width] = head.shape[..] else { unreachable!("a head is a matrix") };
-    let (rows, stride) = (rows_at_once(vocab), logits_stride(vocab));
-    for (i, targets) in targets.chunks(rows).enumerate() {
-        let (mut logits, mut losses) = (ws.take(targets.len() * stride), ws.take(targets.len()));
-        let h = &h[i * rows * width..(i * rows + targets.len()) * width];
+    let (all, at_once, stride) = (h.len() / width, rows_at_once(vocab), logits_stride(vocab));
+    for first in (0..all).step_by(at_once) {
+        let rows = first..all.min(first + at_once);
+        let mut logits = ws.take(rows.len() * stride);
+        let h = &h[rows.start * width..rows.end * width];
         linear::forward_to(h, head.matrix(), Target { data: &mut logits, stride, add: false });
-        f(&mut logits, targets, &mut losses, i * rows);
+        f(&mut logits, rows);
         ws.give(logits);
-        ws.give(losses);
     }
 }
 
