@@ -253,11 +253,6 @@ impl Tokenizer {
         self.0.encode(text, true)
     }
 
-    /// [`Tokenizer::encode`] of each text, in parallel.
-    pub fn encode_batch<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<Vec<Vec<u32>>> {
-        texts.par_iter().map(|text| self.encode(text.as_ref())).collect()
-    }
-
     /// The text of `ids`, special tokens included. Ids outside the vocabulary are left out; bytes that are not UTF-8
     /// become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
