@@ -19,8 +19,8 @@ mod tests;
 use common::{fill, line, median, noise, seconds};
 use std::cell::{Cell, RefCell};
 use ternlm::kernels::{
-    self, AdamW, AttentionShape, BLOCK, Codes, Isa, Latents, Matrix, Moments, Pass, RopeTable, Rule,
-    dither_key, peak, reference,
+    self, AdamW, Attended, AttentionGradients, AttentionShape, BLOCK, Codes, Isa, Latents, Matrix, Moments,
+    Pass, RopeTable, Rule, Turn, dither_key, peak, reference,
 };
 use ternlm::model::cross_entropy::rows_at_once;
 use ternlm::ternary::{Grouping, TernaryMatrix};
@@ -215,7 +215,12 @@ fn attention(bench: &mut Bench, seq: usize) {
         // Output and log-sum-exp are those of the forward pass.
         |[q, k, v, out, lse, ..]| kernels::attention(&s, q, k, v, out, lse),
         |_, [q, k, v, out, lse, dout, dq, dk, dv]| {
-            kernels::attention_backward(&s, q, k, v, out, lse, dout, dq, dk, dv)
+            kernels::attention_backward(
+                &s,
+                Attended { q, k, v, out, lse },
+                dout,
+                AttentionGradients { dq, dk, dv },
+            )
         },
         |_, [q, k, v, _, _, dout, dq, dk, dv]| {
             let (q, k, v, dout) = (wide(q), wide(k), wide(v), wide(dout));
@@ -304,12 +309,13 @@ fn norm(bench: &mut Bench, what: &str, width: usize, rows: usize, add: bool) {
 
 fn rope(bench: &mut Bench) {
     let table = RopeTable::new(SEQ, DIM, 1e4);
+    let positions: Vec<u32> = (0..N as u32).map(|row| row % SEQ as u32).collect();
     let width = HEADS * DIM;
     bench.run(
         "rope, 8 heads of 64",
         Limit::Memory,
         [both(N * width)],
-        |_, [x]| kernels::rope(x, HEADS, &table, SEQ, 0, false),
+        |_, [x]| kernels::rope(x, HEADS, &table, &positions, Turn::Forward),
         |[before], [x]| {
             let want = reference::rope(&wide(before), HEADS, DIM, 1e4, SEQ);
             some_of(N)

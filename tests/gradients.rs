@@ -7,10 +7,12 @@ mod common;
 
 use common::{Rng, on_every_isa, wide};
 use ternlm::config::{Activation, ModelConfig, Scope};
-use ternlm::kernels::{self as k, AttentionShape, IGNORE, RopeTable, reference as r};
+use ternlm::kernels::{
+    self as k, Attended, AttentionGradients, AttentionShape, Buffer, IGNORE, RopeTable, reference as r,
+};
 use ternlm::model::{
     Attention, AttentionSaved, Decoder, Embedding, FeedForward, FeedForwardSaved, Gradients, Latents, Linear,
-    Loss, RmsNorm, Role, Sequences, State, Weight, Workspace, cross_entropy, number,
+    Loss, RmsNorm, Role, Sequences, State, Weight, Workspace, cross_entropy, in_context, number,
 };
 use ternlm::ternary::Grouping;
 
@@ -150,7 +152,9 @@ fn attention_kernel() {
             let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; 2 * queries]);
             k::attention(&s, &q, &kk, &v, &mut out, &mut lse);
             let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; kk.len()], vec![0.0; v.len()]);
-            k::attention_backward(&s, &q, &kk, &v, &out, &lse, &dout, &mut dq, &mut dk, &mut dv);
+            let forward = Attended { q: &q, k: &kk, v: &v, out: &out, lse: &lse };
+            let grads = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+            k::attention_backward(&s, forward, &dout, grads);
             let (wq, wk, wv) = (wide(&q), wide(&kk), wide(&v));
             check("dq", &q, &dq, |q| dot(&r::attention(&s, q, &wk, &wv), &dout));
             check("dk", &kk, &dk, |kk| dot(&r::attention(&s, &wq, kk, &wv), &dout));
@@ -190,9 +194,9 @@ fn attention_layer_with_norms_rotation_and_biases() {
         let rope = RopeTable::new(8, 6, 100.0);
         let (mut saved, mut ws) = (AttentionSaved::default(), Workspace::default());
         let (mut out, mut dh) = (vec![0.0; 120], vec![0.0; 120]);
-        layer.forward(&h, seqs, &rope, &mut saved, None, &mut ws, &mut out);
+        in_context(seqs, &rope, &mut ws, |cx| layer.forward(&h, cx, &mut saved, None, &mut out));
         let mut grads = Gradients::zeros(layer.weights());
-        layer.backward(&h, seqs, &rope, &saved, &mut ws, &dout, &mut dh, &mut grads);
+        in_context(seqs, &rope, &mut ws, |cx| layer.backward(&h, cx, &saved, &dout, &mut dh, &mut grads));
         let params: Vec<(String, Vec<f32>, Vec<f32>)> =
             layer.weights().map(|w| (w.name.clone(), w.dense().to_vec(), grads.get(w).to_vec())).collect();
         // Weights in the order of `params`, replaced one by one.
@@ -227,14 +231,15 @@ fn feed_forward_of_every_kind() {
         for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu2] {
             let c = config(activation);
             let n = 6;
+            let (seqs, rope) = (Sequences::new(1, n), RopeTable::new(n, 2, 100.0));
             let mut layer = FeedForward::new("f", &c, None);
             randomise(layer.weights_mut(), rng);
             let (h, dout) = (rng.normal(n * 12), rng.normal(n * 12));
             let (mut saved, mut ws) = (FeedForwardSaved::default(), Workspace::default());
             let (mut out, mut dh) = (vec![0.0; n * 12], vec![0.0; n * 12]);
-            layer.forward(&h, n, &mut saved, &mut ws, &mut out);
+            in_context(seqs, &rope, &mut ws, |cx| layer.forward(&h, cx, &mut saved, &mut out));
             let mut grads = Gradients::zeros(layer.weights());
-            layer.backward(&h, &saved, &mut ws, &dout, &mut dh, &mut grads);
+            in_context(seqs, &rope, &mut ws, |cx| layer.backward(&h, cx, &saved, &dout, &mut dh, &mut grads));
             let params: Vec<(String, Vec<f32>, Vec<f32>)> = layer
                 .weights()
                 .map(|w| (w.name.clone(), w.dense().to_vec(), grads.get(w).to_vec()))
@@ -277,12 +282,13 @@ fn cross_entropy_fused_with_the_head() {
             let scored = targets.iter().enumerate().filter(|(_, t)| **t != IGNORE);
             scored.map(|(i, &t)| 0.25 * r::cross_entropy(&logits[i * vocab..][..vocab], t as usize)).sum()
         };
-        let (mut ws, mut dh) = (Workspace::default(), vec![0.0; h.len()]);
+        let (mut ws, mut dh) = (Workspace::default(), Buffer::zeros(h.len()));
         let mut grads = Gradients::zeros([&head]);
-        let got = cross_entropy::forward_backward(&h, &head, &targets, 0.25, &mut ws, &mut dh, &mut grads);
+        let rows = Buffer::from(h.clone());
+        let got = cross_entropy::forward_backward(&rows, &head, &targets, 0.25, &mut ws, &mut dh, &mut grads);
         let want = loss(&wide(&h), &wide(head.dense()));
         assert!((got.sum * 0.25 - want).abs() < 1e-4 && got.count == 8, "{got:?}, wanted {want}");
-        let forward = cross_entropy::forward(&h, &head, &targets, &mut ws);
+        let forward = cross_entropy::forward(&rows, &head, &targets, &mut ws);
         assert!((forward.sum - got.sum).abs() < 1e-4);
         check("dh", &h, &dh, |h| loss(h, &wide(head.dense())));
         check("dW", head.dense(), grads.get(&head), |w| loss(&wide(&h), w));

@@ -4,7 +4,10 @@ mod common;
 
 use common::{At, Rng, attention_gradient_rows, attention_row, close, on_every_isa, wide};
 use ternlm::config::MomentFormat;
-use ternlm::kernels::{self as k, AttentionShape, Latents, Moments, Pass, RopeTable, Rule, reference};
+use ternlm::kernels::{
+    self as k, Attended, AttentionGradients, AttentionShape, AttentionSpan, Heads, Latents, Moments, PAGE,
+    Pass, Positions, RopeTable, Rule, Turn, reference,
+};
 use ternlm::ternary::{Grouping, TernaryMatrix};
 
 #[test]
@@ -67,6 +70,48 @@ fn attention_equals_the_reference() {
     });
 }
 
+/// Spans of different lengths whose keys and values stand in pages, against one sequence at a time.
+#[test]
+fn attention_of_spans_in_pages_equals_the_reference() {
+    on_every_isa(|rng| {
+        let heads = Heads { heads: 4, kv_heads: 2, dim: 12, causal: true };
+        let (width, kv_width) = (48, 24);
+        let sizes = [(1, 1), (1, 2 * PAGE), (5, PAGE + 3), (40, 40), (130, 3 * PAGE + 17)];
+        let rows: usize = sizes.iter().map(|(queries, _)| queries).sum();
+        let q = rng.normal(rows * width);
+        let kept: Vec<[Vec<f32>; 2]> =
+            sizes.iter().map(|(_, keys)| [(); 2].map(|_| rng.normal(keys * kv_width))).collect();
+        // What stands behind the last key of a page is never read.
+        let page = |rows: &[f32]| [rows, &vec![f32::NAN; PAGE * kv_width - rows.len()]].concat();
+        let paged: Vec<[Vec<Vec<f32>>; 2]> =
+            kept.iter().map(|kv| [0, 1].map(|i| kv[i].chunks(PAGE * kv_width).map(page).collect())).collect();
+        let views: Vec<[Vec<&[f32]>; 2]> =
+            paged.iter().map(|kv| [0, 1].map(|i| kv[i].iter().map(|page| &page[..]).collect())).collect();
+        let spans: Vec<AttentionSpan> = sizes
+            .iter()
+            .zip(&views)
+            .map(|(&(queries, keys), [k, v])| AttentionSpan {
+                queries,
+                keys,
+                k: Positions::Pages(k),
+                v: Positions::Pages(v),
+            })
+            .collect();
+        let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; rows * heads.heads]);
+        k::attention_spans(heads, &spans, &q, &mut out, &mut lse);
+        let mut row = 0;
+        for ((queries, keys), [k, v]) in sizes.into_iter().zip(&kept) {
+            let Heads { heads, kv_heads, dim, causal } = heads;
+            let s = AttentionShape { batch: 1, queries, keys, heads, kv_heads, dim, causal };
+            let part = row * width..(row + queries) * width;
+            let want = reference::attention(&s, &wide(&q[part.clone()]), &wide(k), &wide(v));
+            close(&out[part], &want, 4 * dim, &format!("{queries} queries of {keys} keys"));
+            row += queries;
+        }
+        assert!(lse.iter().all(|x| x.is_finite()));
+    });
+}
+
 /// Many tiles, the last of them short: what is carried from tile to tile is right to the end of a long sequence.
 #[test]
 fn long_attention_and_its_gradients_equal_the_reference_at_a_few_rows() {
@@ -86,7 +131,9 @@ fn long_attention_and_its_gradients_equal_the_reference_at_a_few_rows() {
             k::attention(&s, &q, &kk, &v, &mut out, &mut lse);
             let (mut dq, mut dk, mut dv) =
                 (vec![f32::NAN; q.len()], vec![f32::NAN; kk.len()], vec![f32::NAN; v.len()]);
-            k::attention_backward(&s, &q, &kk, &v, &out, &lse, &dout, &mut dq, &mut dk, &mut dv);
+            let forward = Attended { q: &q, k: &kk, v: &v, out: &out, lse: &lse };
+            let grads = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+            k::attention_backward(&s, forward, &dout, grads);
 
             let (q, kk, v, dout) = (wide(&q), wide(&kk), wide(&v), wide(&dout));
             for (b, i) in [(0, 0), (0, 63), (1, 64), (1, 777), (0, 1087), (1, t - 1)] {
@@ -113,7 +160,7 @@ fn long_attention_and_its_gradients_equal_the_reference_at_a_few_rows() {
     });
 }
 
-/// Two pieces of queries, a group of heads larger than a tile, fewer queries than keys.
+/// Two parts of queries, a group of heads larger than a tile, fewer queries than keys.
 #[test]
 fn gradients_of_attention_are_the_same_for_any_number_of_threads() {
     on_every_isa(|rng| {
@@ -130,7 +177,9 @@ fn gradients_of_attention_are_the_same_for_any_number_of_threads() {
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                     pool.install(|| {
                         k::attention(&s, &q, &kk, &v, &mut out, &mut lse);
-                        k::attention_backward(&s, &q, &kk, &v, &out, &lse, &dout, &mut dq, &mut dk, &mut dv);
+                        let forward = Attended { q: &q, k: &kk, v: &v, out: &out, lse: &lse };
+                        let grads = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+                        k::attention_backward(&s, forward, &dout, grads);
                     });
                     [out, lse, dq, dk, dv]
                 };
@@ -208,10 +257,11 @@ fn norm_rope_and_cross_entropy_equal_the_reference() {
             if width % 2 == 0 {
                 let table = RopeTable::new(rows, width, 1e4);
                 let mut y = x.clone();
-                k::rope(&mut y, 1, &table, rows, 0, false);
+                let positions: Vec<u32> = (0..rows as u32).collect();
+                k::rope(&mut y, 1, &table, &positions, Turn::Forward);
                 // Position times frequency is rounded in f32, as in the models.
                 close(&y, &reference::rope(&wide(&x), 1, width, 1e4, rows), rows, "rope");
-                k::rope(&mut y, 1, &table, rows, 0, true);
+                k::rope(&mut y, 1, &table, &positions, Turn::Backward);
                 close(&y, &wide(&x), 8, "rope there and back");
             }
             let targets: Vec<u32> =

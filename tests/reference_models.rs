@@ -9,7 +9,7 @@ use ternlm::config::{Scope, TernaryConfig, TrainConfig};
 use ternlm::formats::npy;
 use ternlm::formats::tensors::Checkpoint;
 use ternlm::kernels::IGNORE;
-use ternlm::model::{self, Decoder, Gradients, Latents, Sequences, State};
+use ternlm::model::{self, Decoder, Gradients, KvPool, Latents, Sequences, Span, State, Wanted};
 use ternlm::train::{At, Optimizer, Trained};
 
 fn json(path: &Path) -> Value {
@@ -200,6 +200,48 @@ fn a_cache_changes_nothing() {
             }
         }
     }
+}
+
+/// Sequences of different lengths in one pass, some from a common beginning: each as if it were alone.
+#[test]
+fn sequences_that_differ_share_a_pass_and_pages() {
+    let decoder = load(&common::fixture("qwen3-tiny"), Scope::All);
+    let (vocab, most) = (decoder.config.vocab_size, decoder.config.max_positions);
+    let token = |i: usize| (7 * i + i * i / 5) as u32 % vocab as u32;
+    let text: Vec<u32> = (0..most).map(token).collect();
+    let mut state = State::default();
+    let mut alone = |tokens: &[u32]| decoder.logits(tokens, Sequences::new(1, tokens.len()), &mut state);
+    let same = |got: &[f32], want: &[f32], what: &str| {
+        let (error, size) = difference(got, want);
+        assert!(error < 2e-5 * size, "{what}: off by {error}");
+    };
+    let pool = KvPool::new(&decoder.config, 1024);
+    let mut state = State::default();
+    let (mut a, mut c) = (pool.sequence(), pool.sequence());
+    // The beginning that `a` and `b` have in common, and something else beside it.
+    let (common, other) = (most * 2 / 3, most / 4);
+    let prefill = [
+        Span { tokens: &text[..common], cache: &mut a, wanted: Wanted::None },
+        Span { tokens: &text[3..3 + other], cache: &mut c, wanted: Wanted::All },
+    ];
+    let got = decoder.advance(&mut { prefill }, &mut state);
+    same(&got, &alone(&text[3..3 + other]), "all logits of the second span");
+    let held = pool.in_use();
+    let mut b = a.fork(common - 1);
+    assert_eq!((pool.in_use(), b.len()), (held, common - 1), "a fork takes no page");
+    let changed: Vec<u32> = text[common - 1..common + 4].iter().map(|t| (t + 1) % vocab as u32).collect();
+    let spans = [
+        Span { tokens: &text[common..common + 1], cache: &mut a, wanted: Wanted::Last },
+        Span { tokens: &changed, cache: &mut b, wanted: Wanted::Last },
+        Span { tokens: &text[3 + other..5 + other], cache: &mut c, wanted: Wanted::All },
+    ];
+    let got = decoder.advance(&mut { spans }, &mut state);
+    let (got_a, rest) = got.split_at(vocab);
+    let (got_b, got_c) = rest.split_at(vocab);
+    let last = |logits: Vec<f32>, rows: usize| logits[logits.len() - rows * vocab..].to_vec();
+    same(got_a, &last(alone(&text[..common + 1]), 1), "the sequence that went on");
+    same(got_b, &last(alone(&[&text[..common - 1], &changed].concat()), 1), "the one that left it");
+    same(got_c, &last(alone(&text[3..5 + other]), 2), "the other");
 }
 
 #[test]

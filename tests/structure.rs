@@ -159,3 +159,51 @@ fn what_is_wrong_is_found() {
     let names = named("use crate::{a::B, c};\nuse super::d::{E, f::G};", "crate::");
     assert!(names.contains("a") && names.contains("c") && !names.contains("d"), "{names:?}");
 }
+
+/// Layers hold buffers and hand them to kernels: they neither own nor slice host memory of activations.
+#[test]
+fn layers_leave_memory_to_kernels() {
+    let layers = [
+        "attention",
+        "cache",
+        "cross_entropy",
+        "decoder",
+        "embedding",
+        "feed_forward",
+        "gradients",
+        "linear",
+    ];
+    let mut wrong = Vec::new();
+    for name in layers.into_iter().chain(["rms_norm", "workspace"]) {
+        for line in code(&src().join(format!("model/{name}.rs"))).lines() {
+            if host_memory(line) {
+                wrong.push(format!("model/{name}.rs: {}", line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Whether a line declares values of its own, or takes a range of some. Tokens, targets and shapes are no activations, and
+/// logits leave the model as plain values.
+fn host_memory(line: &str) -> bool {
+    let owned = line.contains(": Vec<f32>") || line.contains("Vec<Vec<f32>>") || line.contains(", 0.0)");
+    let ranges = line.match_indices('[').filter(|(at, _)| {
+        let inside = line[at + 1..].split(']').next().unwrap_or_default();
+        let name = line[..*at].rsplit(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+        inside.contains("..") && !["", "tokens", "targets", "shape", "pages"].contains(&name)
+    });
+    owned || ranges.count() > 0
+}
+
+#[test]
+fn host_memory_is_found() {
+    for line in ["    keys: Vec<f32>,", "let x = &h[rows.start * width..];", "saved.q.resize(n, 0.0);"] {
+        assert!(host_memory(line), "{line}");
+    }
+    for line in
+        ["let t = &tokens[a..b];", "for i in [0..n] {", "x.resize(n);", "let [a, b] = w.shape[..] else {"]
+    {
+        assert!(!host_memory(line), "{line}");
+    }
+}

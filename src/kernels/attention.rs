@@ -24,13 +24,17 @@ const FEW: usize = 32;
 const MANY: usize = 128;
 /// Partial sums of a row.
 const LANES: usize = 16;
-/// The backward pass over a sequence is cut into pieces of as many queries at least, and into so many at most. Neither
-/// depends on the number of threads, because gradients of keys are summed piece by piece.
-const PIECE: usize = 512;
-const PIECES: usize = 8;
+/// The backward pass over a sequence is cut into parts of as many queries at least, and into so many at most. Neither
+/// depends on the number of threads, because gradients of keys are summed part by part.
+const PART: usize = 512;
+const PARTS: usize = 8;
 
-/// Shapes of one attention: queries `[batch, queries, heads, dim]`, keys and values `[batch, keys, kv_heads, dim]`.
-/// When `causal`, query `i` stands at key position `keys - queries + i` and sees no key after it.
+/// Positions of a page of keys or values.
+pub const PAGE: usize = KEYS;
+
+/// Shapes of the attention of equal sequences: queries `[batch, queries, heads, dim]`, keys and values
+/// `[batch, keys, kv_heads, dim]`. When `causal`, query `i` stands at key position `keys - queries + i` and sees no key
+/// after it.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
     pub batch: usize,
@@ -43,6 +47,71 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
+    pub fn heads(&self) -> Heads {
+        Heads { heads: self.heads, kv_heads: self.kv_heads, dim: self.dim, causal: self.causal }
+    }
+
+    /// One span for each sequence.
+    fn spans<'a>(&self, k: &'a [f32], v: &'a [f32]) -> Vec<AttentionSpan<'a>> {
+        let size = self.keys * self.kv_heads * self.dim;
+        assert_eq!(k.len(), self.batch * size, "keys of {self:?}");
+        assert_eq!(v.len(), k.len(), "values of {self:?}");
+        let span = |b: usize| AttentionSpan {
+            queries: self.queries,
+            keys: self.keys,
+            k: Positions::Rows(&k[b * size..(b + 1) * size]),
+            v: Positions::Rows(&v[b * size..(b + 1) * size]),
+        };
+        (0..self.batch).map(span).collect()
+    }
+}
+
+/// The heads of an attention: `heads` of queries in groups that share one of `kv_heads` of keys and values.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub dim: usize,
+    pub causal: bool,
+}
+
+/// Queries of one sequence, rows that follow those of the span before, and what they see: the keys and values of `keys`
+/// positions. When causal, the last query stands at the last of them.
+#[derive(Clone, Copy)]
+pub struct AttentionSpan<'a> {
+    pub queries: usize,
+    pub keys: usize,
+    pub k: Positions<'a>,
+    pub v: Positions<'a>,
+}
+
+/// Keys or values, `[positions, kv_heads, dim]`: in one piece, or in pages of [`PAGE`] positions.
+#[derive(Clone, Copy)]
+pub enum Positions<'a> {
+    Rows(&'a [f32]),
+    Pages(&'a [&'a [f32]]),
+}
+
+impl<'a> Positions<'a> {
+    /// From position `at`, the first of a page, to the end of the page or further.
+    fn from(self, at: usize, width: usize) -> &'a [f32] {
+        match self {
+            Positions::Rows(rows) => &rows[at * width..],
+            Positions::Pages(pages) => pages[at / PAGE],
+        }
+    }
+
+    fn hold(self, keys: usize, width: usize) -> bool {
+        match self {
+            Positions::Rows(rows) => rows.len() >= keys * width,
+            Positions::Pages(pages) => {
+                pages.len() >= keys.div_ceil(PAGE) && pages.iter().all(|page| page.len() >= PAGE * width)
+            }
+        }
+    }
+}
+
+impl Heads {
     fn scale(&self) -> f32 {
         1.0 / (self.dim as f32).sqrt()
     }
@@ -50,36 +119,52 @@ impl AttentionShape {
     fn share(&self) -> usize {
         self.heads / self.kv_heads
     }
-    /// Queries of a tile.
-    fn tile(&self) -> usize {
-        (ROWS / self.share()).clamp(1, (self.keys / 8).clamp(FEW, MANY))
-    }
-    /// Keys that query `i` sees.
-    fn visible(&self, i: usize) -> usize {
-        if self.causal { self.keys - self.queries + i + 1 } else { self.keys }
-    }
+    /// Values of a query, all heads.
     fn q_stride(&self) -> usize {
         self.heads * self.dim
     }
+    /// Values of a key, all heads.
     fn k_stride(&self) -> usize {
         self.kv_heads * self.dim
     }
-    /// Where the first value of query `i` of head `h` stands.
-    fn q_at(&self, b: usize, i: usize, h: usize) -> usize {
-        (b * self.queries + i) * self.q_stride() + h * self.dim
+}
+
+/// Where the queries of a span stand, and how many keys there are.
+#[derive(Clone, Copy)]
+struct Place {
+    heads: Heads,
+    /// Of the first query.
+    row: usize,
+    queries: usize,
+    keys: usize,
+}
+
+impl Place {
+    /// Queries of a tile.
+    fn tile(&self) -> usize {
+        (ROWS / self.heads.share()).clamp(1, (self.keys / 8).clamp(FEW, MANY))
     }
-    fn k_at(&self, b: usize, j: usize, kv: usize) -> usize {
-        (b * self.keys + j) * self.k_stride() + kv * self.dim
+    /// Keys that query `i` sees.
+    fn visible(&self, i: usize) -> usize {
+        if self.heads.causal { self.keys - self.queries + i + 1 } else { self.keys }
     }
-    /// Sizes of queries, keys and log-sum-exps.
-    fn check(&self, q: &[f32], k: &[f32], v: &[f32], lse: &[f32]) {
-        assert_eq!(q.len(), self.batch * self.queries * self.q_stride(), "queries of {self:?}");
-        assert_eq!(k.len(), self.batch * self.keys * self.k_stride(), "keys of {self:?}");
-        assert_eq!(v.len(), k.len(), "values of {self:?}");
-        assert_eq!(lse.len(), self.batch * self.heads * self.queries, "log-sum-exps of {self:?}");
-        assert!(!self.causal || self.keys >= self.queries, "more queries than keys in {self:?}");
-        assert!(self.heads.is_multiple_of(self.kv_heads), "heads in {self:?}");
-    }
+}
+
+/// Places of the spans, one after the other; panics unless queries, log-sum-exps, keys and values are as many as they say.
+fn places(heads: Heads, spans: &[AttentionSpan<'_>], q: &[f32], lse: &[f32]) -> Vec<Place> {
+    assert!(heads.heads.is_multiple_of(heads.kv_heads), "{heads:?}");
+    let mut row = 0;
+    let place = |span: &AttentionSpan<'_>| {
+        let AttentionSpan { queries, keys, .. } = *span;
+        assert!(!heads.causal || keys >= queries, "{queries} queries of {keys} keys, {heads:?}");
+        let width = heads.k_stride();
+        assert!(span.k.hold(keys, width) && span.v.hold(keys, width), "{keys} keys and values, {heads:?}");
+        row += queries;
+        Place { heads, row: row - queries, queries, keys }
+    };
+    let places: Vec<Place> = spans.iter().map(place).collect();
+    assert_eq!((q.len(), lse.len()), (row * heads.q_stride(), row * heads.heads), "{row} rows of {heads:?}");
+    places
 }
 
 /// A pointer that tasks write disjoint rows through.
@@ -128,8 +213,7 @@ impl Sight {
 /// One tile of queries of a group of heads.
 #[derive(Clone, Copy)]
 struct Tile {
-    shape: AttentionShape,
-    b: usize,
+    place: Place,
     kv: usize,
     /// The first query, and how many.
     i0: usize,
@@ -137,33 +221,42 @@ struct Tile {
 }
 
 impl Tile {
+    fn new(place: Place, kv: usize, i0: usize, end: usize) -> Self {
+        Self { place, kv, i0, queries: place.tile().min(end - i0) }
+    }
     fn rows(&self) -> usize {
-        self.queries * self.shape.share()
+        self.queries * self.place.heads.share()
     }
     /// Where its rows start in the queries.
     fn at(&self) -> usize {
-        self.shape.q_at(self.b, self.i0, self.kv * self.shape.share())
+        let heads = &self.place.heads;
+        (self.place.row + self.i0) * heads.q_stride() + self.kv * self.width()
     }
     /// Values of a query.
     fn width(&self) -> usize {
-        self.shape.share() * self.shape.dim
+        self.place.heads.share() * self.place.heads.dim
     }
     /// Where the log-sum-exp of a row stands.
     fn lse_at(&self, row: usize) -> usize {
-        let (s, share) = (&self.shape, self.shape.share());
-        (self.b * s.heads + self.kv * share + row % share) * s.queries + self.i0 + row / share
+        let (p, heads, share) = (&self.place, self.place.heads.heads, self.place.heads.share());
+        p.row * heads + (self.kv * share + row % share) * p.queries + self.i0 + row / share
     }
     /// The first key of each tile that is seen, and what the rows see of it.
     fn sights(self) -> impl Iterator<Item = (usize, Sight)> {
-        let (s, seen) = (self.shape, self.shape.visible(self.i0 + self.queries - 1));
+        let (p, seen) = (self.place, self.place.visible(self.i0 + self.queries - 1));
         (0..seen).step_by(KEYS).map(move |j0| {
-            let (keys, first) = (KEYS.min(seen - j0), s.visible(self.i0));
-            (j0, Sight { keys, share: s.share(), first, before: j0, causal: s.causal })
+            let (keys, first) = (KEYS.min(seen - j0), p.visible(self.i0));
+            (j0, Sight { keys, share: p.heads.share(), first, before: j0, causal: p.heads.causal })
         })
+    }
+    /// The values of its key/value head from position `at` on, the first of a page.
+    fn of_head<'a>(&self, x: Positions<'a>, at: usize) -> &'a [f32] {
+        let heads = &self.place.heads;
+        &x.from(at, heads.k_stride())[self.kv * heads.dim..]
     }
     /// Its rows, one after the other, times `factor`.
     fn gather(&self, x: &[f32], factor: f32, to: &mut [f32]) {
-        gather(&x[self.at()..], self.width(), self.shape.q_stride(), factor, to);
+        gather(&x[self.at()..], self.width(), self.place.heads.q_stride(), factor, to);
     }
 }
 
@@ -183,41 +276,62 @@ fn with_scratch<const N: usize>(sizes: [usize; N], f: impl FnOnce([&mut [f32]; N
     SCRATCH.set(buffer);
 }
 
-/// `out = softmax(q kᵀ / sqrt(D)) v`; `lse`, `[batch, heads, queries]`, gets the log-sum-exp of each row's scores.
+/// `out = softmax(q kᵀ / sqrt(D)) v` of equal sequences; `lse`, `[batch, heads, queries]`, gets the log-sum-exp of each
+/// row's scores.
 pub fn attention(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], lse: &mut [f32]) {
+    attention_spans(shape.heads(), &shape.spans(k, v), q, out, lse);
+}
+
+/// [`attention`] of sequences that differ: `q` and `out` are `[rows, heads, dim]` with the rows of all spans one after the
+/// other, `lse` `[heads, queries]` for each span.
+pub fn attention_spans(
+    heads: Heads,
+    spans: &[AttentionSpan<'_>],
+    q: &[f32],
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
     let _time = scope(Phase::Attention);
-    shape.check(q, k, v, lse);
-    assert_eq!(out.len(), q.len(), "output of {shape:?}");
-    let s = *shape;
+    let places = places(heads, spans, q, lse);
+    assert_eq!(out.len(), q.len(), "outputs and queries of {heads:?}");
     let (out, lse) = (Rows(out.as_mut_ptr()), Rows(lse.as_mut_ptr()));
-    let tiles = s.queries.div_ceil(s.tile());
-    (0..s.batch * s.kv_heads * tiles).into_par_iter().for_each(|task| {
-        let (b, kv, i0) = (task / tiles / s.kv_heads, task / tiles % s.kv_heads, task % tiles * s.tile());
-        let tile = Tile { shape: s, b, kv, i0, queries: s.tile().min(s.queries - i0) };
-        let m = tile.rows();
-        let sizes = [m * s.dim, m * KEYS, m * s.dim, m, m];
-        with_scratch(sizes, |[queries, scores, acc, max, sum]| {
-            tile.gather(q, s.scale(), &mut queries[..m * s.dim]);
-            max.fill(f32::NEG_INFINITY);
-            sum.fill(0.0);
-            for (j0, sight) in tile.sights() {
-                let n = sight.keys;
-                let (k, v) = (&k[s.k_at(b, j0, kv)..], &v[s.k_at(b, j0, kv)..]);
-                product_t(m, n, s.dim, queries, k, s.k_stride(), scores);
-                softmax(m, sight, s.dim, scores, max, sum, acc);
-                let target = Target { data: acc, stride: s.dim, add: j0 > 0 };
-                let v = Rhs::Dense(View::rows(v, s.k_stride()));
-                gemm(m, s.dim, n, View::rows(scores, KEYS), v, target, Threads::One);
+    let tile = |(span, place): (usize, &Place)| {
+        let place = *place;
+        let starts = move |kv| (0..place.queries).step_by(place.tile()).map(move |i0| (kv, i0));
+        (0..heads.kv_heads)
+            .flat_map(starts)
+            .map(move |(kv, i0)| (span, Tile::new(place, kv, i0, place.queries)))
+            .collect::<Vec<_>>()
+    };
+    let tiles: Vec<(usize, Tile)> = places.iter().enumerate().flat_map(tile).collect();
+    tiles.into_par_iter().for_each(|(span, tile)| forward_tile(tile, &spans[span], q, out, lse));
+}
+
+fn forward_tile(tile: Tile, span: &AttentionSpan<'_>, q: &[f32], out: Rows, lse: Rows) {
+    let (heads, m) = (tile.place.heads, tile.rows());
+    let (dim, stride) = (heads.dim, heads.k_stride());
+    let sizes = [m * dim, m * KEYS, m * dim, m, m];
+    with_scratch(sizes, |[queries, scores, acc, max, sum]| {
+        tile.gather(q, heads.scale(), &mut queries[..m * dim]);
+        max.fill(f32::NEG_INFINITY);
+        sum.fill(0.0);
+        for (j0, sight) in tile.sights() {
+            let n = sight.keys;
+            let (k, v) = (tile.of_head(span.k, j0), tile.of_head(span.v, j0));
+            product_t(m, n, dim, queries, k, stride, scores);
+            softmax(m, sight, dim, scores, max, sum, acc);
+            let target = Target { data: acc, stride: dim, add: j0 > 0 };
+            let v = Rhs::Dense(View::rows(v, stride));
+            gemm(m, dim, n, View::rows(scores, KEYS), v, target, Threads::One);
+        }
+        divide(dim, &mut acc[..m * dim], sum);
+        // SAFETY: these rows belong to this task alone, and `places` has seen the sizes.
+        unsafe {
+            out.put(&acc[..m * dim], tile.width(), tile.at(), heads.q_stride());
+            for r in 0..m {
+                lse.put(&[max[r] + sum[r].ln()], 1, tile.lse_at(r), 1);
             }
-            divide(s.dim, &mut acc[..m * s.dim], sum);
-            // SAFETY: these rows belong to this task alone, and `check` has seen the sizes.
-            unsafe {
-                out.put(&acc[..m * s.dim], tile.width(), tile.at(), s.q_stride());
-                for r in 0..m {
-                    lse.put(&[max[r] + sum[r].ln()], 1, tile.lse_at(r), 1);
-                }
-            }
-        });
+        }
     });
 }
 
@@ -318,117 +432,128 @@ kernel! {
     }
 }
 
+/// What [`attention`] was given and gave, as its backward pass reads it.
+#[derive(Clone, Copy)]
+pub struct Attended<'a> {
+    pub q: &'a [f32],
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+    pub out: &'a [f32],
+    pub lse: &'a [f32],
+}
+
+/// The gradients by queries, keys and values, which are overwritten.
+pub struct AttentionGradients<'a> {
+    pub dq: &'a mut [f32],
+    pub dk: &'a mut [f32],
+    pub dv: &'a mut [f32],
+}
+
 /// Backward of [`attention`]: with `P` the soft-max, `dP = dout vᵀ`, `dS = P (dP - rowsum(dout out)) / sqrt(D)`:
-/// `dv = Pᵀ dout`, `dq = dS k`, `dk = dSᵀ q`. The three gradients are overwritten.
-#[allow(clippy::too_many_arguments)]
+/// `dv = Pᵀ dout`, `dq = dS k`, `dk = dSᵀ q`.
 pub fn attention_backward(
     shape: &AttentionShape,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &[f32],
-    lse: &[f32],
+    forward: Attended<'_>,
     dout: &[f32],
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
+    grads: AttentionGradients<'_>,
 ) {
     let _time = scope(Phase::Attention);
-    shape.check(q, k, v, lse);
-    assert!(out.len() == q.len() && dout.len() == q.len() && dq.len() == q.len(), "gradients of {shape:?}");
-    assert!(dk.len() == k.len() && dv.len() == v.len(), "gradients of {shape:?}");
+    let Attended { q, k, v, out, lse } = forward;
+    let AttentionGradients { dq, dk, dv } = grads;
+    let spans = shape.spans(k, v);
+    let places = places(shape.heads(), &spans, q, lse);
+    assert_eq!([out.len(), dout.len(), dq.len()], [q.len(); 3], "outputs and gradients of {shape:?}");
+    assert_eq!([dk.len(), dv.len()], [k.len(); 2], "gradients of {shape:?}");
     let s = *shape;
+    let (dim, stride) = (s.dim, s.kv_heads * s.dim);
     let (dq, dk, dv) = (Rows(dq.as_mut_ptr()), Rows(dk.as_mut_ptr()), Rows(dv.as_mut_ptr()));
-    let pieces = s.pieces();
     (0..s.batch * s.kv_heads).into_par_iter().for_each(|task| {
         let (b, kv) = (task / s.kv_heads, task % s.kv_heads);
-        let piece = |queries: &Range<usize>| {
-            let keys = if queries.is_empty() { 0 } else { s.visible(queries.end - 1) };
-            let (mut sum_dk, mut sum_dv) = (vec![0f32; keys * s.dim], vec![0f32; keys * s.dim]);
-            for i0 in queries.clone().step_by(s.tile()) {
-                let tile = Tile { shape: s, b, kv, i0, queries: s.tile().min(queries.end - i0) };
-                backward_tile(tile, q, k, v, out, lse, dout, dq, &mut sum_dk, &mut sum_dv);
+        let place = places[b];
+        let part = |queries: &Range<usize>| {
+            let keys = if queries.is_empty() { 0 } else { place.visible(queries.end - 1) };
+            let mut sums = [vec![0f32; keys * dim], vec![0f32; keys * dim]];
+            for i0 in queries.clone().step_by(place.tile()) {
+                let tile = Tile::new(place, kv, i0, queries.end);
+                backward_tile(tile, &spans[b], forward, dout, dq, &mut sums);
             }
-            [sum_dk, sum_dv]
+            sums
         };
-        let mut sums: Vec<[Vec<f32>; 2]> = pieces.par_iter().map(piece).collect();
-        // The last piece sees all keys.
-        let [mut sum_dk, mut sum_dv] = sums.pop().expect("at least one piece");
+        let mut sums: Vec<[Vec<f32>; 2]> = place.parts().par_iter().map(part).collect();
+        // The last part sees all keys.
+        let [mut sum_dk, mut sum_dv] = sums.pop().expect("at least one part");
         sums.iter().for_each(|[dk, dv]| {
             add_assign(&mut sum_dk[..dk.len()], dk);
             add_assign(&mut sum_dv[..dv.len()], dv);
         });
         // Unless there are no queries.
-        sum_dk.resize(s.keys * s.dim, 0.0);
-        sum_dv.resize(s.keys * s.dim, 0.0);
+        sum_dk.resize(s.keys * dim, 0.0);
+        sum_dv.resize(s.keys * dim, 0.0);
+        let at = b * s.keys * stride + kv * dim;
         // SAFETY: the rows of this key/value head belong to this task alone.
         unsafe {
-            dk.put(&sum_dk, s.dim, s.k_at(b, 0, kv), s.k_stride());
-            dv.put(&sum_dv, s.dim, s.k_at(b, 0, kv), s.k_stride());
+            dk.put(&sum_dk, dim, at, stride);
+            dv.put(&sum_dv, dim, at, stride);
         }
     });
 }
 
-impl AttentionShape {
-    /// Pieces of the queries that take about the same time.
-    fn pieces(&self) -> Vec<Range<usize>> {
-        let pieces = (self.queries / PIECE).clamp(1, PIECES);
-        let end = |piece: usize| {
-            let part = piece as f64 / pieces as f64;
-            // A piece of a triangle from its tip grows with the square.
-            let part = if self.causal { part.sqrt() } else { part };
-            if piece == pieces {
+impl Place {
+    /// Parts of the queries that take about the same time.
+    fn parts(&self) -> Vec<Range<usize>> {
+        let parts = (self.queries / PART).clamp(1, PARTS);
+        let end = |part: usize| {
+            let share = part as f64 / parts as f64;
+            // A part of a triangle from its tip grows with the square.
+            let share = if self.heads.causal { share.sqrt() } else { share };
+            if part == parts {
                 self.queries
             } else {
-                (part * self.queries as f64) as usize / self.tile() * self.tile()
+                (share * self.queries as f64) as usize / self.tile() * self.tile()
             }
         };
-        (0..pieces).map(|piece| end(piece)..end(piece + 1)).collect()
+        (0..parts).map(|part| end(part)..end(part + 1)).collect()
     }
 }
 
-/// Writes the gradient of the tile's queries, and adds those of the keys and values that it sees.
-#[allow(clippy::too_many_arguments)]
+/// Writes the gradient of the tile's queries, and adds those of the keys and values that it sees to `sums`.
 fn backward_tile(
     tile: Tile,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &[f32],
-    lse: &[f32],
+    span: &AttentionSpan<'_>,
+    forward: Attended<'_>,
     dout: &[f32],
     dq: Rows,
-    sum_dk: &mut [f32],
-    sum_dv: &mut [f32],
+    [sum_dk, sum_dv]: &mut [Vec<f32>; 2],
 ) {
-    let (s, m) = (tile.shape, tile.rows());
-    let size = m * s.dim;
+    let (heads, m) = (tile.place.heads, tile.rows());
+    let (dim, stride) = (heads.dim, heads.k_stride());
+    let size = m * dim;
     let sizes = [size, size, size, m * KEYS, m * KEYS, m, m];
     with_scratch(sizes, |[queries, douts, sum_dq, p, ds, logs, delta]| {
         // What the rows gave, for `delta` alone: where their gradient will be.
-        tile.gather(out, 1.0, &mut sum_dq[..size]);
+        tile.gather(forward.out, 1.0, &mut sum_dq[..size]);
         tile.gather(dout, 1.0, &mut douts[..size]);
-        tile.gather(q, s.scale(), &mut queries[..size]);
-        dots(s.dim, &sum_dq[..size], douts, delta);
-        (0..m).for_each(|r| logs[r] = lse[tile.lse_at(r)]);
+        tile.gather(forward.q, heads.scale(), &mut queries[..size]);
+        dots(dim, &sum_dq[..size], douts, delta);
+        (0..m).for_each(|r| logs[r] = forward.lse[tile.lse_at(r)]);
         for (j0, sight) in tile.sights() {
             let n = sight.keys;
-            let (k, v) = (&k[s.k_at(tile.b, j0, tile.kv)..], &v[s.k_at(tile.b, j0, tile.kv)..]);
-            product_t(m, n, s.dim, queries, k, s.k_stride(), p);
-            product_t(m, n, s.dim, douts, v, s.k_stride(), ds);
+            let (k, v) = (tile.of_head(span.k, j0), tile.of_head(span.v, j0));
+            product_t(m, n, dim, queries, k, stride, p);
+            product_t(m, n, dim, douts, v, stride, ds);
             softmax_backward(m, sight, p, ds, logs, delta);
-            let rows = j0 * s.dim..(j0 + n) * s.dim;
-            let add = |data, add| Target { data, stride: s.dim, add };
+            let rows = j0 * dim..(j0 + n) * dim;
+            let add = |data, add| Target { data, stride: dim, add };
             let dense = |x, stride| Rhs::Dense(View::rows(x, stride));
             let (p, ds) = (View::rows(p, KEYS), View::rows(ds, KEYS));
-            gemm(n, s.dim, m, p.t(), dense(douts, s.dim), add(&mut sum_dv[rows.clone()], true), Threads::One);
-            gemm(n, s.dim, m, ds.t(), dense(queries, s.dim), add(&mut sum_dk[rows], true), Threads::One);
-            gemm(m, s.dim, n, ds, dense(k, s.k_stride()), add(sum_dq, j0 > 0), Threads::One);
+            gemm(n, dim, m, p.t(), dense(douts, dim), add(&mut sum_dv[rows.clone()], true), Threads::One);
+            gemm(n, dim, m, ds.t(), dense(queries, dim), add(&mut sum_dk[rows], true), Threads::One);
+            gemm(m, dim, n, ds, dense(k, stride), add(sum_dq, j0 > 0), Threads::One);
         }
         // The queries were scaled, so the gradient of the keys is right; theirs is not yet.
-        scale(&mut sum_dq[..size], s.scale());
+        scale(&mut sum_dq[..size], heads.scale());
         // SAFETY: the rows of these queries belong to this task alone.
-        unsafe { dq.put(&sum_dq[..size], tile.width(), tile.at(), s.q_stride()) };
+        unsafe { dq.put(&sum_dq[..size], tile.width(), tile.at(), heads.q_stride()) };
     });
 }
 

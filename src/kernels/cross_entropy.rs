@@ -20,6 +20,12 @@ pub fn logits_stride(classes: usize) -> usize {
     if lines.is_multiple_of(PAGE) { lines + LINE } else { lines }
 }
 
+/// Appends the index of the largest of each row of `classes` logits, `stride` apart: the first of equals.
+pub fn most_likely(logits: &[f32], classes: usize, stride: usize, out: &mut Vec<u32>) {
+    let largest = |row: &[f32]| (0..classes).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+    out.par_extend(logits.par_chunks(stride).map(|row| largest(&row[..classes]) as u32));
+}
+
 /// For each row of `classes` logits, `stride` apart: writes `-ln softmax(row)[target]` to `loss` (0 where the target is
 /// [`IGNORE`]) and, if `scale` is given, replaces the row by its gradient, `scale * (softmax - onehot)`.
 pub fn cross_entropy(

@@ -5,6 +5,7 @@
 //! machine against it.
 
 mod attention;
+mod buffer;
 mod cross_entropy;
 mod elementwise;
 mod embedding;
@@ -28,8 +29,12 @@ mod threads;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub use attention::{AttentionShape, attention, attention_backward};
-pub use cross_entropy::{IGNORE, cross_entropy, logits_stride};
+pub use attention::{
+    Attended, AttentionGradients, AttentionShape, AttentionSpan, Heads, PAGE, Positions, attention,
+    attention_backward, attention_spans,
+};
+pub use buffer::Buffer;
+pub use cross_entropy::{IGNORE, cross_entropy, logits_stride, most_likely};
 pub use elementwise::{
     absorb, add_assign, all_finite, copy, fill_zero, gelu, gelu_backward, relu2, relu2_backward, silu_mul,
     silu_mul_backward, sum_squares,
@@ -44,5 +49,5 @@ pub use norm::{rms_norm, rms_norm_backward};
 pub use optimizer::{AdamW, Latents, Pass, Rule, Updated, scale_add, update};
 pub use pack::{Rhs, View};
 pub use project::project;
-pub use rope::{RopeTable, rope};
+pub use rope::{RopeTable, Turn, rope};
 pub(crate) use threads::side_by_side;

@@ -35,9 +35,15 @@ impl RopeTable {
     }
 }
 
-/// Rotates in place `x`, `[n, heads, D]`, where row `r` stands at position `start + r % seq`. The backward pass is the
-/// rotation by the opposite angle.
-pub fn rope(x: &mut [f32], heads: usize, table: &RopeTable, seq: usize, start: usize, backward: bool) {
+/// By the angle of the position, or, in the backward pass, by the opposite one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    Forward,
+    Backward,
+}
+
+/// Rotates in place `x`, `[n, heads, D]`, where row `r` stands at `positions[r]`.
+pub fn rope(x: &mut [f32], heads: usize, table: &RopeTable, positions: &[u32], turn: Turn) {
     let _time = scope(Phase::Elementwise);
     kernel! {
         fn run<S>(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
@@ -55,14 +61,10 @@ pub fn rope(x: &mut [f32], heads: usize, table: &RopeTable, seq: usize, start: u
     }
     let half = table.half;
     let width = heads * 2 * half;
-    assert!(
-        x.len().is_multiple_of(width) && start + seq <= table.positions(),
-        "positions up to {}",
-        start + seq
-    );
-    let sign = if backward { -1.0 } else { 1.0 };
-    x.par_chunks_mut(width).with_min_len(64).enumerate().for_each(|(r, row)| {
-        let at = (start + r % seq) * half;
+    assert_eq!(x.len(), positions.len() * width, "{} rows of {heads} heads", positions.len());
+    let sign = if turn == Turn::Backward { -1.0 } else { 1.0 };
+    x.par_chunks_mut(width).zip(positions).with_min_len(64).for_each(|(row, &position)| {
+        let at = position as usize * half;
         run(row, &table.cos[at..at + half], &table.sin[at..at + half], sign);
     });
 }

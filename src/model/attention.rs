@@ -1,8 +1,11 @@
 //! Grouped-query self-attention with rotary positions and, for Qwen3, norms on queries and keys.
 
-use super::{Gradients, Linear, RmsNorm, Role, Sequences, Weight, Workspace};
+use super::cache::{KvCache, Part};
+use super::{Context, Gradients, Linear, RmsNorm, Role, Weight};
 use crate::config::ModelConfig;
-use crate::kernels::{self, AttentionShape, RopeTable};
+use crate::kernels::{
+    self, Attended, AttentionGradients, AttentionShape, AttentionSpan, Buffer, Heads, Positions, Turn,
+};
 use crate::ternary::Grouping;
 
 #[derive(Clone, Debug)]
@@ -13,45 +16,31 @@ pub struct Attention {
     pub o_proj: Linear,
     pub q_norm: Option<RmsNorm>,
     pub k_norm: Option<RmsNorm>,
-    heads: usize,
-    kv_heads: usize,
-    dim: usize,
-    causal: bool,
+    heads: Heads,
+}
+
+/// The caches of the spans of a pass, for one layer.
+pub struct Cached<'a, 'b> {
+    pub(super) caches: &'a mut [&'b mut KvCache],
+    pub(super) layer: usize,
 }
 
 /// What the backward pass needs of the forward pass. Queries and keys are kept as projected; norm and rotation are
 /// cheap enough to be done again.
 #[derive(Debug, Default)]
 pub struct AttentionSaved {
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
     /// Before the output projection.
-    out: Vec<f32>,
+    out: Buffer,
     /// Log-sum-exp of the scores, `[B, H, T]`.
-    lse: Vec<f32>,
+    lse: Buffer,
 }
 
 impl AttentionSaved {
-    pub(super) fn parts(&self) -> impl Iterator<Item = (&'static str, &[f32])> {
-        [("queries", &self.q), ("keys", &self.k), ("values", &self.v), ("attention", &self.out)]
-            .into_iter()
-            .map(|(name, x)| (name, &x[..]))
-    }
-}
-
-/// Keys and values of the positions seen so far, `[positions, KV * D]`.
-#[derive(Clone, Debug, Default)]
-pub struct LayerCache {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-}
-
-impl LayerCache {
-    /// Forgets all positions from `len` on; `width` is `KV * D`.
-    pub fn truncate(&mut self, len: usize, width: usize) {
-        self.keys.truncate(len * width);
-        self.values.truncate(len * width);
+    pub(super) fn parts(&self) -> impl Iterator<Item = (&'static str, &Buffer)> {
+        [("queries", &self.q), ("keys", &self.k), ("values", &self.v), ("attention", &self.out)].into_iter()
     }
 }
 
@@ -71,99 +60,113 @@ impl Attention {
             o_proj: linear("o_proj", q, c.hidden_size, false),
             q_norm: norm("q_norm"),
             k_norm: norm("k_norm"),
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            dim: c.head_dim,
-            causal: c.causal,
+            heads: Heads { heads: c.heads, kv_heads: c.kv_heads, dim: c.head_dim, causal: c.causal },
         }
     }
 
-    fn shape(&self, batch: usize, queries: usize, keys: usize) -> AttentionShape {
-        let Self { heads, kv_heads, dim, causal, .. } = *self;
-        AttentionShape { batch, queries, keys, heads, kv_heads, dim, causal }
+    /// The shape of equal sequences that see themselves alone.
+    fn shape(&self, cx: &Context<'_>) -> AttentionShape {
+        let ((batch, len), Heads { heads, kv_heads, dim, causal }) = (cx.rows.equal(), self.heads);
+        AttentionShape { batch, queries: len, keys: len, heads, kv_heads, dim, causal }
     }
 
-    /// `out += o_proj(attention(h))` for `h` `[N, C]`. With a cache (one sequence) the keys and values of earlier
-    /// positions come from it, and these are added to it.
-    #[allow(clippy::too_many_arguments)]
+    /// `out += o_proj(attention(h))` for `h` `[N, C]`. With caches, one for each span, the keys and values of earlier
+    /// positions come from there, and these are added to them.
     pub fn forward(
         &self,
         h: &[f32],
-        seqs: Sequences,
-        rope: &RopeTable,
+        cx: &mut Context<'_>,
         saved: &mut AttentionSaved,
-        cache: Option<&mut LayerCache>,
-        ws: &mut Workspace,
+        cached: Option<Cached<'_, '_>>,
         out: &mut [f32],
     ) {
-        let n = seqs.rows();
-        let (width, kv_width) = (self.heads * self.dim, self.kv_heads * self.dim);
-        saved.q.resize(n * width, 0.0);
-        saved.k.resize(n * kv_width, 0.0);
-        saved.v.resize(n * kv_width, 0.0);
-        saved.out.resize(n * width, 0.0);
-        saved.lse.resize(n * self.heads, 0.0);
+        let (n, Heads { heads, kv_heads, dim, .. }) = (cx.rows.count(), self.heads);
+        saved.q.resize(n * heads * dim);
+        saved.k.resize(n * kv_heads * dim);
+        saved.v.resize(n * kv_heads * dim);
+        saved.out.resize(n * heads * dim);
+        saved.lse.resize(n * heads);
         self.q_proj.forward(h, &mut saved.q, false);
         self.k_proj.forward(h, &mut saved.k, false);
         self.v_proj.forward(h, &mut saved.v, false);
-        let (mut q, mut k) = (ws.take(n * width), ws.take(n * kv_width));
-        rotate(&self.q_norm, &saved.q, self.heads, seqs, rope, &mut q);
-        rotate(&self.k_norm, &saved.k, self.kv_heads, seqs, rope, &mut k);
-        match cache {
+        let (mut q, mut k) = (cx.ws.take(saved.q.len()), cx.ws.take(saved.k.len()));
+        rotate(&self.q_norm, &saved.q, heads, cx, &mut q);
+        rotate(&self.k_norm, &saved.k, kv_heads, cx, &mut k);
+        match cached {
             None => {
-                let shape = self.shape(seqs.batch, seqs.len, seqs.len);
+                let shape = self.shape(cx);
                 kernels::attention(&shape, &q, &k, &saved.v, &mut saved.out, &mut saved.lse);
             }
-            Some(cache) => {
-                assert_eq!(
-                    (seqs.batch, cache.keys.len()),
-                    (1, seqs.start * kv_width),
-                    "a cache holds one sequence"
-                );
-                cache.keys.extend_from_slice(&k);
-                cache.values.extend_from_slice(&saved.v);
-                let shape = self.shape(1, seqs.len, seqs.start + seqs.len);
-                kernels::attention(&shape, &q, &cache.keys, &cache.values, &mut saved.out, &mut saved.lse);
-            }
+            Some(cached) => self.attend_cached(cached, cx, &q, &k, saved),
         }
-        ws.give(q);
-        ws.give(k);
+        cx.ws.give(q);
+        cx.ws.give(k);
         self.o_proj.forward(&saved.out, out, true);
     }
 
-    /// Mirror of [`Attention::forward`] without a cache: from `dout` the gradients of all weights, and `dh`.
-    #[allow(clippy::too_many_arguments)]
+    fn attend_cached(
+        &self,
+        cached: Cached<'_, '_>,
+        cx: &Context<'_>,
+        q: &Buffer,
+        k: &Buffer,
+        saved: &mut AttentionSaved,
+    ) {
+        let Cached { caches, layer } = cached;
+        assert_eq!(caches.len(), cx.rows.spans.len(), "caches of spans");
+        let mut row = 0;
+        for (cache, &len) in caches.iter_mut().zip(&cx.rows.spans) {
+            cache.write(layer, Part::Keys, k, row, len);
+            cache.write(layer, Part::Values, &saved.v, row, len);
+            row += len;
+        }
+        let seen = |(cache, &len): (&&mut KvCache, &usize)| (len, cache.len() + len);
+        let seen: Vec<(usize, usize)> = caches.iter().zip(&cx.rows.spans).map(seen).collect();
+        let pages = |part| -> Vec<Vec<&[f32]>> {
+            caches.iter().zip(&seen).map(|(cache, (_, keys))| cache.read(layer, part, *keys)).collect()
+        };
+        let (k, v) = (pages(Part::Keys), pages(Part::Values));
+        let span = |(i, &(queries, keys)): (usize, &(usize, usize))| AttentionSpan {
+            queries,
+            keys,
+            k: Positions::Pages(&k[i]),
+            v: Positions::Pages(&v[i]),
+        };
+        let spans: Vec<AttentionSpan<'_>> = seen.iter().enumerate().map(span).collect();
+        kernels::attention_spans(self.heads, &spans, q, &mut saved.out, &mut saved.lse);
+    }
+
+    /// Mirror of [`Attention::forward`] without caches: from `dout` the gradients of all weights, and `dh`.
     pub fn backward(
         &self,
         h: &[f32],
-        seqs: Sequences,
-        rope: &RopeTable,
+        cx: &mut Context<'_>,
         saved: &AttentionSaved,
-        ws: &mut Workspace,
         dout: &[f32],
         dh: &mut [f32],
         grads: &mut Gradients,
     ) {
-        let mut dmixed = ws.take(saved.out.len());
+        let Heads { heads, kv_heads, .. } = self.heads;
+        let mut dmixed = cx.ws.take(saved.out.len());
         self.o_proj.backward(&saved.out, dout, &mut dmixed, false, grads);
 
-        let (mut q, mut k) = (ws.take(saved.q.len()), ws.take(saved.k.len()));
-        rotate(&self.q_norm, &saved.q, self.heads, seqs, rope, &mut q);
-        rotate(&self.k_norm, &saved.k, self.kv_heads, seqs, rope, &mut k);
-        let (mut dq, mut dk, mut dv) =
-            (ws.take(saved.q.len()), ws.take(saved.k.len()), ws.take(saved.v.len()));
-        let shape = self.shape(seqs.batch, seqs.len, seqs.len);
-        let (v, out, lse) = (&saved.v, &saved.out, &saved.lse);
-        kernels::attention_backward(&shape, &q, &k, v, out, lse, &dmixed, &mut dq, &mut dk, &mut dv);
+        let (mut q, mut k) = (cx.ws.take(saved.q.len()), cx.ws.take(saved.k.len()));
+        rotate(&self.q_norm, &saved.q, heads, cx, &mut q);
+        rotate(&self.k_norm, &saved.k, kv_heads, cx, &mut k);
+        let (mut dq, mut dk) = (cx.ws.take(saved.q.len()), cx.ws.take(saved.k.len()));
+        let mut dv = cx.ws.take(saved.v.len());
+        let forward = Attended { q: &q, k: &k, v: &saved.v, out: &saved.out, lse: &saved.lse };
+        let gradients = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+        kernels::attention_backward(&self.shape(cx), forward, &dmixed, gradients);
 
         // The rotated queries and keys are no longer needed: their buffers take the gradients before the rotation.
-        rotate_backward(&self.k_norm, &saved.k, self.kv_heads, seqs, rope, &mut dk, &mut k, grads);
-        rotate_backward(&self.q_norm, &saved.q, self.heads, seqs, rope, &mut dq, &mut q, grads);
+        rotate_backward(&self.k_norm, &saved.k, kv_heads, cx, (&mut dk, &mut k), grads);
+        rotate_backward(&self.q_norm, &saved.q, heads, cx, (&mut dq, &mut q), grads);
         self.v_proj.backward(h, &dv, dh, false, grads);
         self.k_proj.backward(h, &k, dh, true, grads);
         self.q_proj.backward(h, &q, dh, true, grads);
         for buffer in [dmixed, q, k, dq, dk, dv] {
-            ws.give(buffer);
+            cx.ws.give(buffer);
         }
     }
 
@@ -181,34 +184,24 @@ impl Attention {
 }
 
 /// `out = rope(norm(x))`, head by head.
-fn rotate(
-    norm: &Option<RmsNorm>,
-    x: &[f32],
-    heads: usize,
-    seqs: Sequences,
-    rope: &RopeTable,
-    out: &mut [f32],
-) {
+fn rotate(norm: &Option<RmsNorm>, x: &Buffer, heads: usize, cx: &Context<'_>, out: &mut Buffer) {
     match norm {
         Some(norm) => norm.forward(x, out),
         None => kernels::copy(out, x),
     }
-    kernels::rope(out, heads, rope, seqs.len, seqs.start, false);
+    kernels::rope(out, heads, cx.rope, &cx.rows.positions, Turn::Forward);
 }
 
 /// Mirror of [`rotate`]: `dout` is rotated back in place, then goes through the norm to `dx`.
-#[allow(clippy::too_many_arguments)]
 fn rotate_backward(
     norm: &Option<RmsNorm>,
-    x: &[f32],
+    x: &Buffer,
     heads: usize,
-    seqs: Sequences,
-    rope: &RopeTable,
-    dout: &mut [f32],
-    dx: &mut [f32],
+    cx: &Context<'_>,
+    (dout, dx): (&mut Buffer, &mut Buffer),
     grads: &mut Gradients,
 ) {
-    kernels::rope(dout, heads, rope, seqs.len, seqs.start, true);
+    kernels::rope(dout, heads, cx.rope, &cx.rows.positions, Turn::Backward);
     match norm {
         Some(norm) => norm.backward(x, dout, dx, false, grads),
         None => kernels::copy(dx, dout),

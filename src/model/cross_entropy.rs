@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Gradients, Weight, Workspace};
-use crate::kernels::{self, IGNORE, Target, linear, logits_stride};
+use crate::kernels::{self, Buffer, IGNORE, Target, linear, logits_stride};
 
 /// Bytes of logits of a part of a batch that may exist at once.
 const LOGITS: usize = 64 << 20;
@@ -43,11 +43,12 @@ pub fn logits_at_once(vocab: usize, rows: usize) -> usize {
 }
 
 /// `-sum ln softmax(h Wᵀ)[targets]` over the positions whose target is not [`IGNORE`].
-pub fn forward(h: &[f32], head: &Weight, targets: &[u32], ws: &mut Workspace) -> Loss {
+pub fn forward(h: &Buffer, head: &Weight, targets: &[u32], ws: &mut Workspace) -> Loss {
     let mut loss = Loss::default();
     let mut losses = ws.take(targets.len());
     each_chunk(h, head, ws, |logits, rows| {
-        let (vocab, targets, losses) = (head.shape[0], &targets[rows.clone()], &mut losses[rows]);
+        let (vocab, targets) = (head.shape[0], &targets[rows.clone()]);
+        let losses = losses.rows_mut(1, rows);
         kernels::cross_entropy(logits, vocab, logits_stride(vocab), targets, None, losses);
         loss += summed(losses, targets);
     });
@@ -57,12 +58,12 @@ pub fn forward(h: &[f32], head: &Weight, targets: &[u32], ws: &mut Workspace) ->
 
 /// [`forward`] together with its backward: `dh = scale * dloss/dh`, and the head's gradient added to.
 pub fn forward_backward(
-    h: &[f32],
+    h: &Buffer,
     head: &Weight,
     targets: &[u32],
     scale: f32,
     ws: &mut Workspace,
-    dh: &mut [f32],
+    dh: &mut Buffer,
     grads: &mut Gradients,
 ) -> Loss {
     let [vocab, width] = head.shape[..] else { unreachable!("a head is a matrix") };
@@ -71,13 +72,12 @@ pub fn forward_backward(
     let dw = grads.of(head);
     let mut losses = ws.take(targets.len());
     each_chunk(h, head, ws, |logits, rows| {
-        let (targets, losses) = (&targets[rows.clone()], &mut losses[rows.clone()]);
+        let (targets, losses) = (&targets[rows.clone()], losses.rows_mut(1, rows.clone()));
         kernels::cross_entropy(logits, vocab, stride, targets, Some(scale), losses);
-        let rows = rows.start * width..rows.end * width;
-        linear::as_used(&h[rows.clone()], head.matrix(), |h| {
+        linear::as_used(h.rows(width, rows.clone()), head.matrix(), |h| {
             linear::backward_weight_from(logits, stride, h, dw, vocab, width)
         });
-        linear::backward_input_from(logits, stride, head.matrix(), &mut dh[rows], false);
+        linear::backward_input_from(logits, stride, head.matrix(), dh.rows_mut(width, rows), false);
         loss += summed(losses, targets);
     });
     ws.give(losses);
@@ -85,26 +85,23 @@ pub fn forward_backward(
 }
 
 /// The most likely token of each row of `h`.
-pub fn predict(h: &[f32], head: &Weight, ws: &mut Workspace) -> Vec<u32> {
+pub fn predict(h: &Buffer, head: &Weight, ws: &mut Workspace) -> Vec<u32> {
     let mut out = Vec::new();
     each_chunk(h, head, ws, |logits, _| {
         let vocab = head.shape[0];
-        for row in logits.chunks(logits_stride(vocab)).map(|row| &row[..vocab]) {
-            let best = row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best });
-            out.push(best as u32);
-        }
+        kernels::most_likely(logits, vocab, logits_stride(vocab), &mut out);
     });
     out
 }
 
 /// Calls `f(logits, rows)` for one chunk of rows after the other, rows of logits a [`logits_stride`] apart.
-fn each_chunk(h: &[f32], head: &Weight, ws: &mut Workspace, mut f: impl FnMut(&mut [f32], Range<usize>)) {
+fn each_chunk(h: &Buffer, head: &Weight, ws: &mut Workspace, mut f: impl FnMut(&mut [f32], Range<usize>)) {
     let [vocab, width] = head.shape[..] else { unreachable!("a head is a matrix") };
     let (all, at_once, stride) = (h.len() / width, rows_at_once(vocab), logits_stride(vocab));
     for first in (0..all).step_by(at_once) {
         let rows = first..all.min(first + at_once);
         let mut logits = ws.take(rows.len() * stride);
-        let h = &h[rows.start * width..rows.end * width];
+        let h = h.rows(width, rows.clone());
         linear::forward_to(h, head.matrix(), Target { data: &mut logits, stride, add: false });
         f(&mut logits, rows);
         ws.give(logits);

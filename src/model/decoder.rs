@@ -1,12 +1,16 @@
 //! The whole model. Forward and backward are the same list of calls, read downward and upward.
 
-use super::attention::{Attention, AttentionSaved, LayerCache};
+use std::ops::Range;
+
+use super::attention::{Attention, AttentionSaved, Cached};
+use super::cache::{KvCache, KvPool};
 use super::feed_forward::{FeedForward, FeedForwardSaved};
-use super::sequences::Sequences;
+use super::sequences::{Rows, Sequences};
 use super::weight::number;
-use super::{Embedding, Gradients, Latents, Linear, Loss, RmsNorm, Role, Weight, Workspace, cross_entropy};
+use super::workspace::{Context, Workspace};
+use super::{Embedding, Gradients, Latents, Linear, Loss, RmsNorm, Role, Weight, cross_entropy};
 use crate::config::{Activations, ModelConfig, Scope};
-use crate::kernels::{self, RopeTable};
+use crate::kernels::{self, Buffer, RopeTable};
 use crate::ternary::Grouping;
 
 /// The most parts that a batch is taken in, and the most values that gradients and logits of all after the first have.
@@ -31,20 +35,20 @@ pub struct Block {
 #[derive(Debug, Default)]
 struct BlockSaved {
     /// The residual stream at the block's input, `[N, C]`.
-    x: Vec<f32>,
+    x: Buffer,
     attention: AttentionSaved,
     /// The residual stream between the two halves.
-    mid: Vec<f32>,
+    mid: Buffer,
     feed_forward: FeedForwardSaved,
 }
 
 impl BlockSaved {
     /// In the order in which the forward pass made them.
-    fn parts(&self) -> impl Iterator<Item = (&'static str, &[f32])> {
-        [("input", &self.x[..])]
+    fn parts(&self) -> impl Iterator<Item = (&'static str, &Buffer)> {
+        [("input", &self.x)]
             .into_iter()
             .chain(self.attention.parts())
-            .chain([("sum after attention", &self.mid[..])])
+            .chain([("sum after attention", &self.mid)])
             .chain(self.feed_forward.parts())
     }
 }
@@ -62,43 +66,33 @@ impl Block {
 
     fn forward(
         &self,
-        x: &mut [f32],
-        seqs: Sequences,
-        rope: &RopeTable,
+        x: &mut Buffer,
+        cx: &mut Context<'_>,
         saved: &mut BlockSaved,
-        cache: Option<&mut LayerCache>,
-        ws: &mut Workspace,
+        cached: Option<Cached<'_, '_>>,
     ) {
-        let mut h = ws.take(x.len());
+        let mut h = cx.ws.take(x.len());
         set(&mut saved.x, x);
         self.input_layernorm.forward(x, &mut h);
-        self.self_attn.forward(&h, seqs, rope, &mut saved.attention, cache, ws, x);
+        self.self_attn.forward(&h, cx, &mut saved.attention, cached, x);
         set(&mut saved.mid, x);
         self.post_attention_layernorm.forward(x, &mut h);
-        self.mlp.forward(&h, seqs.rows(), &mut saved.feed_forward, ws, x);
-        ws.give(h);
+        self.mlp.forward(&h, cx, &mut saved.feed_forward, x);
+        cx.ws.give(h);
     }
 
     /// Mirror of [`Block::forward`], to be read upward against it: `dx` comes in as the gradient by the block's output
     /// and leaves as the gradient by its input.
-    fn backward(
-        &self,
-        dx: &mut [f32],
-        seqs: Sequences,
-        rope: &RopeTable,
-        saved: &BlockSaved,
-        ws: &mut Workspace,
-        grads: &mut Gradients,
-    ) {
-        let (mut h, mut dh) = (ws.take(dx.len()), ws.take(dx.len()));
+    fn backward(&self, dx: &mut Buffer, cx: &mut Context<'_>, saved: &BlockSaved, grads: &mut Gradients) {
+        let (mut h, mut dh) = (cx.ws.take(dx.len()), cx.ws.take(dx.len()));
         self.post_attention_layernorm.forward(&saved.mid, &mut h);
-        self.mlp.backward(&h, &saved.feed_forward, ws, dx, &mut dh, grads);
+        self.mlp.backward(&h, cx, &saved.feed_forward, dx, &mut dh, grads);
         self.post_attention_layernorm.backward(&saved.mid, &dh, dx, true, grads);
         self.input_layernorm.forward(&saved.x, &mut h);
-        self.self_attn.backward(&h, seqs, rope, &saved.attention, ws, dx, &mut dh, grads);
+        self.self_attn.backward(&h, cx, &saved.attention, dx, &mut dh, grads);
         self.input_layernorm.backward(&saved.x, &dh, dx, true, grads);
-        ws.give(h);
-        ws.give(dh);
+        cx.ws.give(h);
+        cx.ws.give(dh);
     }
 
     fn weights(&self) -> impl Iterator<Item = &Weight> {
@@ -112,8 +106,8 @@ impl Block {
     }
 }
 
-fn set(to: &mut Vec<f32>, from: &[f32]) {
-    to.resize(from.len(), 0.0);
+fn set(to: &mut Buffer, from: &Buffer) {
+    to.resize(from.len());
     kernels::copy(to, from);
 }
 
@@ -131,7 +125,7 @@ pub struct State {
 struct Pass {
     blocks: Vec<BlockSaved>,
     /// The residual stream after the last block, `[N, C]`.
-    last: Vec<f32>,
+    last: Buffer,
     ws: Workspace,
 }
 
@@ -146,31 +140,20 @@ impl State {
     }
 }
 
-/// Keys and values of every layer for one sequence.
-#[derive(Clone, Debug, Default)]
-pub struct KvCache {
-    layers: Vec<LayerCache>,
-    len: usize,
-    width: usize,
+/// The next tokens of a sequence, after what its cache holds.
+pub struct Span<'a> {
+    pub tokens: &'a [u32],
+    /// Has room for the tokens ([`KvCache::reserve`]), or its pool has.
+    pub cache: &'a mut KvCache,
+    pub wanted: Wanted,
 }
 
-impl KvCache {
-    /// Positions seen.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Forgets all positions from `len` on.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-        for layer in &mut self.layers {
-            layer.truncate(self.len, self.width);
-        }
-    }
+/// After which tokens of a span logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    None,
+    Last,
+    All,
 }
 
 /// A decoder of the Qwen3 and LLaMA family, or, with a two-matrix feed-forward, the small one of the copy task.
@@ -278,7 +261,7 @@ impl Decoder {
             .chain(self.lm_head.iter().flat_map(Linear::weights))
     }
 
-    /// As [`Decoder::params`].
+    /// As [`Decoder::weights`].
     pub fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
         [&mut self.embed_tokens.weight]
             .into_iter()
@@ -292,16 +275,17 @@ impl Decoder {
     }
 
     /// The residual stream after the last block is left in `pass.last`; returns it through the final norm. With `keep`
-    /// every block's activations stay for the backward pass; without, the blocks share one set.
+    /// every block's activations stay for the backward pass; without, the blocks share one set. `caches`: one for each
+    /// span of `rows`, unless these are sequences of their own.
     fn hidden(
         &self,
         tokens: &[u32],
-        seqs: Sequences,
+        rows: &Rows,
         pass: &mut Pass,
-        mut cache: Option<&mut KvCache>,
+        mut caches: Option<&mut [&mut KvCache]>,
         keep: bool,
-    ) -> super::Buffer {
-        assert_eq!(tokens.len(), seqs.rows(), "tokens of {seqs:?}");
+    ) -> Buffer {
+        assert_eq!(tokens.len(), rows.count(), "tokens of spans {:?}", rows.spans);
         let sets = if keep { self.layers.len() } else { 1 };
         if pass.blocks.len() < sets {
             pass.blocks.resize_with(sets, BlockSaved::default);
@@ -309,10 +293,11 @@ impl Decoder {
         let Pass { blocks, last, ws } = pass;
         let mut x = ws.take(tokens.len() * self.config.hidden_size);
         self.embed_tokens.forward(tokens, &mut x);
-        for (i, block) in self.layers.iter().enumerate() {
-            let saved = &mut blocks[if keep { i } else { 0 }];
-            let cache = cache.as_deref_mut().map(|c| &mut c.layers[i]);
-            block.forward(&mut x, seqs, &self.rope, saved, cache, ws);
+        let mut cx = Context::new(rows, &self.rope, ws);
+        for (layer, block) in self.layers.iter().enumerate() {
+            let saved = &mut blocks[if keep { layer } else { 0 }];
+            let cached = caches.as_deref_mut().map(|caches| Cached { caches, layer });
+            block.forward(&mut x, &mut cx, saved, cached);
         }
         set(last, &x);
         self.norm.forward(last, &mut x);
@@ -323,7 +308,7 @@ impl Decoder {
     /// `tokens` (`[N]`, each below `V`).
     pub fn loss(&self, tokens: &[u32], targets: &[u32], seqs: Sequences, state: &mut State) -> Loss {
         let pass = &mut state.pass;
-        let h = self.hidden(tokens, seqs, pass, None, false);
+        let h = self.hidden(tokens, &seqs.into(), pass, None, false);
         let loss = cross_entropy::forward(&h, self.head(), targets, &mut pass.ws);
         pass.ws.give(h);
         loss
@@ -386,15 +371,17 @@ impl Decoder {
         pass: &mut Pass,
         grads: &mut Gradients,
     ) -> Loss {
-        let h = self.hidden(tokens, seqs, pass, None, true);
+        let rows = Rows::from(seqs);
+        let h = self.hidden(tokens, &rows, pass, None, true);
         let Pass { blocks, last, ws } = pass;
 
         let mut dh = ws.take(h.len());
         let loss = cross_entropy::forward_backward(&h, self.head(), targets, scale, ws, &mut dh, grads);
         let mut dx = h;
         self.norm.backward(last, &dh, &mut dx, false, grads);
+        let mut cx = Context::new(&rows, &self.rope, ws);
         for (block, saved) in self.layers.iter().zip(blocks).rev() {
-            block.backward(&mut dx, seqs, &self.rope, saved, ws, grads);
+            block.backward(&mut dx, &mut cx, saved, grads);
         }
         self.embed_tokens.backward(tokens, &dx, grads);
 
@@ -420,9 +407,8 @@ impl Decoder {
 
     /// Logits of every position, `[N, V]`: for tests and small models.
     pub fn logits(&self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<f32> {
-        let h = self.hidden(tokens, seqs, &mut state.pass, None, true);
-        let mut logits = vec![0.0; tokens.len() * self.config.vocab_size];
-        kernels::linear::forward(&h, self.head().matrix(), &mut logits, false);
+        let h = self.hidden(tokens, &seqs.into(), &mut state.pass, None, true);
+        let logits = self.logits_of(&h, &[0..tokens.len()], &mut state.pass.ws);
         state.pass.ws.give(h);
         logits
     }
@@ -430,28 +416,68 @@ impl Decoder {
     /// The most likely token at every position, `[N]`.
     pub fn predict(&self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<u32> {
         let pass = &mut state.pass;
-        let h = self.hidden(tokens, seqs, pass, None, false);
+        let h = self.hidden(tokens, &seqs.into(), pass, None, false);
         let out = cross_entropy::predict(&h, self.head(), &mut pass.ws);
         pass.ws.give(h);
         out
     }
 
-    /// An empty cache for one sequence.
+    /// An empty cache for one sequence, with a pool of its own.
     pub fn cache(&self) -> KvCache {
-        let width = self.config.kv_heads * self.config.head_dim;
-        KvCache { layers: vec![LayerCache::default(); self.layers.len()], len: 0, width }
+        KvPool::new(&self.config, self.config.max_positions).sequence()
     }
 
     /// Appends `tokens` to the cached sequence; the logits after the last of them, `[V]`.
     pub fn step(&self, tokens: &[u32], cache: &mut KvCache, state: &mut State) -> Vec<f32> {
-        assert!(!tokens.is_empty(), "a step needs a token");
-        let seqs = Sequences { batch: 1, len: tokens.len(), start: cache.len };
-        let h = self.hidden(tokens, seqs, &mut state.pass, Some(cache), false);
-        cache.len += tokens.len();
-        let mut logits = vec![0.0; self.config.vocab_size];
-        let last = &h[h.len() - self.config.hidden_size..];
-        kernels::linear::forward(last, self.head().matrix(), &mut logits, false);
+        self.advance(&mut [Span { tokens, cache, wanted: Wanted::Last }], state)
+    }
+
+    /// Appends the tokens of each span to its sequence, all in one pass; the wanted logits, `[rows, V]`, in the order of the
+    /// spans and their tokens.
+    ///
+    /// # Panics
+    /// A span without tokens, positions that the model does not have, a pool without pages for them.
+    pub fn advance(&self, spans: &mut [Span<'_>], state: &mut State) -> Vec<f32> {
+        let rows = Rows::new(spans.iter().map(|span| (span.cache.len(), span.tokens.len())));
+        let mut wanted = Vec::new();
+        let mut first = 0;
+        for span in spans.iter_mut() {
+            let (count, start) = (span.tokens.len(), span.cache.len());
+            assert!(count > 0, "a span needs a token");
+            let most = self.config.max_positions;
+            assert!(start + count <= most, "positions up to {}, of {most}", start + count);
+            assert!(span.cache.reserve(count), "the pool has no pages for {count} more positions");
+            match span.wanted {
+                Wanted::None => {}
+                Wanted::Last => wanted.push(first + count - 1..first + count),
+                Wanted::All => wanted.push(first..first + count),
+            }
+            first += count;
+        }
+        let tokens: Vec<u32> = spans.iter().flat_map(|span| span.tokens).copied().collect();
+        let mut caches: Vec<&mut KvCache> = spans.iter_mut().map(|span| &mut *span.cache).collect();
+        let h = self.hidden(&tokens, &rows, &mut state.pass, Some(&mut caches), false);
+        caches.iter_mut().zip(&rows.spans).for_each(|(cache, count)| cache.advance(*count));
+        let logits = self.logits_of(&h, &wanted, &mut state.pass.ws);
         state.pass.ws.give(h);
+        logits
+    }
+
+    /// The logits of some rows of `h`, `[rows, V]`.
+    fn logits_of(&self, h: &Buffer, wanted: &[Range<usize>], ws: &mut Workspace) -> Vec<f32> {
+        let (width, count) = (self.config.hidden_size, wanted.iter().map(Range::len).sum::<usize>());
+        let mut logits = vec![0.0; count * self.config.vocab_size];
+        if count == 0 {
+            return logits;
+        }
+        let mut some = ws.take(count * width);
+        let mut at = 0;
+        for rows in wanted {
+            kernels::copy(some.rows_mut(width, at..at + rows.len()), h.rows(width, rows.clone()));
+            at += rows.len();
+        }
+        kernels::linear::forward(&some, self.head().matrix(), &mut logits, false);
+        ws.give(some);
         logits
     }
 }

@@ -1,8 +1,8 @@
 //! The feed-forward network of a block: SwiGLU with three matrices, or GELU or ReLU² with two.
 
-use super::{Gradients, Linear, Role, Weight, Workspace};
+use super::{Context, Gradients, Linear, Role, Weight};
 use crate::config::{Activation, ModelConfig};
-use crate::kernels;
+use crate::kernels::{self, Buffer};
 use crate::ternary::Grouping;
 
 #[derive(Clone, Debug)]
@@ -17,13 +17,13 @@ pub struct FeedForward {
 /// What the backward pass needs: both projections as they came; the activation is done again.
 #[derive(Debug, Default)]
 pub struct FeedForwardSaved {
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    gate: Buffer,
+    up: Buffer,
 }
 
 impl FeedForwardSaved {
-    pub(super) fn parts(&self) -> impl Iterator<Item = (&'static str, &[f32])> {
-        [("gate", &self.gate), ("up projection", &self.up)].into_iter().map(|(name, x)| (name, &x[..]))
+    pub(super) fn parts(&self) -> impl Iterator<Item = (&'static str, &Buffer)> {
+        [("gate", &self.gate), ("up projection", &self.up)].into_iter()
     }
 }
 
@@ -42,40 +42,33 @@ impl FeedForward {
     }
 
     /// `out += down(act(h))` for `h` `[n, C]`.
-    pub fn forward(
-        &self,
-        h: &[f32],
-        n: usize,
-        saved: &mut FeedForwardSaved,
-        ws: &mut Workspace,
-        out: &mut [f32],
-    ) {
-        let width = self.up_proj.weight.shape[0];
+    pub fn forward(&self, h: &[f32], cx: &mut Context<'_>, saved: &mut FeedForwardSaved, out: &mut [f32]) {
+        let len = cx.rows.count() * self.up_proj.weight.shape[0];
         if let Some(gate) = &self.gate_proj {
-            saved.gate.resize(n * width, 0.0);
+            saved.gate.resize(len);
             gate.forward(h, &mut saved.gate, false);
         }
-        saved.up.resize(n * width, 0.0);
+        saved.up.resize(len);
         self.up_proj.forward(h, &mut saved.up, false);
-        let mut act = ws.take(n * width);
+        let mut act = cx.ws.take(len);
         self.activate(saved, &mut act);
         self.down_proj.forward(&act, out, true);
-        ws.give(act);
+        cx.ws.give(act);
     }
 
     /// Mirror of [`FeedForward::forward`]: from `dout` the gradients of all weights, and `dh`.
     pub fn backward(
         &self,
         h: &[f32],
+        cx: &mut Context<'_>,
         saved: &FeedForwardSaved,
-        ws: &mut Workspace,
         dout: &[f32],
         dh: &mut [f32],
         grads: &mut Gradients,
     ) {
         let len = saved.up.len();
         // `d` is the gradient by the activation, then that by the up projection.
-        let (mut act, mut d) = (ws.take(len), ws.take(len));
+        let (mut act, mut d) = (cx.ws.take(len), cx.ws.take(len));
         self.activate(saved, &mut act);
         self.down_proj.backward(&act, dout, &mut d, false, grads);
         match self.activation {
@@ -88,8 +81,8 @@ impl FeedForward {
             // `act` holds the gate's gradient now.
             gate.backward(h, &act, dh, true, grads);
         }
-        ws.give(act);
-        ws.give(d);
+        cx.ws.give(act);
+        cx.ws.give(d);
     }
 
     fn activate(&self, saved: &FeedForwardSaved, act: &mut [f32]) {

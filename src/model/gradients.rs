@@ -1,7 +1,7 @@
 //! Gradients, a table beside the weights that they belong to.
 
 use super::Weight;
-use crate::kernels;
+use crate::kernels::{self, Buffer};
 
 /// The gradients of some weights: those of a layer, or of a model, at the places of [`Weight::index`].
 ///
@@ -19,7 +19,7 @@ use crate::kernels;
 /// ```
 #[derive(Debug, Default)]
 pub struct Gradients {
-    of: Vec<Vec<f32>>,
+    of: Vec<Buffer>,
     /// Something may have been added since all were zero.
     touched: bool,
 }
@@ -27,7 +27,7 @@ pub struct Gradients {
 impl Gradients {
     /// Zeros, as many as the weights have values.
     pub fn zeros<'a>(weights: impl IntoIterator<Item = &'a Weight>) -> Self {
-        Self { of: weights.into_iter().map(|weight| vec![0.0; weight.len()]).collect(), touched: false }
+        Self { of: weights.into_iter().map(|weight| Buffer::zeros(weight.len())).collect(), touched: false }
     }
 
     /// That of one of the weights, to be added to.
@@ -57,8 +57,8 @@ impl Gradients {
 
     /// Makes these as large as `other`, zeros where they are new.
     pub(super) fn fit(&mut self, other: &Gradients) {
-        self.of.resize_with(other.of.len(), Vec::new);
-        self.of.iter_mut().zip(&other.of).for_each(|(grad, other)| grad.resize(other.len(), 0.0));
+        self.of.resize_with(other.of.len(), Buffer::default);
+        self.of.iter_mut().zip(&other.of).for_each(|(grad, other)| grad.resize(other.len()));
     }
 
     /// Adds those of `other`, and leaves zeros there.

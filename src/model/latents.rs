@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::Weight;
 use super::weight::{Form, number};
 use crate::error::Result;
-use crate::kernels::{self, Updated};
+use crate::kernels::{self, Buffer, Updated};
 use crate::ternary::{Flips, TernaryMatrix};
 
 /// What a training keeps of each ternary weight beside its trits: latent values, of which the trits are the projection,
@@ -13,7 +13,7 @@ use crate::ternary::{Flips, TernaryMatrix};
 #[derive(Clone, Debug, Default)]
 pub struct Latents {
     /// Empty for a weight that is not ternary.
-    values: Vec<Vec<f32>>,
+    values: Vec<Buffer>,
     /// Trits that changed since [`Latents::take_flips`].
     flips: Vec<Flips>,
 }
@@ -32,7 +32,7 @@ impl Latents {
         number(weights.iter_mut().map(|weight| &mut **weight));
         let start = |weight: &mut &mut Weight| {
             if !weight.role.is_matrix() {
-                return Ok(Vec::new());
+                return Ok(Buffer::default());
             }
             let std = std.unwrap_or((weight.shape[1] as f32).powf(-0.5));
             let values = weight.normal(std, seed);
@@ -44,7 +44,7 @@ impl Latents {
 
     /// Room for those of so many weights, to be filled by [`Latents::set`] or [`Latents::adopt`].
     pub fn with_places(count: usize) -> Self {
-        Self { values: vec![Vec::new(); count], flips: vec![Flips::default(); count] }
+        Self { values: vec![Buffer::default(); count], flips: vec![Flips::default(); count] }
     }
 
     /// Takes the values of a weight and projects them, if it is ternary.
@@ -59,7 +59,7 @@ impl Latents {
     /// Takes a matrix that is ternary already, which is never projected again, and makes latents whose projection it is.
     pub fn adopt(&mut self, weight: &mut Weight, matrix: TernaryMatrix) {
         let grouping = weight.grouping().expect("only a ternary weight adopts a ternary matrix");
-        self.values[weight.index()] = matrix.latents(grouping);
+        self.values[weight.index()] = matrix.latents(grouping).into();
         weight.adopt(matrix);
     }
 
@@ -85,8 +85,8 @@ impl Latents {
         let index = weight.index();
         let cols = *weight.shape.last().expect("a tensor has a shape");
         let (value, ternary) = match &mut weight.form {
-            Form::Ternary(grouping, matrix) => (&mut self.values[index][..], Some((*grouping, matrix))),
-            Form::Dense(values) => (&mut values[..], None),
+            Form::Ternary(grouping, matrix) => (&mut *self.values[index], Some((*grouping, matrix))),
+            Form::Dense(values) => (&mut **values, None),
         };
         let done = step(kernels::Latents { name: &weight.name, cols, value, grad, ternary })?;
         self.flips[index] += done.flips;
@@ -110,9 +110,9 @@ impl Latents {
 }
 
 /// Makes `values` those of the weight; its latents, if it is ternary.
-fn place(weight: &mut Weight, values: Vec<f32>) -> Result<Vec<f32>> {
+fn place(weight: &mut Weight, values: Vec<f32>) -> Result<Buffer> {
     weight.set(&values)?;
-    Ok(if weight.ternary().is_some() { values } else { Vec::new() })
+    Ok(if weight.ternary().is_some() { values.into() } else { Buffer::default() })
 }
 
 #[cfg(test)]

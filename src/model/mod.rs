@@ -4,6 +4,7 @@
 //! are row-major slices; gradients of weights are accumulated.
 
 mod attention;
+mod cache;
 pub mod cross_entropy;
 mod decoder;
 mod directory;
@@ -18,9 +19,10 @@ mod store;
 mod weight;
 mod workspace;
 
-pub use attention::{Attention, AttentionSaved, LayerCache};
+pub use attention::{Attention, AttentionSaved, Cached};
+pub use cache::{KvCache, KvPool};
 pub use cross_entropy::Loss;
-pub use decoder::{Block, Decoder, KvCache, State};
+pub use decoder::{Block, Decoder, Span, State, Wanted};
 pub use directory::{open, unused};
 pub use embedding::Embedding;
 pub use feed_forward::{FeedForward, FeedForwardSaved};
@@ -31,4 +33,4 @@ pub use rms_norm::RmsNorm;
 pub use sequences::Sequences;
 pub use store::{Model, load, load_to_train, save, ternary_entry};
 pub use weight::{Form, Role, Weight, number};
-pub use workspace::{Buffer, Workspace};
+pub use workspace::{Context, Workspace, in_context};

@@ -5,7 +5,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::config::Activations;
 use crate::error::Result;
-use crate::kernels::{self, Matrix};
+use crate::kernels::{self, Buffer, Matrix};
 use crate::ternary::{Flips, Grouping, TernaryMatrix};
 
 /// What a tensor does in its model.
@@ -38,7 +38,7 @@ impl Role {
 /// How the values of a weight are held.
 #[derive(Clone, Debug)]
 pub enum Form {
-    Dense(Vec<f32>),
+    Dense(Buffer),
     Ternary(Grouping, TernaryMatrix),
 }
 
@@ -62,7 +62,7 @@ impl Weight {
     pub fn new(name: impl Into<String>, shape: &[usize], role: Role, grouping: Option<Grouping>) -> Self {
         let form = match grouping {
             Some(grouping) => Form::Ternary(grouping, TernaryMatrix::zeros(shape[0], shape[1], grouping)),
-            None => Form::Dense(vec![0.0; shape.iter().product()]),
+            None => Form::Dense(Buffer::zeros(shape.iter().product())),
         };
         let activations = Activations::default();
         Self { name: name.into(), shape: shape.to_vec(), role, form, activations, index: 0 }
@@ -136,7 +136,7 @@ impl Weight {
         match &mut self.form {
             Form::Ternary(grouping, matrix) => kernels::project(&self.name, values, *grouping, matrix),
             Form::Dense(own) => {
-                own.copy_from_slice(values);
+                kernels::copy(own, values);
                 Ok(Flips::default())
             }
         }

@@ -1,46 +1,52 @@
-//! Buffers that live for one call and are used again by the next.
+//! Buffers that live for one call and are used again by the next; what every layer of a pass is handed.
 
-use std::ops::{Deref, DerefMut};
+use super::Sequences;
+use super::sequences::Rows;
+use crate::kernels::{Buffer, RopeTable};
 
 /// Keeps buffers between uses: fresh memory from the system costs a page fault every 4 KiB.
 #[derive(Debug, Default)]
 pub struct Workspace {
-    free: Vec<Vec<f32>>,
-}
-
-/// A buffer of the asked length; what it holds is left over from its last use.
-#[derive(Debug)]
-pub struct Buffer {
-    data: Vec<f32>,
-    len: usize,
+    free: Vec<Buffer>,
 }
 
 impl Workspace {
-    /// The smallest free buffer that is long enough.
+    /// The smallest free buffer that is long enough; what it holds is left over from its last use.
     pub fn take(&mut self, len: usize) -> Buffer {
-        let fits = |(i, b): (usize, &Vec<f32>)| (b.len() >= len).then_some((b.len(), i));
-        let data = match self.free.iter().enumerate().filter_map(fits).min() {
+        let fits = |(i, b): (usize, &Buffer)| (b.capacity() >= len).then_some((b.capacity(), i));
+        let mut buffer = match self.free.iter().enumerate().filter_map(fits).min() {
             Some((_, i)) => self.free.swap_remove(i),
-            None => vec![0.0; len],
+            None => Buffer::zeros(len),
         };
-        Buffer { data, len }
+        buffer.resize(len);
+        buffer
     }
 
     /// Takes a buffer back.
     pub fn give(&mut self, buffer: Buffer) {
-        self.free.push(buffer.data);
+        self.free.push(buffer);
     }
 }
 
-impl Deref for Buffer {
-    type Target = [f32];
-    fn deref(&self) -> &[f32] {
-        &self.data[..self.len]
+/// What every layer of a pass through a model is handed: which rows there are, the angles of their positions, and memory.
+pub struct Context<'a> {
+    pub(super) rows: &'a Rows,
+    pub(super) rope: &'a RopeTable,
+    pub(super) ws: &'a mut Workspace,
+}
+
+impl<'a> Context<'a> {
+    pub(super) fn new(rows: &'a Rows, rope: &'a RopeTable, ws: &'a mut Workspace) -> Self {
+        Self { rows, rope, ws }
     }
 }
 
-impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data[..self.len]
-    }
+/// Calls `f` in the context of equal sequences, for a layer on its own.
+pub fn in_context<T>(
+    seqs: Sequences,
+    rope: &RopeTable,
+    ws: &mut Workspace,
+    f: impl FnOnce(&mut Context<'_>) -> T,
+) -> T {
+    f(&mut Context::new(&Rows::from(seqs), rope, ws))
 }
