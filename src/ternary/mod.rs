@@ -3,11 +3,13 @@
 
 mod grouping;
 mod matrix;
+mod packed;
 mod stats;
 
 pub use grouping::Grouping;
 pub use matrix::{CODES_PER_WORD, TernaryMatrix, ZERO_WORD};
 pub(crate) use matrix::{not_finite, scale_of, trit_of};
+pub use packed::{BLOCK_ROWS, Density, LINE_BYTES, Layout, PackedMatrix, SCALE_BYTES, SEGMENT};
 pub use stats::{Flips, Stats};
 
 #[cfg(test)]
