@@ -12,6 +12,7 @@ mod feed_forward;
 mod gradients;
 mod latents;
 mod linear;
+mod parts;
 mod rms_norm;
 mod sequences;
 mod store;
