@@ -10,6 +10,7 @@ use super::{recipe, thousands};
 use crate::config::{ModelConfig, Recipe, Task};
 use crate::error::{Error, Result};
 use crate::files::{self, DirectoryWriter, IfExists};
+use crate::formats::Form;
 use crate::formats::tensors::{Data, Tensor, write_safetensors};
 use crate::kernels::{self, peak, profile};
 use crate::model::{Role, Sequences, cross_entropy};
@@ -163,7 +164,7 @@ fn export(dir: &Path, trainer: &Trainer, steps: u64) -> Result<()> {
     let at = writer.path();
     let model = at.join("model");
     std::fs::create_dir(&model).map_err(Error::io("create", &model))?;
-    crate::model::save(&model, &trainer.model.decoder, &trainer.model.hf, Some(&trainer.latents))?;
+    trainer.save_model(&model, Form::Latent)?;
     let t = &trainer.recipe.train;
     let sequences = steps as usize * t.accumulate * t.batch;
     let (mut inputs, mut targets) =
