@@ -38,6 +38,11 @@ impl AttentionSaved {
             .into_iter()
             .map(|(name, x)| (name, &x[..]))
     }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.parts().map(|(_, x)| x.len()).sum::<usize>() + self.lse.len()
+    }
 }
 
 /// Keys and values of the positions seen so far, `[positions, KV * D]`.

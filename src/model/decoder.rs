@@ -136,6 +136,17 @@ impl State {
     fn passes(&self) -> impl Iterator<Item = &Pass> {
         std::iter::once(&self.pass).chain(self.others.iter().map(|(pass, _)| pass))
     }
+
+    /// Values that each block keeps for the backward pass.
+    #[cfg(test)]
+    pub(crate) fn saved_by_blocks(&self) -> Vec<usize> {
+        let feed_forward =
+            |saved: &BlockSaved| saved.feed_forward.parts().map(|(_, x)| x.len()).sum::<usize>();
+        let of = |saved: &BlockSaved| {
+            saved.x.len() + saved.attention.len() + saved.mid.len() + feed_forward(saved)
+        };
+        self.pass.blocks.iter().map(of).collect()
+    }
 }
 
 /// Keys and values of every layer for one sequence.
