@@ -58,6 +58,7 @@ pub mod generate;
 pub mod kernels;
 pub mod measure;
 pub mod model;
+mod random;
 pub mod report;
 pub mod ternary;
 pub mod text;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Each may know what stands in lines above its own; those of the first line may know each other.
 const ORDER: [&[&str]; 8] = [
-    &["error", "ternary", "config", "files"],
+    &["error", "random", "ternary", "config", "files"],
     &["kernels", "text", "formats"],
     &["model", "chat"],
     &["measure", "generate"],
