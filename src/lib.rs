@@ -20,6 +20,7 @@
 //! - [`generate`]: sampling, the decode loop.
 //! - [`chat`]: chat templates, rendered as Hugging Face does, within limits.
 //! - [`report`]: `report.json` and a self-contained `report.html`.
+//! - [`finish`]: what follows the last step: the exported model, its proof, its figures, the report.
 //! - [`cli`]: the command line, one file a subcommand.
 //!
 //! # Shapes
@@ -51,11 +52,13 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod files;
+pub mod finish;
 pub mod formats;
 pub mod generate;
 pub mod kernels;
 pub mod measure;
 pub mod model;
+mod random;
 pub mod report;
 pub mod ternary;
 pub mod text;

@@ -5,13 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each may know what stands in lines above its own; those of the first line may know each other.
-const ORDER: [&[&str]; 7] = [
-    &["error", "ternary", "config", "files"],
+const ORDER: [&[&str]; 8] = [
+    &["error", "random", "ternary", "config", "files"],
     &["kernels", "text", "formats"],
     &["model", "chat"],
     &["measure", "generate"],
     &["train"],
     &["report"],
+    &["finish"],
     &["cli"],
 ];
 

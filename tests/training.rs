@@ -6,7 +6,12 @@ use common::Rng;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
+use ternlm::config::Recipe;
+use ternlm::measure::Perplexity;
+use ternlm::train::{self, Observer, Outcome, StepReport};
+use ternlm::{finish, report};
 
 /// A language model of a few thousand weights on a text that the test writes.
 const RECIPE: &str = r#"
@@ -380,6 +385,41 @@ fn verify_fails_on_every_kind_of_tampering() {
     });
     let said = text(&out);
     assert!(!out.status.success() && said.contains("FAIL") && said.contains("row 0, column 0"), "{said}");
+}
+
+/// As a program does that shows nothing.
+struct Silent;
+
+impl Observer for Silent {
+    fn stepped(&mut self, _: &StepReport, _: f64, _: bool) {}
+    fn validated(&mut self, _: u64, _: &Perplexity) {}
+    fn saved(&mut self, _: &Path) {}
+}
+
+#[test]
+fn a_run_from_start_to_report_needs_no_command_line() {
+    let lab = Lab::new();
+    let mut recipe: Recipe = toml::from_str(RECIPE).unwrap();
+    recipe.train.steps = 2;
+    recipe.data.train = vec![lab.path("text.txt")];
+    recipe.report.test = Some(lab.path("text.txt"));
+    recipe.report.prompts = vec!["one ".into()];
+    recipe.report.max_train_loss = Some(1e-6);
+    recipe.validate(&lab.path("tiny.toml")).unwrap();
+    let run = lab.path("run");
+    fs::create_dir(&run).unwrap();
+    let mut trainer = train::setup(recipe, None, &lab.path("cache"), &|_, _| {}).unwrap();
+    let outcome = train::run(&mut trainer, &run, &AtomicBool::new(false), &mut Silent).unwrap();
+    assert_eq!(outcome, Outcome::Finished);
+    let mut read = Vec::new();
+    let finished = finish::finish(&mut trainer, &run, &mut |done, all| read.push((done, all))).unwrap();
+    assert!(finished.proof.pass && !finished.passed(), "proved, and short of its bar");
+    assert!(finished.model.join("ternary.json").is_file() && run.join(report::HTML).is_file());
+    let summary = report::read(&run).unwrap();
+    assert_eq!((summary.checks.len(), summary.samples.len(), summary.steps), (1, 1, 2));
+    let bytes = fs::metadata(lab.path("text.txt")).unwrap().len();
+    assert_eq!((read[0], read[read.len() - 1]), ((0, bytes), (bytes, bytes)), "tokens are bytes here");
+    assert!(read.is_sorted() && read.len() > 2, "{read:?}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-# What src/config.rs fills in. A recipe written by `ternlm bench train --export` has all of it already.
+# What src/config/recipe.rs fills in. A recipe written by `ternlm bench train --export` has all of it already.
 MODEL = {
     "activation": "swiglu", "qk_norm": False, "qkv_bias": False, "causal": True, "tie_embeddings": False,
     "rope_theta": 10000.0, "rms_norm_eps": 1e-6,

@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::{recipe, thousands};
-use crate::config::{ModelConfig, Recipe, Task};
 use crate::error::{Error, Result};
 use crate::files::{self, DirectoryWriter, IfExists};
+use crate::formats::Form;
 use crate::formats::tensors::{Data, Tensor, write_safetensors};
 use crate::kernels::{self, peak, profile};
-use crate::model::{Role, Sequences, cross_entropy};
-use crate::train::{Source, Synthetic, Trainer};
+use crate::train::{Trainer, cost, setup_random};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -76,7 +75,7 @@ fn train(args: TrainArgs) -> Result<()> {
     args.set.iter().try_for_each(|assignment| recipe::set_text(&mut table, assignment))?;
     table.remove("init");
     let recipe = recipe::resolve(args.recipe.as_ref(), table)?;
-    let mut trainer = random_trainer(recipe)?;
+    let mut trainer = setup_random(recipe)?;
     if let Some(dir) = &args.export {
         export(dir, &trainer, args.warmup + args.steps)?;
     }
@@ -115,9 +114,9 @@ fn train(args: TrainArgs) -> Result<()> {
     let mut sorted = seconds.clone();
     sorted.sort_by(f64::total_cmp);
     let median = sorted[sorted.len() / 2];
-    let flops = flops_per_token(&trainer.model.decoder.config, trainer.source.seq()) * tokens as f64;
+    let flops = cost::flops_per_token(&trainer.model.decoder.config, trainer.source.seq()) * tokens as f64;
     let (gflops, limit, bandwidth) = (flops / median / 1e9, peak::fma_gflops(), peak::read_gbps());
-    let moved = min_bytes_per_step(&trainer) / 1e9;
+    let moved = cost::least_traffic(&trainer) / 1e9;
     let share_of_bandwidth = moved / median / bandwidth;
     if args.json {
         let phases: serde_json::Map<_, _> =
@@ -163,7 +162,7 @@ fn export(dir: &Path, trainer: &Trainer, steps: u64) -> Result<()> {
     let at = writer.path();
     let model = at.join("model");
     std::fs::create_dir(&model).map_err(Error::io("create", &model))?;
-    crate::model::save(&model, &trainer.model.decoder, &trainer.model.hf, Some(&trainer.latents))?;
+    trainer.save_model(&model, Form::Latent)?;
     let t = &trainer.recipe.train;
     let sequences = steps as usize * t.accumulate * t.batch;
     let (mut inputs, mut targets) =
@@ -193,129 +192,9 @@ fn name(phase: profile::Phase) -> &'static str {
     }
 }
 
-fn random_trainer(recipe: Recipe) -> Result<Trainer> {
-    let config = recipe.model.clone().ok_or_else(|| Error::usage("the recipe has no [model] table"))?;
-    crate::train::check_memory(&config, &recipe)?;
-    let (model, latents) = crate::train::random_model(&recipe)?;
-    let source = match recipe.task {
-        // Random tokens to be copied cost what a text of the same shape costs.
-        Task::Lm => Source::Synthetic(Synthetic {
-            task: Task::Copy,
-            tokens: recipe.train.seq,
-            vocab: config.vocab_size,
-            seed: recipe.seed,
-        }),
-        _ => Source::synthetic(&recipe, config.vocab_size),
-    };
-    Ok(Trainer::new(recipe, model, latents, None, source))
-}
-
-/// Multiplications and additions of a training step per token: 6 a weight of every product (forward, input gradient,
-/// weight gradient), and attention's `6 * 2 * T * H * D`, half of it when causal. Recomputation does not count.
-fn flops_per_token(c: &ModelConfig, seq: usize) -> f64 {
-    let attention = 12.0 * (seq * c.heads * c.head_dim * c.layers) as f64 * if c.causal { 0.5 } else { 1.0 };
-    6.0 * (weights(c) + c.vocab_size * c.hidden_size) as f64 + attention
-}
-
-/// Weights of the products inside the blocks.
-fn weights(c: &ModelConfig) -> usize {
-    let ffn = if c.activation == crate::config::Activation::SwiGlu { 3 } else { 2 };
-    let attention = c.hidden_size * c.head_dim * (2 * c.heads + 2 * c.kv_heads);
-    c.layers * (attention + ffn * c.hidden_size * c.intermediate_size)
-}
-
-/// Bytes that a step has to move where no cache keeps a tensor from one pass over it to the next: the passes over
-/// weights, gradients, moments and logits that the step is made of, and what the blocks save, written once and read
-/// once. What one kernel hands to the next and nobody saves counts nothing, so a large model moves more; one that fits
-/// a cache, less.
-fn min_bytes_per_step(trainer: &Trainer) -> f64 {
-    let (decoder, t) = (&trainer.model.decoder, &trainer.recipe.train);
-    let c = &decoder.config;
-    let rows = t.batch * trainer.source.seq();
-    let moments: usize =
-        trainer.optimizer.tensors(decoder).iter().map(|m| m.shape.iter().product::<usize>()).sum();
-    let parts = decoder.parts(Sequences::new(t.batch, trainer.source.seq()));
-    let chunks = rows.div_ceil(parts).div_ceil(cross_entropy::rows_at_once(c.vocab_size));
-
-    // Of the update: gradients are zeroed, read for the norm and read again; weights are read and written, moments too.
-    let (mut once, mut each_batch) = (8 * moments, 0);
-    for w in decoder.weights() {
-        once += 4 * 5 * w.len();
-        // What the products read: trits and scales, which the update writes while it has the latents, or the weights.
-        let used = match w.ternary() {
-            Some(t) => 4 * (t.words().len() + t.scales().len()),
-            None => 4 * w.len(),
-        };
-        if w.ternary().is_some() {
-            once += used;
-        }
-        // Of each part, forward and input gradient read the weights; the weight gradient reads and writes the sum. The head's
-        // products are made chunk by chunk. Of an embedding that is no head a batch touches some rows, which count
-        // nothing.
-        let passes = match w.role {
-            Role::Head => chunks,
-            Role::Embedding if c.tie_embeddings => chunks,
-            Role::Embedding => 0,
-            _ => 1,
-        };
-        each_batch += parts * passes * (2 * used + 8 * w.len());
-        // Gradients of further parts are added to those of the first and set to zero.
-        each_batch += (parts - 1) * 4 * 4 * w.len();
-    }
-    // Logits are made, replaced by their gradient, and read by two products.
-    each_batch += 4 * rows * (5 * c.vocab_size + 2 * c.layers * saved_by_block(c));
-    (once + t.accumulate * each_batch) as f64
-}
-
-/// Values that a block keeps of a row for the backward pass: two residual streams, queries, keys, values, attention's
-/// output and its log-sum-exps, and the projections of the feed-forward network.
-fn saved_by_block(c: &ModelConfig) -> usize {
-    let ffn = if c.activation == crate::config::Activation::SwiGlu { 2 } else { 1 };
-    2 * c.hidden_size + (2 * c.heads + 2 * c.kv_heads) * c.head_dim + c.heads + ffn * c.intermediate_size
-}
-
 /// Most memory that this process has held, in bytes.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn bytes(changes: &[&str]) -> f64 {
-        let mut table = recipe::read("copy".as_ref()).unwrap();
-        let shape = ["vocab_size=40000", "hidden_size=16", "heads=1", "kv_heads=1", "head_dim=16"];
-        let shape = shape.into_iter().chain(["intermediate_size=32", "layers=2", "tie_embeddings=false"]);
-        shape.for_each(|set| recipe::set_text(&mut table, &format!("model.{set}")).unwrap());
-        changes.iter().for_each(|set| recipe::set_text(&mut table, set).unwrap());
-        min_bytes_per_step(&random_trainer(recipe::resolve("copy".as_ref(), table).unwrap()).unwrap())
-    }
-
-    #[test]
-    fn the_least_traffic_of_a_step_is_the_sum_of_its_passes() {
-        // 32 sequences of 16 tokens; the logits of 512 rows come in two chunks, because 419 rows make 64 MiB.
-        let (rows, ends) = (512.0, 40_000.0 * 16.0);
-        let (blocks, gains) = (2.0 * (4.0 * 16.0 * 16.0 + 2.0 * 16.0 * 32.0), 5.0 * 16.0);
-        let parameters = 2.0 * ends + blocks + gains;
-        // Words and scales of a row: 1 and 1 where there are 16 inputs, 2 and 1 where there are 32.
-        let (head_codes, block_codes) = (40_000.0 * 8.0, 2.0 * ((4.0 * 16.0 + 32.0) * 8.0 + 16.0 * 12.0));
-        let projection = 2.0 * head_codes + block_codes;
-        let update = (20.0 + 16.0) * parameters + projection;
-        let head = 2.0 * (2.0 * head_codes + 8.0 * ends) + rows * 4.0 * 5.0 * 40_000.0;
-        let saved = rows * 4.0 * 2.0 * 2.0 * (2.0 * 16.0 + 4.0 * 16.0 + 1.0 + 32.0);
-        let batch = head + 2.0 * block_codes + 8.0 * blocks + 16.0 * gains + saved;
-        assert_eq!(bytes(&[]), update + batch);
-        assert_eq!(bytes(&["train.accumulate=3"]), update + 3.0 * batch);
-        // Without the second moment, read and written.
-        assert_eq!(bytes(&["train.optimizer=sgd"]), update + batch - 8.0 * parameters);
-        // No projections, and products that read the weights: the head's in two chunks, each forward and backward.
-        let dense = 2.0 * 2.0 * (4.0 * ends - head_codes) + 2.0 * (4.0 * blocks - block_codes);
-        assert_eq!(bytes(&["ternary.scope=none"]), update + batch - projection + dense);
-        // The embedding is the head: its own update is spared.
-        let spared = (20.0 + 16.0) * ends + head_codes;
-        assert_eq!(bytes(&["model.tie_embeddings=true"]), update + batch - spared);
-    }
 }

@@ -15,7 +15,7 @@ use crate::formats::Form;
 use crate::formats::hf;
 use crate::kernels::Isa;
 use crate::model;
-use crate::report;
+use crate::report::{self, Versions};
 use crate::ternary::Grouping;
 use crate::text::Tokenizer;
 use crate::train::{METRICS, Progress, Record, checkpoint, read_metrics};
@@ -86,11 +86,12 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
+        let Versions { os, cpu, isa, .. } = Versions::current();
         Self {
             version: env!("CARGO_PKG_VERSION"),
-            os: super::os_name(),
-            cpu: super::cpu_name(),
-            isa: Isa::current().to_string(),
+            os,
+            cpu,
+            isa,
             isa_available: Isa::available().iter().map(Isa::to_string).collect(),
             threads: rayon::current_num_threads(),
             parquet: cfg!(feature = "parquet"),

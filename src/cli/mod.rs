@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::error::{Error, Result};
+use crate::finish::MODEL;
 use crate::formats::hf;
 use crate::model::{self, Model};
 use crate::report::thousands;
@@ -145,7 +146,7 @@ fn threads(count: Option<usize>) -> Result<()> {
 
 /// The model directory that `path` means: itself, or the finished model or else the newest checkpoint of a run.
 fn model_dir(path: &Path) -> Result<PathBuf> {
-    let finished = path.join(finish::MODEL);
+    let finished = path.join(MODEL);
     let newest = crate::train::checkpoint::list(path).pop();
     [Some(path.to_path_buf()), Some(finished), newest]
         .into_iter()
@@ -215,16 +216,4 @@ fn bar(total: u64, what: &'static str, style: &str) -> ProgressBar {
     ProgressBar::new(total)
         .with_prefix(what)
         .with_style(ProgressStyle::with_template(style).expect("a valid template"))
-}
-
-/// Operating system and architecture.
-fn os_name() -> String {
-    format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)
-}
-
-/// What the system calls its processor; empty where it does not say.
-fn cpu_name() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':'));
-    line.map_or(String::new(), |(_, name)| name.trim().to_string())
 }

@@ -38,10 +38,9 @@ pub fn cross_entropy(
 ) {
     let _time = scope(Phase::CrossEntropy);
     let rows = targets.len();
-    assert!(
-        stride >= classes && logits.len() == rows * stride && loss.len() == rows,
-        "{rows} rows of {stride}"
-    );
+    assert!(stride >= classes, "{classes} classes, rows {stride} apart");
+    assert_eq!(logits.len(), rows * stride, "logits of {rows} rows {stride} apart");
+    assert_eq!(loss.len(), rows, "losses of {rows} rows");
     logits.par_chunks_mut(stride).zip(targets).zip(loss).for_each(|((row, &target), loss)| {
         let row = &mut row[..classes];
         if target == IGNORE {

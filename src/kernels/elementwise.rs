@@ -38,7 +38,7 @@ fn sigmoid<S: Simd>(x: f32) -> f32 {
 
 /// Runs `f` on matching chunks of a slice that is written and one that is read, in parallel when long.
 fn zip(out: &mut [f32], x: &[f32], f: fn(&mut [f32], &[f32])) {
-    assert_eq!(out.len(), x.len());
+    assert_eq!(out.len(), x.len(), "values written and read");
     if out.len() <= 2 * CHUNK {
         return f(out, x);
     }
@@ -47,7 +47,7 @@ fn zip(out: &mut [f32], x: &[f32], f: fn(&mut [f32], &[f32])) {
 
 /// As [`zip`], with two slices that are read.
 fn zip2(out: &mut [f32], a: &[f32], b: &[f32], f: fn(&mut [f32], &[f32], &[f32])) {
-    assert!(out.len() == a.len() && a.len() == b.len(), "{}, {}, {} values", out.len(), a.len(), b.len());
+    assert_eq!([a.len(), b.len()], [out.len(); 2], "values read for {}", out.len());
     if out.len() <= 2 * CHUNK {
         return f(out, a, b);
     }
@@ -87,7 +87,7 @@ pub fn absorb(out: &mut [f32], x: &mut [f32]) {
             }
         }
     }
-    assert_eq!(out.len(), x.len());
+    assert_eq!(out.len(), x.len(), "values added to and taken from");
     if out.len() <= 2 * CHUNK {
         return run(out, x);
     }
@@ -120,7 +120,7 @@ pub fn silu_mul_backward(gate: &[f32], up: &[f32], d: &mut [f32], dgate: &mut [f
             }
         }
     }
-    assert!(gate.len() == up.len() && up.len() == d.len() && dgate.len() == gate.len());
+    assert_eq!([up.len(), d.len(), dgate.len()], [gate.len(); 3], "up, d and dgate of {} gates", gate.len());
     let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
     inputs
         .zip(d.par_chunks_mut(CHUNK).zip(dgate.par_chunks_mut(CHUNK)))

@@ -25,7 +25,8 @@ pub fn gather(w: Matrix<'_>, tokens: &[u32], out: &mut [f32]) {
 kernel! {
     /// [`TernaryMatrix::unpack_row`], a vector at a time.
     pub fn unpack_row<S>(t: &TernaryMatrix, row: usize, out: &mut [f32]) {
-        assert!(row < t.rows() && out.len() == t.cols());
+        assert!(row < t.rows(), "row {row} of {}", t.rows());
+        assert_eq!(out.len(), t.cols(), "values of a row");
         let whole = out.len() / S::LANES * S::LANES;
         // SAFETY: stores stay below `whole`; the tail goes through `rest`, which holds 16 values.
         unsafe {
@@ -46,7 +47,9 @@ kernel! {
 pub fn scatter_add(dw: &mut [f32], cols: usize, tokens: &[u32], dout: &[f32]) {
     let _time = scope(Phase::Data);
     assert_eq!(dout.len(), tokens.len() * cols, "{} tokens of width {cols}", tokens.len());
+    let rows = dw.len() / cols;
     for (row, &token) in dout.chunks(cols).zip(tokens) {
+        assert!((token as usize) < rows, "token {token} of a vocabulary of {rows}");
         super::add_assign(&mut dw[token as usize * cols..][..cols], row);
     }
 }

@@ -5,6 +5,7 @@
 //! in the first-level cache and never exist as a tensor of f32. [`reference`](super::reference) defines them.
 
 use crate::config::MomentFormat;
+use crate::random::{GAMMA, splitmix64};
 
 /// Consecutive values of a row that share a scale; a row's end ends a block, so that rows stand alone.
 pub const BLOCK: usize = 128;
@@ -152,11 +153,7 @@ fn cut<T>(x: &mut [T], at: usize) -> (&mut [T], &mut [T]) {
 /// The key of the random numbers that round the moments of tensor number `tensor` in step `step`: what makes a resumed
 /// training, and one on any number of threads, draw the same ones.
 pub fn dither_key(step: u64, tensor: usize) -> u32 {
-    // SplitMix64's mixing.
-    let z = step.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (tensor as u64).wrapping_mul(0xD1B5_4A32_D192_ED03);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    (z ^ (z >> 31)) as u32
+    splitmix64(step.wrapping_mul(GAMMA) ^ (tensor as u64).wrapping_mul(0xD1B5_4A32_D192_ED03)) as u32
 }
 
 /// The random bits of the values from `at` on, row-major in the tensor. The first moment is rounded by the high 24, the

@@ -22,12 +22,8 @@ pub fn rms_norm(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
             }
         }
     }
-    assert!(
-        x.len() == y.len() && x.len().is_multiple_of(gain.len()),
-        "{} values, width {}",
-        x.len(),
-        gain.len()
-    );
+    assert_eq!(x.len(), y.len(), "values in and out");
+    assert!(x.len().is_multiple_of(gain.len()), "{} values in rows of {}", x.len(), gain.len());
     let size = ROWS * gain.len();
     if x.len() <= size {
         return run(x, gain, eps, y);
@@ -79,7 +75,9 @@ pub fn rms_norm_backward(
         }
     }
     let c = gain.len();
-    assert!(x.len() == dy.len() && x.len() == dx.len() && x.len().is_multiple_of(c) && dgain.len() == c);
+    assert_eq!([dy.len(), dx.len()], [x.len(); 2], "gradients of {} values", x.len());
+    assert_eq!(dgain.len(), c, "gradient of the gain");
+    assert!(x.len().is_multiple_of(c), "{} values in rows of {c}", x.len());
     let size = ROWS * c;
     let partial: Vec<Vec<f32>> = x
         .par_chunks(size)

@@ -29,7 +29,7 @@ pub struct Latents<'a> {
     pub ternary: Option<(Grouping, &'a mut TernaryMatrix)>,
 }
 
-/// What is done to each value `p` with gradient `g`, which is 0 afterwards.
+/// What is done to each value `p` with gradient `g`, which is 0 afterwards. `b` is the momentum.
 #[derive(Clone, Copy, Debug)]
 pub enum Rule {
     AdamW(AdamW),
@@ -104,8 +104,8 @@ pub fn update(rule: &Rule, latents: Latents<'_>, moments: &mut Moments, pass: Pa
     let by_rows = ternary.as_mut().filter(|(grouping, _)| *grouping != Grouping::Tensor);
     let trits = by_rows.map(|(grouping, out)| Trits::of(name, rows, cols, *grouping, out));
     let strip = Strip { at: 0, cols, value: &mut *value, grad, moments: moments.as_mut(), trits };
-    let constants = rule.constants();
-    let done = in_strips(strip, &|strip| strip.update(rule, constants, pass));
+    let factors = rule.factors();
+    let done = in_strips(strip, &|strip| strip.update(rule, factors, pass));
     let mut flips = done.flips;
     match ternary {
         Some((Grouping::Tensor, out)) => flips += project(name, value, Grouping::Tensor, out)?,
@@ -152,15 +152,15 @@ impl<'a> Strip<'a> {
         )
     }
 
-    fn update(mut self, rule: &Rule, constants: [f32; 3], pass: Pass) -> Done {
+    fn update(mut self, rule: &Rule, factors: Factors, pass: Pass) -> Done {
         let before = pass.measure.then(|| self.value.to_vec());
         match self.moments {
             MomentsMut::F32 { first, second } => {
-                apply(rule, constants, self.value, self.grad, first, second);
+                apply(rule, factors, self.value, self.grad, first, second);
             }
             MomentsMut::Int8 { first, second } => {
-                let place = (pass.dither, self.at, self.cols);
-                apply_int8(rule, constants, place, self.value, self.grad, first, second);
+                let place = Place { first_value: self.at, cols: self.cols, dither: pass.dither };
+                apply_int8(rule, factors, place, self.value, self.grad, first, second);
             }
         }
         let squares = before.map_or(0.0, |mut change| {
@@ -197,102 +197,129 @@ impl Rule {
         }
     }
 
-    /// AdamW's factor of the latent, of the first moment, and of the second moment's root.
-    fn constants(&self) -> [f32; 3] {
-        let Rule::AdamW(a) = self else { return [0.0; 3] };
+    /// Of AdamW; zeros of the others, which have none.
+    fn factors(&self) -> Factors {
+        let Rule::AdamW(a) = self else { return Factors::default() };
         let correction = |beta: f32| 1.0 - (beta as f64).powi(a.step.min(i32::MAX as u64) as i32);
-        [
-            (1.0 - a.lr as f64 * a.weight_decay as f64) as f32,
-            (a.lr as f64 / correction(a.beta1)) as f32,
-            (1.0 / correction(a.beta2).sqrt()) as f32,
-        ]
+        Factors {
+            value: (1.0 - a.lr as f64 * a.weight_decay as f64) as f32,
+            first: (a.lr as f64 / correction(a.beta1)) as f32,
+            second_root: (1.0 / correction(a.beta2).sqrt()) as f32,
+        }
+    }
+}
+
+/// What AdamW multiplies with in a step, decay, learning rate and corrections of the moments together.
+#[derive(Clone, Copy, Default)]
+struct Factors {
+    value: f32,
+    first: f32,
+    /// Of the second moment's root.
+    second_root: f32,
+}
+
+/// Where in its tensor a strip is.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The number of its first value.
+    first_value: usize,
+    /// Values of a row.
+    cols: usize,
+    /// The key of the random numbers that round its moments.
+    dither: u32,
+}
+
+kernel! {
+    fn apply<S>(
+        rule: &Rule,
+        factors: Factors,
+        values: &mut [f32],
+        grads: &mut [f32],
+        first: &mut [f32],
+        second: &mut [f32],
+    ) {
+        formula::<S, false>(rule, factors, values, grads, first, second);
     }
 }
 
 kernel! {
-    fn apply<S>(rule: &Rule, c: [f32; 3], p: &mut [f32], g: &mut [f32], m: &mut [f32], v: &mut [f32]) {
-        formula::<S, false>(rule, c, p, g, m, v);
-    }
-}
-
-kernel! {
-    /// [`apply`] block by block, whose moments are f32 in the first-level cache only. `place` is the key of the dither,
-    /// the number of the first value, and the length of a row.
+    /// [`apply`] block by block, whose moments are f32 in the first-level cache only.
     fn apply_int8<S>(
         rule: &Rule,
-        c: [f32; 3],
-        place: (u32, usize, usize),
-        p: &mut [f32],
-        g: &mut [f32],
-        m: CodesMut<'_, i8>,
-        v: CodesMut<'_, u8>,
+        factors: Factors,
+        place: Place,
+        values: &mut [f32],
+        grads: &mut [f32],
+        first: CodesMut<'_, i8>,
+        second: CodesMut<'_, u8>,
     ) {
-        let ((key, first, cols), (mut m, mut v)) = (place, (m, v));
+        let Place { first_value, cols, dither } = place;
+        let (mut first_codes, mut second_codes) = (first, second);
         let row_blocks = cols.div_ceil(BLOCK);
-        let (mut bits, mut m_block, mut v_block) = ([0u32; BLOCK], [0f32; BLOCK], [0f32; BLOCK]);
-        for (row, (p, g)) in p.chunks_exact_mut(cols).zip(g.chunks_exact_mut(cols)).enumerate() {
-            for (nth, (p, g)) in p.chunks_mut(BLOCK).zip(g.chunks_mut(BLOCK)).enumerate() {
-                let (at, block, len) = (row * cols + nth * BLOCK, row * row_blocks + nth, p.len());
+        let (mut bits, mut first, mut second) = ([0u32; BLOCK], [0f32; BLOCK], [0f32; BLOCK]);
+        for (row, (values, grads)) in values.chunks_exact_mut(cols).zip(grads.chunks_exact_mut(cols)).enumerate() {
+            for (nth, (values, grads)) in values.chunks_mut(BLOCK).zip(grads.chunks_mut(BLOCK)).enumerate() {
+                let (at, block, len) = (row * cols + nth * BLOCK, row * row_blocks + nth, values.len());
                 let bits = &mut bits[..len];
-                moments::dither(key, first + at, bits);
-                let (m_codes, m_scale) = m.block(at, len, block);
-                let m_block = &mut m_block[..len];
-                moments::decode_first(m_codes, *m_scale, m_block);
-                if v.is_empty() {
-                    formula::<S, true>(rule, c, p, g, m_block, &mut []);
+                moments::dither(dither, first_value + at, bits);
+                let (codes, scale) = first_codes.block(at, len, block);
+                let first = &mut first[..len];
+                moments::decode_first(codes, *scale, first);
+                if second_codes.is_empty() {
+                    formula::<S, true>(rule, factors, values, grads, first, &mut []);
                 } else {
-                    let (v_codes, v_scale) = v.block(at, len, block);
-                    let v_block = &mut v_block[..len];
-                    moments::decode_second(v_codes, *v_scale, v_block);
-                    formula::<S, true>(rule, c, p, g, m_block, v_block);
-                    moments::encode_second(v_block, bits, v_codes, v_scale);
+                    let (codes, scale) = second_codes.block(at, len, block);
+                    let second = &mut second[..len];
+                    moments::decode_second(codes, *scale, second);
+                    formula::<S, true>(rule, factors, values, grads, first, second);
+                    moments::encode_second(second, bits, codes, scale);
                 }
-                moments::encode_first(m_block, bits, m_codes, m_scale);
+                moments::encode_first(first, bits, codes, scale);
             }
         }
     }
 }
 
-/// `m` is the first moment or the momentum, `v` the second moment, which with `ROOT` leaves as its root; what the rule
-/// does not have is empty.
+/// `first` is the first moment or the momentum, `second` the second moment, which with `ROOT` leaves as its root; what
+/// the rule does not have is empty.
 #[inline(always)]
 fn formula<S: Simd, const ROOT: bool>(
     rule: &Rule,
-    c: [f32; 3],
-    p: &mut [f32],
-    g: &mut [f32],
-    m: &mut [f32],
-    v: &mut [f32],
+    factors: Factors,
+    values: &mut [f32],
+    grads: &mut [f32],
+    first: &mut [f32],
+    second: &mut [f32],
 ) {
     match *rule {
         Rule::AdamW(a) => {
-            let [keep, step, root] = c;
-            for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                let s = *g * a.grad_scale;
-                *g = 0.0;
-                *m = fma::<S>(a.beta1, *m, (1.0 - a.beta1) * s);
-                let second = fma::<S>(a.beta2, *v, (1.0 - a.beta2) * s * s);
-                *v = if ROOT { second.sqrt() } else { second };
-                *p = *p * keep - step * *m / fma::<S>(second.sqrt(), root, a.eps);
+            for (((value, grad), first), second) in values.iter_mut().zip(grads).zip(first).zip(second) {
+                let scaled = *grad * a.grad_scale;
+                *grad = 0.0;
+                *first = fma::<S>(a.beta1, *first, (1.0 - a.beta1) * scaled);
+                let moved = fma::<S>(a.beta2, *second, (1.0 - a.beta2) * scaled * scaled);
+                *second = if ROOT { moved.sqrt() } else { moved };
+                let root = fma::<S>(moved.sqrt(), factors.second_root, a.eps);
+                *value = *value * factors.value - factors.first * *first / root;
             }
         }
         Rule::Sgd { lr, momentum, weight_decay, grad_scale } => {
-            for ((p, g), b) in p.iter_mut().zip(g).zip(m) {
-                *b = fma::<S>(momentum, *b, fma::<S>(weight_decay, *p, *g * grad_scale));
-                *g = 0.0;
-                *p = fma::<S>(-lr, *b, *p);
+            for ((value, grad), gathered) in values.iter_mut().zip(grads).zip(first) {
+                *gathered = fma::<S>(momentum, *gathered, fma::<S>(weight_decay, *value, *grad * grad_scale));
+                *grad = 0.0;
+                *value = fma::<S>(-lr, *gathered, *value);
             }
         }
         Rule::Momentum { momentum, grad_scale } => {
-            for ((p, g), b) in p.iter_mut().zip(g).zip(m) {
-                *b = fma::<S>(momentum, *b, grad_scale * *g);
-                *p = fma::<S>(grad_scale, *g, momentum * *b);
-                *g = 0.0;
+            for ((value, grad), gathered) in values.iter_mut().zip(grads).zip(first) {
+                *gathered = fma::<S>(momentum, *gathered, grad_scale * *grad);
+                *value = fma::<S>(grad_scale, *grad, momentum * *gathered);
+                *grad = 0.0;
             }
         }
         Rule::Add { keep, step } => {
-            for (p, g) in p.iter_mut().zip(g) {
-                *p = fma::<S>(keep, *p, step * *g);
+            for (value, grad) in values.iter_mut().zip(grads) {
+                *value = fma::<S>(keep, *value, step * *grad);
             }
         }
     }
@@ -307,6 +334,6 @@ pub fn scale_add(a: f32, out: &mut [f32], b: f32, x: &[f32]) {
             }
         }
     }
-    assert_eq!(x.len(), out.len());
+    assert_eq!(x.len(), out.len(), "values read and written");
     out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(out, x)| run(a, out, b, x));
 }

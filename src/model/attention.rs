@@ -42,6 +42,11 @@ impl AttentionSaved {
     pub(super) fn parts(&self) -> impl Iterator<Item = (&'static str, &Buffer)> {
         [("queries", &self.q), ("keys", &self.k), ("values", &self.v), ("attention", &self.out)].into_iter()
     }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.parts().map(|(_, x)| x.len()).sum::<usize>() + self.lse.len()
+    }
 }
 
 impl Attention {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::attention::{Attention, AttentionSaved, Cached};
 use super::cache::{KvCache, KvPool};
 use super::feed_forward::{FeedForward, FeedForwardSaved};
+use super::parts::parts;
 use super::sequences::{Rows, Sequences};
 use super::weight::number;
 use super::workspace::{Context, Workspace};
@@ -12,15 +13,6 @@ use super::{Embedding, Gradients, Latents, Linear, Loss, RmsNorm, Role, Weight, 
 use crate::config::{Activations, ModelConfig, Scope};
 use crate::kernels::{self, Buffer, RopeTable};
 use crate::ternary::Grouping;
-
-/// The most parts that a batch is taken in, and the most values that gradients and logits of all after the first have.
-const PARTS: usize = 16;
-const EXTRA: usize = 1 << 25;
-/// Tokens of a part, about, at least: what a part costs is its gradients, written and added up once.
-const PART: usize = 1024;
-/// The same of a model of few parameters, whose gradients stay in a second-level cache of 2 MiB.
-const SMALL_PART: usize = 256;
-const SMALL: usize = 1 << 19;
 
 /// One block: `x += attention(norm(x)); x += feed_forward(norm(x))`.
 #[derive(Clone, Debug)]
@@ -137,6 +129,17 @@ impl State {
 
     fn passes(&self) -> impl Iterator<Item = &Pass> {
         std::iter::once(&self.pass).chain(self.others.iter().map(|(pass, _)| pass))
+    }
+
+    /// Values that each block keeps for the backward pass.
+    #[cfg(test)]
+    pub(crate) fn saved_by_blocks(&self) -> Vec<usize> {
+        let feed_forward =
+            |saved: &BlockSaved| saved.feed_forward.parts().map(|(_, x)| x.len()).sum::<usize>();
+        let of = |saved: &BlockSaved| {
+            saved.x.len() + saved.attention.len() + saved.mid.len() + feed_forward(saved)
+        };
+        self.pass.blocks.iter().map(of).collect()
     }
 }
 
@@ -350,15 +353,9 @@ impl Decoder {
         loss
     }
 
-    /// Parts of a batch that pass through the model side by side, each on a thread and with gradients of its own: sharing
-    /// out every single operation moves half of its operands from core to core, which costs more than adding up gradients
-    /// at the end. Depends on sizes alone, so that sums are the same for any number of threads.
+    /// Parts of such a batch that pass through the model side by side, each with gradients of its own.
     pub fn parts(&self, seqs: Sequences) -> usize {
-        let parameters: usize = self.weights().map(Weight::len).sum();
-        let tokens = if parameters <= SMALL { SMALL_PART } else { PART };
-        let extra = parameters + cross_entropy::logits_at_once(self.config.vocab_size, seqs.rows());
-        let most = PARTS.min(1 + EXTRA / extra).min(seqs.batch.max(1));
-        1 << (seqs.rows() / tokens).clamp(1, most).ilog2()
+        parts(self.weights().map(Weight::len).sum(), self.config.vocab_size, seqs)
     }
 
     /// Forward and backward of some sequences.

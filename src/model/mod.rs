@@ -13,6 +13,7 @@ mod feed_forward;
 mod gradients;
 mod latents;
 mod linear;
+mod parts;
 mod rms_norm;
 mod sequences;
 mod store;

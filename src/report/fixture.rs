@@ -5,6 +5,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde_json::json;
 
 use super::summary::*;
+use super::versions::Versions;
 use crate::train::{Record, TensorPoint};
 
 /// Uniform in −1 to 1.

@@ -5,22 +5,23 @@ mod curves;
 mod html;
 mod number;
 mod summary;
+mod versions;
 
 use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::files::{if_there, read_limited, write_bytes};
-use crate::train::{Record, read_metrics};
+use crate::train::{METRICS, Record, read_metrics};
 use curves::Curves;
 
 pub(crate) use number::thousands;
-pub use summary::{Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Versions};
+pub use summary::{Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation};
+pub use versions::Versions;
 
 /// The report for programs, in the folder of a run.
 pub const JSON: &str = "report.json";
 /// The report for people.
 pub const HTML: &str = "report.html";
-const METRICS: &str = "metrics.jsonl";
 /// Bytes of a `report.json`; ours have below one MiB.
 const MAX_JSON: u64 = 64 << 20;
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::versions::Versions;
 use crate::train::nan_as_null;
 
 /// The outcome of a run. Numbers that are not finite are `null` in the file and NaN here.
@@ -113,17 +114,4 @@ pub struct Check {
     #[serde(with = "nan_as_null")]
     pub bar: f64,
     pub pass: bool,
-}
-
-/// What the run was made with.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Versions {
-    pub ternlm: String,
-    #[serde(default)]
-    pub rustc: Option<String>,
-    pub os: String,
-    pub cpu: String,
-    /// Vector instructions in use.
-    pub isa: String,
-    pub threads: u64,
 }

@@ -4,6 +4,7 @@
 
 use super::tokens::Tokens;
 use crate::config::Order;
+use crate::random::{GAMMA, splitmix64};
 use crate::{Error, Result};
 
 /// Batches of `batch` sequences of `seq` tokens. A checkpoint needs to keep nothing but the cursor.
@@ -111,13 +112,8 @@ pub fn validation_windows(len: usize, seq: usize, max: usize) -> Vec<Window> {
 
 /// SplitMix64's output function at position `n` of the stream of `seed`.
 fn hash(seed: u64, n: u64) -> u64 {
-    let mix = |mut z: u64| {
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    };
     // The seed is mixed first: neighbouring seeds would otherwise be shifted copies of one stream.
-    mix(mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15)).wrapping_add(n.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+    splitmix64(splitmix64(seed.wrapping_add(GAMMA)).wrapping_add(n.wrapping_mul(GAMMA)))
 }
 
 /// Maps 64 random bits to `0..n`; the bias is below n / 2^64.

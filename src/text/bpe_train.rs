@@ -12,14 +12,14 @@ use tokenizers::utils::SysRegex;
 
 use super::alphabet::{byte_order, to_chars};
 use super::builtin::byte_level_json;
-use super::cut::Cut;
+use super::parallel_cuts::Cut;
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 const GPT2_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// Text gathered before its words are counted in parallel, and the share of one task, in bytes.
 const BATCH: usize = 8 << 20;
-const PIECE: usize = 256 << 10;
+const CHUNK: usize = 256 << 10;
 const MAX_VOCAB: usize = 1 << 20;
 
 /// What vocabulary to train.
@@ -84,13 +84,13 @@ impl BpeTrainer {
         let mut words = Words::new();
         let (mut batch, mut size) = (Vec::new(), 0);
         let mut count = |batch: &mut Vec<String>| {
-            let pieces: Vec<&str> = batch
+            let chunks: Vec<&str> = batch
                 .iter()
                 .flat_map(|text| self.between_specials(text))
-                .flat_map(|text| Cut::Gpt2.pieces(text, PIECE))
+                .flat_map(|text| Cut::Gpt2.chunks(text, CHUNK))
                 .collect();
             let parts: Vec<HashMap<&[u8], u64>> =
-                pieces.into_par_iter().map(|piece| count_piece(&pattern, piece)).collect();
+                chunks.into_par_iter().map(|chunk| count_chunk(&pattern, chunk)).collect();
             for (word, n) in parts.into_iter().flatten() {
                 match words.get_mut(word) {
                     Some(total) => *total += n,
@@ -138,7 +138,7 @@ impl BpeTrainer {
     }
 }
 
-fn count_piece<'a>(pattern: &SysRegex, text: &'a str) -> HashMap<&'a [u8], u64> {
+fn count_chunk<'a>(pattern: &SysRegex, text: &'a str) -> HashMap<&'a [u8], u64> {
     let mut words = HashMap::new();
     let mut end = 0;
     for (start, stop) in pattern.find_iter(text) {

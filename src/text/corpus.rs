@@ -4,10 +4,10 @@ use std::env;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use super::corpus_cache::{self, Writer};
 use super::documents::PassedOver;
-use super::encode::{self, Encoder};
-use super::sources::{self, Source};
-use super::store::{self, Writer};
+use super::encode::{EncodedSegment, Encoder};
+use super::sources::{self, DocumentFile};
 use super::tokenizer::Tokenizer;
 use super::tokens::Tokens;
 use crate::config::DataConfig;
@@ -27,9 +27,9 @@ pub struct Corpus {
     pub passed_over: PassedOver,
 }
 
-impl From<store::Stored> for Corpus {
-    fn from(stored: store::Stored) -> Corpus {
-        let store::Stored { train, val, sha256: fingerprint, largest, passed_over } = stored;
+impl From<corpus_cache::Stored> for Corpus {
+    fn from(stored: corpus_cache::Stored) -> Corpus {
+        let corpus_cache::Stored { train, val, sha256: fingerprint, largest, passed_over } = stored;
         Corpus { train, val, fingerprint, largest, passed_over }
     }
 }
@@ -59,7 +59,7 @@ impl Corpus {
         let train = sources::list(&data.train)?;
         let val = sources::list(&data.val)?;
         let target = cache.join(key(data, tokenizer, &train, &val));
-        if let Some(stored) = store::load(&target, tokenizer.vocab_size()) {
+        if let Some(stored) = corpus_cache::load(&target, tokenizer.vocab_size()) {
             return Ok(stored.into());
         }
 
@@ -67,7 +67,9 @@ impl Corpus {
         let writer = match Writer::create(&target, tokenizer.vocab_size()) {
             Ok(writer) => writer,
             // Another process may have finished it since.
-            Err(error) => return store::load(&target, tokenizer.vocab_size()).map(Corpus::from).ok_or(error),
+            Err(error) => {
+                return corpus_cache::load(&target, tokenizer.vocab_size()).map(Corpus::from).ok_or(error);
+            }
         };
         let mut build =
             Build { writer, tokenizer, data, passed_over: PassedOver::default(), progress, done: 0, total };
@@ -96,10 +98,10 @@ fn held_out(tokens: u64, fraction: f64) -> u64 {
 }
 
 /// Names the cached form of these files: everything that the tokens depend on.
-fn key(data: &DataConfig, tokenizer: &Tokenizer, train: &[Source], val: &[Source]) -> String {
+fn key(data: &DataConfig, tokenizer: &Tokenizer, train: &[DocumentFile], val: &[DocumentFile]) -> String {
     let mut text = format!(
         "{}\n{}\n{:?}\n{:?}\n{:?}\n{}\n",
-        store::VERSION,
+        corpus_cache::VERSION,
         tokenizer.fingerprint(),
         tokenizer.eos(),
         data.join,
@@ -128,12 +130,12 @@ struct Build<'a> {
 
 impl Build<'_> {
     /// Tokenises all documents of `files`; `field` names them in errors.
-    fn add(&mut self, files: &[Source], field: &str) -> Result<()> {
+    fn add(&mut self, files: &[DocumentFile], field: &str) -> Result<()> {
         let writer = &mut self.writer;
-        let mut sink = |tokens: encode::Tokens<'_>| match tokens {
-            encode::Tokens::Text(encoded) => writer.push(encoded),
-            encode::Tokens::Between(ids) => writer.push_between(ids),
-            encode::Tokens::DocumentEnd => writer.end_document(),
+        let mut sink = |tokens: EncodedSegment<'_>| match tokens {
+            EncodedSegment::Text(encoded) => writer.push(encoded),
+            EncodedSegment::Between(ids) => writer.push_between(ids),
+            EncodedSegment::DocumentEnd => writer.end_document(),
         };
         let mut encoder = Encoder::new(self.tokenizer, self.data.join, &mut sink);
         for source in files {

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use super::items::{Item, Part, until_error};
 use super::jsonl::Records;
 use super::plain::Text;
-use super::sources::{Format, Source};
+use super::sources::{DocumentFile, Format};
 use crate::{Error, Result};
 
-/// Size of the pieces of [`training_texts`].
-const TRAINING_PIECE: usize = 4 << 20;
+/// Size of the chunks of [`training_texts`].
+const TRAINING_CHUNK: usize = 4 << 20;
 /// A file of records is refused when more than one in so many cannot be used.
 const MOST_UNUSABLE: u64 = 20;
 /// Records after which that is judged for the first time, before the end of a file.
@@ -99,7 +99,7 @@ impl Judge {
     }
 }
 
-impl Source {
+impl DocumentFile {
     /// Hands every part of every document to `each`, in order. `field` holds the text of a record.
     ///
     /// # Errors
@@ -133,23 +133,23 @@ impl Source {
     }
 }
 
-/// The texts of files for [`super::BpeTrainer`], long ones in pieces cut where no word is.
-pub fn training_texts(sources: Vec<Source>, field: &str) -> impl Iterator<Item = Result<String>> {
+/// The texts of files for [`super::BpeTrainer`], long ones in chunks cut where no word is.
+pub fn training_texts(sources: Vec<DocumentFile>, field: &str) -> impl Iterator<Item = Result<String>> {
     let field = field.to_string();
     sources.into_iter().flat_map(move |source| -> Box<dyn Iterator<Item = Result<String>>> {
         match source.items(&field) {
             Ok(items) => {
                 let judge = Some(Judge::new(&source.path));
-                let pieces = Pieces { items, judge, text: String::new(), next: None };
-                Box::new(until_error(pieces, Pieces::piece))
+                let chunks = Chunks { items, judge, text: String::new(), next: None };
+                Box::new(until_error(chunks, Chunks::chunk))
             }
             Err(e) => Box::new(std::iter::once(Err(e))),
         }
     })
 }
 
-/// Documents in large pieces, each but the last of a document cut before a newline that follows a non-space.
-struct Pieces {
+/// Documents in large chunks, each but the last of a document cut before a newline that follows a non-space.
+struct Chunks {
     items: Box<dyn Iterator<Item = Result<Item>>>,
     /// Gone when the file has been read.
     judge: Option<Judge>,
@@ -158,13 +158,13 @@ struct Pieces {
     next: Option<String>,
 }
 
-impl Pieces {
-    fn piece(&mut self) -> Result<Option<String>> {
+impl Chunks {
+    fn chunk(&mut self) -> Result<Option<String>> {
         if let Some(next) = self.next.take() {
             self.text = next;
         }
         while let Some(judge) = &mut self.judge {
-            if self.text.len() >= TRAINING_PIECE {
+            if self.text.len() >= TRAINING_CHUNK {
                 let ends = self.text.match_indices('\n').map(|(at, _)| at).rev();
                 let mut ends = ends.filter(|&at| !self.text[..at].ends_with(char::is_whitespace));
                 if let Some(cut) = ends.next().filter(|&at| at > 0) {

@@ -1,10 +1,10 @@
-//! Documents to tokens: what stands before, between and after them, and how long ones are encoded in parallel pieces. All
+//! Documents to tokens: what stands before, between and after them, and how long ones are encoded in parallel chunks. All
 //! that reads a text reads it through here, so the same files give the same tokens everywhere.
 
 use rayon::prelude::*;
 
 use super::documents::PassedOver;
-use super::sources::{Format, Source};
+use super::sources::{DocumentFile, Format};
 use super::tokenizer::{Encoded, Tokenizer};
 use crate::config::Join;
 use crate::{Error, Result};
@@ -14,9 +14,9 @@ const BATCH: usize = 8 << 20;
 /// Text without a place to cut, above which a file is not what it claims to be.
 const MAX_UNCUT: usize = 256 << 20;
 
-/// Some tokens in the order of the text.
-pub enum Tokens<'a> {
-    /// Of a piece of a document.
+/// Some tokens, in the order of the text.
+pub enum EncodedSegment<'a> {
+    /// Of a chunk of a document.
     Text(&'a Encoded),
     /// What stands before, between or after documents; they stand for no text.
     Between(&'a [u32]),
@@ -37,7 +37,7 @@ enum Segment {
 pub struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     join: Join,
-    sink: &'a mut dyn FnMut(Tokens<'_>) -> Result<()>,
+    sink: &'a mut dyn FnMut(EncodedSegment<'_>) -> Result<()>,
     /// The part of the document at hand that has not been cut yet.
     open: String,
     /// A document has begun: what follows it, and how its text ends.
@@ -64,7 +64,7 @@ impl<'a> Encoder<'a> {
     pub fn new(
         tokenizer: &'a Tokenizer,
         join: Join,
-        sink: &'a mut dyn FnMut(Tokens<'_>) -> Result<()>,
+        sink: &'a mut dyn FnMut(EncodedSegment<'_>) -> Result<()>,
     ) -> Encoder<'a> {
         Encoder {
             tokenizer,
@@ -80,7 +80,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// Encodes all documents of a file. `progress` is told the bytes of it that were read.
-    pub fn file(&mut self, source: &Source, field: &str, progress: &dyn Fn(u64)) -> Result<PassedOver> {
+    pub fn file(&mut self, source: &DocumentFile, field: &str, progress: &dyn Fn(u64)) -> Result<PassedOver> {
         let eos = self.end_of(source.format)?;
         source.read(field, &mut |part| {
             self.part(part.begins, &part.text, eos)?;
@@ -127,10 +127,10 @@ impl<'a> Encoder<'a> {
         self.any_text |= text.bytes().any(|b| !b.is_ascii_whitespace());
         self.open.push_str(text);
         if self.open.len() >= BATCH {
-            let mut pieces = self.tokenizer.pieces(&self.open);
+            let mut chunks = self.tokenizer.chunks(&self.open);
             // The last one may go on.
-            let rest = pieces.pop().unwrap_or_default().to_string();
-            self.queue.extend(pieces.into_iter().map(|piece| Segment::Text(piece.into())));
+            let rest = chunks.pop().unwrap_or_default().to_string();
+            self.queue.extend(chunks.into_iter().map(|chunk| Segment::Text(chunk.into())));
             self.queued += self.open.len() - rest.len();
             self.open = rest;
         }
@@ -141,8 +141,8 @@ impl<'a> Encoder<'a> {
         let Some((eos, tail)) = self.document.take() else { return Ok(()) };
         let open = std::mem::take(&mut self.open);
         self.queued += open.len();
-        let pieces = self.tokenizer.pieces(&open).into_iter().filter(|piece| !piece.is_empty());
-        self.queue.extend(pieces.map(|piece| Segment::Text(piece.into())));
+        let chunks = self.tokenizer.chunks(&open).into_iter().filter(|chunk| !chunk.is_empty());
+        self.queue.extend(chunks.map(|chunk| Segment::Text(chunk.into())));
         match eos {
             Some(eos) => self.queue.push(Segment::Between(vec![eos])),
             None if another => self.queue.push(Segment::Between(self.newlines(2 - tail.0)?)),
@@ -166,15 +166,15 @@ impl<'a> Encoder<'a> {
 
     fn flush(&mut self) -> Result<()> {
         let encode = |segment: &Segment| match segment {
-            Segment::Text(text) => self.tokenizer.encode_piece(text),
+            Segment::Text(text) => self.tokenizer.encode_chunk(text),
             _ => Ok(Encoded::default()),
         };
         let encoded: Vec<Encoded> = self.queue.par_iter().map(encode).collect::<Result<_>>()?;
         for (segment, encoded) in self.queue.iter().zip(&encoded) {
             (self.sink)(match segment {
-                Segment::Text(_) => Tokens::Text(encoded),
-                Segment::Between(ids) => Tokens::Between(ids),
-                Segment::DocumentEnd => Tokens::DocumentEnd,
+                Segment::Text(_) => EncodedSegment::Text(encoded),
+                Segment::Between(ids) => EncodedSegment::Between(ids),
+                Segment::DocumentEnd => EncodedSegment::DocumentEnd,
             })?;
         }
         self.queue.clear();

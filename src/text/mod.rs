@@ -5,22 +5,22 @@ pub mod batches;
 pub mod bpe_train;
 mod builtin;
 pub mod corpus;
-mod cut;
+mod corpus_cache;
 mod decoder;
 pub mod documents;
 mod encode;
 mod items;
 mod jsonl;
-mod judge;
+mod parallel_cuts;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod plain;
 pub mod reading;
 mod side_files;
 pub mod sources;
-mod store;
 pub mod stream;
 pub mod tokenizer;
+mod tokenizer_checks;
 pub mod tokens;
 mod wikitext;
 

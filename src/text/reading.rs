@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::documents::PassedOver;
-use super::encode::{Encoder, Tokens};
+use super::encode::{EncodedSegment, Encoder};
 use super::sources;
 use super::tokenizer::Tokenizer;
 use super::wikitext::{self, Detokenized};
@@ -61,7 +61,7 @@ impl Reading {
         let mut texts: Vec<(String, Option<u32>)> = Vec::new();
         let mut passed_over = PassedOver::default();
         let mut size = 0;
-        let mut ignore = |_: Tokens<'_>| Ok(());
+        let mut ignore = |_: EncodedSegment<'_>| Ok(());
         let ends = Encoder::new(tokenizer, options.join, &mut ignore);
         for source in sources::list_any(&[path.to_path_buf()])? {
             let eos = ends.end_of(source.format)?;
@@ -105,9 +105,9 @@ impl Reading {
         let (mut ids, mut ends) = (Vec::new(), Vec::new());
         // The document at hand, and how much of what was encoded of it has passed.
         let (mut document, mut passed) = (0, 0);
-        let mut sink = |tokens: Tokens<'_>| {
+        let mut sink = |tokens: EncodedSegment<'_>| {
             match tokens {
-                Tokens::Text(encoded) => {
+                EncodedSegment::Text(encoded) => {
                     ids.extend_from_slice(&encoded.ids);
                     for &bytes in &encoded.bytes {
                         passed += bytes as usize;
@@ -116,12 +116,12 @@ impl Reading {
                         ends.push(documents[document] + original);
                     }
                 }
-                Tokens::Between(between) => {
+                EncodedSegment::Between(between) => {
                     ids.extend_from_slice(between);
                     let at = ends.last().copied().unwrap_or(0);
                     ends.resize(ids.len(), at);
                 }
-                Tokens::DocumentEnd => (document, passed) = (document + 1, 0),
+                EncodedSegment::DocumentEnd => (document, passed) = (document + 1, 0),
             }
             Ok(())
         };

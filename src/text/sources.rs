@@ -34,7 +34,7 @@ impl Format {
 
 /// A file of documents.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct DocumentFile {
     pub path: PathBuf,
     pub format: Format,
     /// Size in bytes.
@@ -50,16 +50,16 @@ pub struct Source {
 ///
 /// # Errors
 /// A path that does not exist, a file of another kind, a folder without any such file.
-pub fn list(paths: &[PathBuf]) -> Result<Vec<Source>> {
+pub fn list(paths: &[PathBuf]) -> Result<Vec<DocumentFile>> {
     list_files(paths, None)
 }
 
 /// [`list`], with a file of any other name as a text.
-pub fn list_any(paths: &[PathBuf]) -> Result<Vec<Source>> {
+pub fn list_any(paths: &[PathBuf]) -> Result<Vec<DocumentFile>> {
     list_files(paths, Some(Format::Text))
 }
 
-fn list_files(paths: &[PathBuf], unknown: Option<Format>) -> Result<Vec<Source>> {
+fn list_files(paths: &[PathBuf], unknown: Option<Format>) -> Result<Vec<DocumentFile>> {
     let mut sources = Vec::new();
     for path in paths {
         if path.is_dir() {
@@ -81,7 +81,7 @@ fn list_files(paths: &[PathBuf], unknown: Option<Format>) -> Result<Vec<Source>>
     Ok(sources)
 }
 
-fn walk(dir: &Path, visited: &mut HashSet<PathBuf>, sources: &mut Vec<Source>) -> Result<()> {
+fn walk(dir: &Path, visited: &mut HashSet<PathBuf>, sources: &mut Vec<DocumentFile>) -> Result<()> {
     // Links may lead back to a folder above.
     if !visited.insert(fs::canonicalize(dir).map_err(Error::io("open", dir))?) {
         return Ok(());
@@ -115,7 +115,7 @@ fn is_output(dir: &Path) -> bool {
         || has("config.json") && (has("model.safetensors") || has("model.safetensors.index.json"))
 }
 
-fn source(path: &Path, format: Format) -> Result<Source> {
+fn source(path: &Path, format: Format) -> Result<DocumentFile> {
     let (file, bytes) = open_regular(path)?;
     let meta = file.metadata().map_err(Error::io("read", path))?;
     let modified = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
@@ -128,5 +128,5 @@ fn source(path: &Path, format: Format) -> Result<Source> {
     };
     #[cfg(not(unix))]
     let version = [modified, 0, 0];
-    Ok(Source { path: path.to_path_buf(), format, bytes, version })
+    Ok(DocumentFile { path: path.to_path_buf(), format, bytes, version })
 }

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, OnceLock};
 use tokenizers::Tokenizer as Hf;
 
-use super::cut::Cut;
 use super::decoder::{self, Decoders};
+use super::parallel_cuts::Cut;
 use super::side_files::SideFiles;
-use super::{alphabet, builtin, judge};
+use super::{alphabet, builtin, tokenizer_checks};
 use crate::files::{read_limited, sha256_hex, write_bytes};
 use crate::{Error, Result};
 
@@ -159,7 +159,7 @@ impl Tokenizer {
     }
 
     fn build(name: &Path, mut json: Value, beside: Option<&Path>) -> Result<Tokenizer> {
-        let vocab_size = judge::judge(name, &mut json)?;
+        let vocab_size = tokenizer_checks::check(name, &mut json)?;
         let cut = if builtin::is_bytes_json(&json) { Cut::Anywhere } else { Cut::of(&json) };
         let decoders = Decoders::of(&json["decoder"]);
         let byte_level = json["decoder"]["type"] == "ByteLevel";
@@ -190,25 +190,25 @@ impl Tokenizer {
     }
 
     /// Token ids of `text`. No special tokens are added; those that occur in the text are recognised, as Hugging Face
-    /// does. Long texts are encoded in parallel pieces where that cannot change the ids, and beyond 8 MiB in any case.
+    /// does. Long texts are encoded in parallel chunks where that cannot change the ids, and beyond 8 MiB in any case.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encode = |piece: &&str| self.0.encode(piece, false);
+        let encode = |chunk: &&str| self.0.encode(chunk, false);
         if matches!(self.0.kind, Kind::Bytes) {
             return encode(&text);
         }
-        match &self.pieces(text)[..] {
+        match &self.chunks(text)[..] {
             [one] => encode(one),
-            pieces => Ok(pieces.par_iter().map(encode).collect::<Result<Vec<_>>>()?.concat()),
+            chunks => Ok(chunks.par_iter().map(encode).collect::<Result<Vec<_>>>()?.concat()),
         }
     }
 
-    /// The pieces of `text` that are encoded by themselves.
-    pub(super) fn pieces<'a>(&self, text: &'a str) -> Vec<&'a str> {
-        self.0.cut.pieces(text, self.0.cut.piece())
+    /// The chunks of `text` that are encoded by themselves.
+    pub(super) fn chunks<'a>(&self, text: &'a str) -> Vec<&'a str> {
+        self.0.cut.chunks(text, self.0.cut.chunk_size())
     }
 
-    /// The ids of a text that is one of its own [`Tokenizer::pieces`], and what bytes each stands for.
-    pub(super) fn encode_piece(&self, text: &str) -> Result<Encoded> {
+    /// The ids of a text that is one of its own [`Tokenizer::chunks`], and what bytes each stands for.
+    pub(super) fn encode_chunk(&self, text: &str) -> Result<Encoded> {
         let inner = &*self.0;
         match &inner.kind {
             Kind::Bytes => {
@@ -481,7 +481,7 @@ fn builtin(name: &str, json: Value) -> Tokenizer {
     Tokenizer::from_json(Path::new(name), json).expect("a tokenizer made here is valid")
 }
 
-/// The crate panics on malformed parts that [`judge`] cannot all foresee (compiled normalizer tables, for one).
+/// The crate panics on malformed parts that [`tokenizer_checks`] cannot all foresee (compiled normalizer tables, for one).
 fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err("a fault inside the tokenizers crate".to_string()))

@@ -14,9 +14,9 @@ use super::{Progress, Trainer};
 use crate::config::Recipe;
 use crate::error::{Error, Result};
 use crate::files::{self, DirectoryWriter, IfExists, sha256_hex};
+use crate::formats::Form;
 use crate::formats::manifest::{self, Manifest};
 use crate::formats::tensors::{Checkpoint, Data, Tensor, write_safetensors};
-use crate::model;
 use crate::ternary::Flips;
 
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -70,17 +70,11 @@ pub fn save(run: &Path, trainer: &Trainer) -> Result<PathBuf> {
     let target = parent.join(format!("step-{:08}", trainer.progress.step));
     let writer = DirectoryWriter::new(&target, IfExists::Replace)?;
     let dir = writer.path();
-    let decoder = &trainer.model.decoder;
-    model::save(dir, decoder, &trainer.model.hf, Some(&trainer.latents))?;
-    if let Some(tokenizer) = &trainer.tokenizer {
-        tokenizer.save(dir)?;
-    }
+    trainer.save_model(dir, Form::Latent)?;
     write_safetensors(dir.join(OPTIMIZER), &tensors(trainer), &BTreeMap::new())?;
-    let flips = decoder
-        .weights()
-        .map(|p| (p.name.clone(), trainer.latents.flips(p)))
-        .filter(|(_, f)| f.total() > 0)
-        .collect();
+    let weights = trainer.model.decoder.weights();
+    let flips =
+        weights.map(|p| (p.name.clone(), trainer.latents.flips(p))).filter(|(_, f)| f.total() > 0).collect();
     let file = Saved {
         format: FORMAT,
         progress: trainer.progress,

@@ -1,6 +1,7 @@
 //! The training loop and what it writes down.
 
 pub mod checkpoint;
+pub mod cost;
 mod metrics;
 mod muon;
 mod optimizer;
@@ -19,7 +20,7 @@ pub use optimizer::{At, Optimizer, Trained};
 pub use resume::{Difference, Resume, differences};
 pub use run::{METRICS, Observer, Outcome, run};
 pub use schedule::schedule;
-pub use setup::{check_memory, random_model, setup};
+pub use setup::{setup, setup_random};
 pub use source::{Source, Synthetic};
 pub use tensorboard::EventWriter;
 pub use trainer::{Progress, StepReport, Trainer};

@@ -21,17 +21,17 @@ pub struct Muon {
 /// One step on a matrix `[rows, cols]`: `b = mu b + s g`; the update is the orthogonal factor of `s g + mu b`
 /// (Nesterov), times `sqrt(max(1, rows / cols))`; `p = (1 - lr wd) p - lr update`. As [`kernels::update`], it projects
 /// and leaves the gradient at zero.
-pub fn muon(a: &Muon, matrix: Latents<'_>, b: &mut Moments, pass: Pass) -> Result<Updated> {
+pub fn muon(rule: &Muon, matrix: Latents<'_>, momentum: &mut Moments, pass: Pass) -> Result<Updated> {
     let _time = scope(Phase::Optimizer);
     let Latents { name, cols, value, grad, ternary } = matrix;
     let rows = value.len() / cols.max(1);
     let mut update = vec![0f32; value.len()];
     let gathered = Latents { name, cols, value: &mut update, grad, ternary: None };
-    let gather = Rule::Momentum { momentum: a.momentum, grad_scale: a.grad_scale };
-    kernels::update(&gather, gathered, b, Pass { measure: false, ..pass })?;
+    let gather = Rule::Momentum { momentum: rule.momentum, grad_scale: rule.grad_scale };
+    kernels::update(&gather, gathered, momentum, Pass { measure: false, ..pass })?;
     orthogonalise(rows, cols, &mut update);
     let size = (rows as f32 / cols as f32).max(1.0).sqrt();
-    let step = Rule::Add { keep: 1.0 - a.lr * a.weight_decay, step: -a.lr * size };
+    let step = Rule::Add { keep: 1.0 - rule.lr * rule.weight_decay, step: -rule.lr * size };
     let matrix = Latents { name, cols, value, grad: &mut update, ternary };
     kernels::update(&step, matrix, &mut Moments::default(), pass)
 }

@@ -80,7 +80,7 @@ impl Optimizer {
             let pass = Pass { measure: updates.is_some(), dither: kernels::dither_key(step, nth) };
             let done = latents.update(weight, grads.of(weight), |latents| match kind {
                 OptimizerKind::AdamW => {
-                    let a = AdamW {
+                    let rule = AdamW {
                         lr,
                         beta1: t.beta1,
                         beta2: t.beta2,
@@ -89,15 +89,16 @@ impl Optimizer {
                         grad_scale,
                         step: step + 1,
                     };
-                    kernels::update(&Rule::AdamW(a), latents, slot, pass)
+                    kernels::update(&Rule::AdamW(rule), latents, slot, pass)
                 }
                 OptimizerKind::Sgd => {
                     let rule = Rule::Sgd { lr, momentum: t.momentum, weight_decay, grad_scale };
                     kernels::update(&rule, latents, slot, pass)
                 }
                 OptimizerKind::Muon => {
-                    let a = Muon { lr: t.muon_lr * factor, momentum: t.momentum, weight_decay, grad_scale };
-                    muon(&a, latents, slot, pass)
+                    let rule =
+                        Muon { lr: t.muon_lr * factor, momentum: t.momentum, weight_decay, grad_scale };
+                    muon(&rule, latents, slot, pass)
                 }
             })?;
             if let Some(updates) = &mut updates {

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use super::{Resume, Source, Trainer, checkpoint, differences};
-use crate::config::{ModelConfig, MomentFormat, OptimizerKind, Recipe, Task, TrainConfig};
+use super::cost::training_bytes;
+use super::{Resume, Source, Synthetic, Trainer, checkpoint, differences};
+use crate::config::{ModelConfig, Recipe, Task};
 use crate::error::{Error, Result};
 use crate::files::path_text;
 use crate::formats::hf::HfConfig;
-use crate::kernels::BLOCK;
 use crate::model::{self, Decoder, Latents, Model};
 use crate::text::{Corpus, Tokenizer, sources};
 
@@ -66,6 +66,28 @@ pub fn setup(
         checkpoint::restore(dir, &mut trainer)?;
     }
     Ok(trainer)
+}
+
+/// A trainer of the recipe's shape with random weights on random tokens, whatever the recipe starts from or reads: its
+/// steps cost what those of the recipe cost.
+///
+/// # Errors
+/// A recipe without a `[model]`, or a model that outgrows the memory.
+pub fn setup_random(recipe: Recipe) -> Result<Trainer> {
+    let config = recipe.model.clone().ok_or_else(|| Error::usage("the recipe has no [model] table"))?;
+    check_memory(&config, &recipe)?;
+    let (model, latents) = random_model(&recipe)?;
+    let source = match recipe.task {
+        // Random tokens to be copied cost what a text of the same shape costs.
+        Task::Lm => Source::Synthetic(Synthetic {
+            task: Task::Copy,
+            tokens: recipe.train.seq,
+            vocab: config.vocab_size,
+            seed: recipe.seed,
+        }),
+        _ => Source::synthetic(&recipe, config.vocab_size),
+    };
+    Ok(Trainer::new(recipe, model, latents, None, source))
 }
 
 /// The shape of the pretrained model in `dir`, which the recipe may repeat.
@@ -133,15 +155,11 @@ fn tokenizer(recipe: &Recipe, resume: Option<&Path>) -> Result<Option<Tokenizer>
 
 /// Refuses a training whose weights, gradients, moments and saved activations outgrow the machine's memory: an
 /// allocation that fails would end the process without a word.
-pub fn check_memory(model: &ModelConfig, recipe: &Recipe) -> Result<()> {
+fn check_memory(model: &ModelConfig, recipe: &Recipe) -> Result<()> {
     let Some(memory) = total_memory() else { return Ok(()) };
-    let [c, d, f] = [model.hidden_size, model.head_dim, model.intermediate_size].map(|n| n as u128);
-    let [heads, kv, layers] = [model.heads, model.kv_heads, model.layers].map(|n| n as u128);
-    // What a block saves of a row: two residual streams, queries, keys, values, attention's output, gate and up.
-    let block = 2 * c + (2 * heads + 2 * kv) * d + heads + 2 * f;
-    let seq = if recipe.task == Task::Lm { recipe.train.seq } else { 2 * recipe.data.sequence } as u128;
-    let rows = recipe.train.batch as u128 * seq;
-    let needed = parameter_bytes(model, &recipe.train) + 4 * rows * (layers * block + 6 * c);
+    let seq = if recipe.task == Task::Lm { recipe.train.seq } else { 2 * recipe.data.sequence };
+    let rows = recipe.train.batch as u128 * seq as u128;
+    let needed = training_bytes(model, &recipe.train, rows);
     if needed > memory {
         let gib = |bytes: u128| bytes as f64 / (1u64 << 30) as f64;
         return Err(Error::usage(format!(
@@ -153,24 +171,6 @@ pub fn check_memory(model: &ModelConfig, recipe: &Recipe) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// Bytes of latents, gradients and moments.
-fn parameter_bytes(model: &ModelConfig, t: &TrainConfig) -> u128 {
-    let all = model.parameters();
-    let heads = if model.tie_embeddings { 1 } else { 2 };
-    let moments = match t.optimizer {
-        OptimizerKind::AdamW => 2 * all,
-        OptimizerKind::Sgd => all,
-        // Embedding and head are AdamW's.
-        OptimizerKind::Muon => all + heads * (model.vocab_size * model.hidden_size) as u128,
-    };
-    let moments = match t.moments {
-        MomentFormat::F32 => 4 * moments,
-        // A code each, and an f32 for each block.
-        MomentFormat::Int8 => moments + 4 * moments.div_ceil(BLOCK as u128),
-    };
-    8 * all + moments
 }
 
 /// Bytes of main memory and swap, where the system says.
@@ -192,30 +192,11 @@ fn starting_model(recipe: &Recipe, resume: Option<&Path>) -> Result<(Model, Late
 }
 
 /// Random weights of the recipe's shape.
-pub fn random_model(recipe: &Recipe) -> Result<(Model, Latents)> {
+fn random_model(recipe: &Recipe) -> Result<(Model, Latents)> {
     let ternary = &recipe.ternary;
     let config = recipe.model.as_ref().expect("a validated recipe has a model or a start");
     let mut decoder = Decoder::new(config, ternary.scope, ternary.group);
     decoder.set_activations(ternary.activations);
     let latents = Latents::random(decoder.weights_mut(), recipe.seed, ternary.init_std)?;
     Ok((Model { decoder, hf: HfConfig::new(config.clone()) }, latents))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_of_a_parameter_are_those_of_its_latent_gradient_and_moments() {
-        let recipe: Recipe = toml::from_str(include_str!("../../recipes/wiki-75m.toml")).unwrap();
-        let (model, mut t) = (recipe.model.unwrap(), recipe.train);
-        let bytes = |t: &TrainConfig| parameter_bytes(&model, t) as f64 / model.parameters() as f64;
-        assert_eq!((t.optimizer, bytes(&t)), (OptimizerKind::AdamW, 16.0));
-        t.moments = MomentFormat::Int8;
-        assert!((bytes(&t) - (10.0 + 8.0 / 128.0)).abs() < 1e-6, "{}", bytes(&t));
-        t.optimizer = OptimizerKind::Sgd;
-        assert!((bytes(&t) - (9.0 + 4.0 / 128.0)).abs() < 1e-6, "{}", bytes(&t));
-        t.optimizer = OptimizerKind::Muon;
-        assert!((9.1..10.0).contains(&bytes(&t)), "{}", bytes(&t));
-    }
 }

@@ -1,15 +1,17 @@
 //! One training: a model, its optimizer, its data, and how far it has come.
 
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 use super::schedule::schedule;
 use super::{At, Optimizer, Source, TensorPoint, Trained};
 use crate::config::Recipe;
 use crate::error::{Error, Result};
+use crate::formats::Form;
 use crate::kernels::profile::{Phase, scope};
 use crate::kernels::{self, IGNORE};
 use crate::measure::Perplexity;
-use crate::model::{Gradients, Latents, Loss, Model, Sequences, State};
+use crate::model::{self, Gradients, Latents, Loss, Model, Sequences, State};
 use crate::ternary::Stats;
 use crate::text::Tokenizer;
 
@@ -193,6 +195,13 @@ impl Trainer {
             }
         });
         right as f64 / asked.max(1) as f64
+    }
+
+    /// Writes the model in that form into the folder `dir`, which is there, and with it its tokenizer, if it has one.
+    pub fn save_model(&self, dir: &Path, form: Form) -> Result<()> {
+        let latents = (form == Form::Latent).then_some(&self.latents);
+        model::save(dir, &self.model.decoder, &self.model.hf, latents)?;
+        self.tokenizer.as_ref().map_or(Ok(()), |tokenizer| tokenizer.save(dir))
     }
 
     /// Trits, scales and flips of every ternary tensor; flips are counted anew from here.

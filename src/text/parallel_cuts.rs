@@ -1,7 +1,7 @@
-//! Where a long text may be cut so that encoding the pieces gives the ids of the whole.
+//! Where a long text may be cut so that encoding the chunks gives the ids of the whole.
 //!
 //! The tokenizers crate needs about a hundred bytes of memory for one byte of text and works on one core, so long
-//! texts are encoded in pieces. That is sound only for pre-tokenizers whose pattern is known to us.
+//! texts are encoded in chunks. That is sound only for pre-tokenizers whose pattern is known to us.
 
 use serde_json::Value;
 
@@ -59,26 +59,26 @@ impl Cut {
         Cut::Never
     }
 
-    /// Size of the pieces that a text is encoded in.
-    pub fn piece(self) -> usize {
+    /// Size of the chunks that a text is encoded in.
+    pub fn chunk_size(self) -> usize {
         match self {
             Cut::Never => 8 << 20,
             _ => 32 << 10,
         }
     }
 
-    /// Cuts `text` into pieces of about `size` bytes; a piece is longer where no cut is allowed.
-    pub fn pieces(self, text: &str, size: usize) -> Vec<&str> {
-        let mut pieces = Vec::with_capacity(text.len() / size.max(1) + 1);
+    /// Cuts `text` into chunks of about `size` bytes; a chunk is longer where no cut is allowed.
+    pub fn chunks(self, text: &str, size: usize) -> Vec<&str> {
+        let mut chunks = Vec::with_capacity(text.len() / size.max(1) + 1);
         let mut rest = text;
         while rest.len() > size {
             let Some(at) = self.first_from(rest, size.max(1)) else { break };
-            let (piece, tail) = rest.split_at(at);
-            pieces.push(piece);
+            let (chunk, tail) = rest.split_at(at);
+            chunks.push(chunk);
             rest = tail;
         }
-        pieces.push(rest);
-        pieces
+        chunks.push(rest);
+        chunks
     }
 
     /// The first allowed cut at byte `from` or later, and before the end.
@@ -157,7 +157,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
-        fn pieces_have_the_ids_of_the_whole(
+        fn chunks_have_the_ids_of_the_whole(
             parts in prop::collection::vec(prop::sample::select(vec![
                 " ", "  ", "\n", "\n\n", "\r", "\r\n", "\t", "\u{a0}", "\u{3000}", "a", "aaa", "e", "\u{301}", "猫", "1",
                 "11", ".", "。", "..", "'", "'s", "🙂", "\u{200b}", END_OF_TEXT,
@@ -167,20 +167,20 @@ mod tests {
             let text = parts.concat();
             for (cut, hf) in TOKENIZERS.iter() {
                 let ids = |text: &str| hf.encode_fast(text, false).unwrap().get_ids().to_vec();
-                let pieces = cut.pieces(&text, size);
-                prop_assert_eq!(pieces.concat(), text.clone());
-                let joined: Vec<u32> = pieces.iter().flat_map(|piece| ids(piece)).collect();
-                prop_assert_eq!(joined, ids(&text), "{:?} {:?}", cut, pieces);
+                let chunks = cut.chunks(&text, size);
+                prop_assert_eq!(chunks.concat(), text.clone());
+                let joined: Vec<u32> = chunks.iter().flat_map(|chunk| ids(chunk)).collect();
+                prop_assert_eq!(joined, ids(&text), "{:?} {:?}", cut, chunks);
             }
         }
     }
 
     #[test]
-    fn pieces_end_where_they_may() {
-        assert_eq!(Cut::Gpt2.pieces("ab cd\n\nef  g", 1), ["ab", " cd", "\n\nef", "  g"]);
-        assert_eq!(Cut::Newlines.pieces("ab. cd.\n\nef  g", 1), ["ab.", " cd.\n\n", "ef", "  g"]);
-        assert_eq!(Cut::Never.pieces("ab cd\n\nef", 1), ["ab cd\n", "\n", "ef"]);
-        assert_eq!(Cut::Anywhere.pieces("a猫b", 2), ["a猫", "b"]);
-        assert_eq!(Cut::Gpt2.pieces("", 1), [""]);
+    fn chunks_end_where_they_may() {
+        assert_eq!(Cut::Gpt2.chunks("ab cd\n\nef  g", 1), ["ab", " cd", "\n\nef", "  g"]);
+        assert_eq!(Cut::Newlines.chunks("ab. cd.\n\nef  g", 1), ["ab.", " cd.\n\n", "ef", "  g"]);
+        assert_eq!(Cut::Never.chunks("ab cd\n\nef", 1), ["ab cd\n", "\n", "ef"]);
+        assert_eq!(Cut::Anywhere.chunks("a猫b", 2), ["a猫", "b"]);
+        assert_eq!(Cut::Gpt2.chunks("", 1), [""]);
     }
 }

@@ -1,5 +1,5 @@
 //! What a `tokenizer.json` may say. The tokenizers crate panics on some malformed files and silently changes ids on
-//! others, so the file is judged before it is handed over.
+//! others, so the file is checked before it is handed over.
 
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
@@ -10,9 +10,9 @@ use crate::{Error, Result};
 /// Ids are below this: larger ones are a damaged or hostile file, and a model would have to have that many rows.
 const MAX_ID: u64 = 1 << 24;
 
-/// Judges a `tokenizer.json`, drops its truncation and padding (they belong to one use of it), and returns the number
+/// Checks a `tokenizer.json`, drops its truncation and padding (they belong to one use of it), and returns the number
 /// of ids (the largest one plus 1).
-pub fn judge(file: &Path, json: &mut Value) -> Result<usize> {
+pub fn check(file: &Path, json: &mut Value) -> Result<usize> {
     let Some(top) = json.as_object_mut() else {
         return Err(Error::input(file, "JSON", kind(json), "an object"));
     };

@@ -1,0 +1,11 @@
+//! What a model is and what a training does, as plain structs. [`Recipe::validate`] and [`ModelConfig::validate`] are
+//! the only places where values are judged.
+
+mod model;
+mod recipe;
+
+pub use model::{Activation, ModelConfig};
+pub use recipe::{
+    Activations, DataConfig, Join, MomentFormat, OptimizerKind, Order, Recipe, ReportConfig, ScheduleKind,
+    Scope, Task, TernaryConfig, TrainConfig,
+};

@@ -1,0 +1,127 @@
+//! The shape of a model.
+
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// The feed-forward network between two residual additions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    /// `down(silu(gate(x)) * up(x))`, three matrices.
+    SwiGlu,
+    /// `down(gelu(up(x)))`, two matrices, the tanh form of GELU.
+    Gelu,
+    /// `down(max(0, up(x))^2)`, two matrices.
+    Relu2,
+}
+
+/// The shape of a decoder. The field names are ours; `formats::hf` knows the Hugging Face ones.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// `V`: rows of the embedding.
+    pub vocab_size: usize,
+    /// `C`: width of the residual stream.
+    pub hidden_size: usize,
+    pub layers: usize,
+    /// `H`: query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// `D`: width of a head, even.
+    pub head_dim: usize,
+    /// Width of the feed-forward network.
+    pub intermediate_size: usize,
+    #[serde(default = "default_activation")]
+    pub activation: Activation,
+    /// RMSNorm on every query and key head before the rotation (Qwen3).
+    #[serde(default)]
+    pub qk_norm: bool,
+    /// Biases on the query, key and value projections (Qwen2).
+    #[serde(default)]
+    pub qkv_bias: bool,
+    #[serde(default = "yes")]
+    pub causal: bool,
+    /// The output head is the embedding.
+    #[serde(default)]
+    pub tie_embeddings: bool,
+    #[serde(default = "default_rope_theta")]
+    pub rope_theta: f32,
+    #[serde(default = "default_eps")]
+    pub rms_norm_eps: f32,
+    /// Longest sequence the model is meant for.
+    pub max_positions: usize,
+}
+
+fn default_activation() -> Activation {
+    Activation::SwiGlu
+}
+fn yes() -> bool {
+    true
+}
+fn default_rope_theta() -> f32 {
+    10_000.0
+}
+fn default_eps() -> f32 {
+    1e-6
+}
+
+/// Larger than any published decoder; above it a size is a damaged or hostile file.
+const MAX_DIM: usize = 1 << 24;
+
+impl ModelConfig {
+    /// Judges the shape. `file` is named in the error.
+    pub fn validate(&self, file: &Path) -> Result<()> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("layers", self.layers),
+            ("heads", self.heads),
+            ("kv_heads", self.kv_heads),
+            ("head_dim", self.head_dim),
+            ("intermediate_size", self.intermediate_size),
+            ("max_positions", self.max_positions),
+        ];
+        for (field, size) in sizes {
+            if size == 0 || size > MAX_DIM {
+                return Err(Error::input(file, field, size, format!("1 to {MAX_DIM}")));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(Error::input(
+                file,
+                "kv_heads",
+                self.kv_heads,
+                format!("a divisor of heads ({})", self.heads),
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(Error::input(file, "head_dim", self.head_dim, "an even number"));
+        }
+        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
+            return Err(Error::input(file, "rope_theta", self.rope_theta, "a positive number"));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
+            return Err(Error::input(file, "rms_norm_eps", self.rms_norm_eps, "0 or more"));
+        }
+        let params = self.parameters();
+        if params > 1 << 40 {
+            return Err(Error::input(file, "sizes", format!("{params} parameters"), "at most 2^40"));
+        }
+        Ok(())
+    }
+
+    /// Number of weights, tied embeddings counted once.
+    pub fn parameters(&self) -> u128 {
+        let [v, c, f] = [self.vocab_size, self.hidden_size, self.intermediate_size].map(|n| n as u128);
+        let [h, kv, d] = [self.heads, self.kv_heads, self.head_dim].map(|n| n as u128);
+        let ffn = if self.activation == Activation::SwiGlu { 3 } else { 2 };
+        let qk = if self.qk_norm { 2 * d } else { 0 };
+        let bias = if self.qkv_bias { (h + 2 * kv) * d } else { 0 };
+        let layer = c * d * (2 * h + 2 * kv) + bias + ffn * c * f + 2 * c + qk;
+        let head = if self.tie_embeddings { 1 } else { 2 };
+        head * v * c + self.layers as u128 * layer + c
+    }
+}
