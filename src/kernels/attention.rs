@@ -14,6 +14,7 @@ use super::isa::kernel;
 use super::linear::dot;
 use super::pack::{Rhs, View};
 use super::profile::{Phase, scope};
+use super::to::To;
 
 /// Columns of a tile, keys: a multiple of [`LANES`], up to which a row is computed on.
 const KEYS: usize = 128;
@@ -205,7 +206,7 @@ pub fn attention(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], out: &
                 let (k, v) = (&k[s.k_at(b, j0, kv)..], &v[s.k_at(b, j0, kv)..]);
                 product_t(m, n, s.dim, queries, k, s.k_stride(), scores);
                 softmax(m, sight, s.dim, scores, max, sum, acc);
-                let target = Target { data: acc, stride: s.dim, add: j0 > 0 };
+                let target = Target { data: acc, stride: s.dim, to: To::Set.part(j0 == 0) };
                 let v = Rhs::Dense(View::rows(v, s.k_stride()));
                 gemm(m, s.dim, n, View::rows(scores, KEYS), v, target, Threads::One);
             }
@@ -226,7 +227,7 @@ fn product_t(m: usize, n: usize, dim: usize, q: &[f32], k: &[f32], k_stride: usi
     if m < 4 {
         return few_dots(m, n, dim, q, k, k_stride, scores);
     }
-    let target = Target { data: scores, stride: KEYS, add: false };
+    let target = Target { data: scores, stride: KEYS, to: To::Set };
     let k = Rhs::Dense(View::rows(k, k_stride).t());
     gemm(m, n, dim, View::rows(q, dim), k, target, Threads::One);
 }
@@ -418,12 +419,20 @@ fn backward_tile(
             product_t(m, n, s.dim, douts, v, s.k_stride(), ds);
             softmax_backward(m, sight, p, ds, logs, delta);
             let rows = j0 * s.dim..(j0 + n) * s.dim;
-            let add = |data, add| Target { data, stride: s.dim, add };
+            let into = |data, to| Target { data, stride: s.dim, to };
             let dense = |x, stride| Rhs::Dense(View::rows(x, stride));
             let (p, ds) = (View::rows(p, KEYS), View::rows(ds, KEYS));
-            gemm(n, s.dim, m, p.t(), dense(douts, s.dim), add(&mut sum_dv[rows.clone()], true), Threads::One);
-            gemm(n, s.dim, m, ds.t(), dense(queries, s.dim), add(&mut sum_dk[rows], true), Threads::One);
-            gemm(m, s.dim, n, ds, dense(k, s.k_stride()), add(sum_dq, j0 > 0), Threads::One);
+            gemm(
+                n,
+                s.dim,
+                m,
+                p.t(),
+                dense(douts, s.dim),
+                into(&mut sum_dv[rows.clone()], To::Add),
+                Threads::One,
+            );
+            gemm(n, s.dim, m, ds.t(), dense(queries, s.dim), into(&mut sum_dk[rows], To::Add), Threads::One);
+            gemm(m, s.dim, n, ds, dense(k, s.k_stride()), into(sum_dq, To::Set.part(j0 == 0)), Threads::One);
         }
         // The queries were scaled, so the gradient of the keys is right; theirs is not yet.
         scale(&mut sum_dq[..size], s.scale());

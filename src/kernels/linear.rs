@@ -9,6 +9,7 @@ use super::lookup;
 use super::pack::{Rhs, View, decode};
 use super::profile::{Phase, scope};
 use super::simd::{Simd, fma};
+use super::to::To;
 #[cfg(target_arch = "x86_64")]
 use super::{isa::Isa, x86_64::amx};
 use crate::ternary::TernaryMatrix;
@@ -47,21 +48,21 @@ const FEW_ROWS: usize = 6;
 /// `y (+)= x Wᵀ` with `x` `[n, in]`, `y` `[n, out]`.
 ///
 /// ```
-/// use ternlm::kernels::{Matrix, linear};
+/// use ternlm::kernels::{Matrix, To, linear};
 /// use ternlm::ternary::{Grouping, TernaryMatrix};
 /// let w = [0.5, -0.5, 0.0, 2.0, 2.0, 2.0]; // [out, in] = [2, 3]
 /// let mut y = [0.0; 2];
-/// linear::forward(&[1.0, 2.0, 3.0], Matrix::Dense { data: &w, rows: 2, cols: 3 }, &mut y, false);
+/// linear::forward(&[1.0, 2.0, 3.0], Matrix::Dense { data: &w, rows: 2, cols: 3 }, &mut y, To::Set);
 /// assert_eq!(y, [-0.5, 12.0]);
 ///
 /// // The same values as trits and scales, added to what is there.
 /// let w = TernaryMatrix::from_values(&w, 2, 3, Grouping::default()).unwrap();
-/// linear::forward(&[1.0, 2.0, 3.0], Matrix::Ternary(&w), &mut y, true);
+/// linear::forward(&[1.0, 2.0, 3.0], Matrix::Ternary(&w), &mut y, To::Add);
 /// assert_eq!(y, [-1.0, 24.0]);
 /// ```
-pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
+pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], to: To) {
     assert_eq!(x.len() / w.cols() * w.rows(), y.len(), "rows of {} and of {}", w.cols(), w.rows());
-    forward_to(x, w, Target { data: y, stride: w.rows(), add });
+    forward_to(x, w, Target { data: y, stride: w.rows(), to });
 }
 
 /// [`forward`] to rows that may stand apart; more of them stay as they are.
@@ -102,13 +103,13 @@ fn on_tiles(n: usize, w: &TernaryMatrix) -> bool {
 }
 
 /// `dx (+)= dy W` with `dy` `[n, out]`, `dx` `[n, in]`.
-pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], add: bool) {
+pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], to: To) {
     assert_eq!(dx.len() / w.cols() * w.rows(), dy.len(), "rows of {} and of {}", w.cols(), w.rows());
-    backward_input_from(dy, w.rows(), w, dx, add);
+    backward_input_from(dy, w.rows(), w, dx, to);
 }
 
 /// [`backward_input`] from rows `stride` apart.
-pub fn backward_input_from(dy: &[f32], stride: usize, w: Matrix<'_>, dx: &mut [f32], add: bool) {
+pub fn backward_input_from(dy: &[f32], stride: usize, w: Matrix<'_>, dx: &mut [f32], to: To) {
     let _time = scope(Phase::InputGradient);
     let (out, inputs) = (w.rows(), w.cols());
     let n = dx.len() / inputs;
@@ -121,16 +122,16 @@ pub fn backward_input_from(dy: &[f32], stride: usize, w: Matrix<'_>, dx: &mut [f
     if let Matrix::Ternary(t) | Matrix::TernaryInt8(t) = w
         && on_tiles(n, t)
     {
-        return amx::backward_input(dy, stride, t, dx, add);
+        return amx::backward_input(dy, stride, t, dx, to);
     }
     let rhs = match w {
         Matrix::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs)),
         Matrix::Ternary(t) | Matrix::TernaryInt8(t) if lookup::pays(n, t) => {
-            return lookup::backward_input(dy, stride, t, dx, add);
+            return lookup::backward_input(dy, stride, t, dx, to);
         }
         Matrix::Ternary(t) | Matrix::TernaryInt8(t) => Rhs::Ternary(t),
     };
-    gemm(n, inputs, out, View::rows(dy, stride), rhs, Target { data: dx, stride: inputs, add }, Threads::All);
+    gemm(n, inputs, out, View::rows(dy, stride), rhs, Target { data: dx, stride: inputs, to }, Threads::All);
 }
 
 /// `dW += dyᵀ x` with `dy` `[n, out]`, `x` `[n, in]`, `dW` `[out, in]`: the gradient at the weights that the forward
@@ -146,7 +147,7 @@ pub fn backward_weight_from(dy: &[f32], stride: usize, x: &[f32], dw: &mut [f32]
     let n = x.len() / inputs;
     assert_eq!((x.len(), dw.len()), (n * inputs, out * inputs), "x [{n}, {inputs}], dW [{out}, {inputs}]");
     assert!(stride >= out, "rows of {out}, {stride} apart");
-    let target = Target { data: dw, stride: inputs, add: true };
+    let target = Target { data: dw, stride: inputs, to: To::Add };
     gemm(out, inputs, n, View::rows(dy, stride).t(), Rhs::Dense(View::rows(x, inputs)), target, Threads::All);
 }
 
@@ -184,32 +185,32 @@ pub fn backward_bias(dy: &[f32], db: &mut [f32]) {
 
 /// The product for a few rows of `x`: the weight is read in its own order, once for each row of `x`, and not packed.
 fn few_rows(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
-    let (out, inputs, add) = (w.rows(), w.cols(), y.add);
+    let (out, inputs, to) = (w.rows(), w.cols(), y.to);
     if out == 0 {
         return;
     }
     let block = if out * inputs < 1 << 16 { out } else { 64 };
     for (x, y) in x.chunks(inputs).zip(y.data.chunks_mut(y.stride)) {
         y[..out].par_chunks_mut(block).enumerate().for_each(|(b, y)| match w {
-            Matrix::Dense { data, .. } => dense_dots(x, &data[b * block * inputs..], y, add),
-            Matrix::Ternary(t) | Matrix::TernaryInt8(t) => ternary_dots(x, t, b * block, y, add),
+            Matrix::Dense { data, .. } => dense_dots(x, &data[b * block * inputs..], y, to),
+            Matrix::Ternary(t) | Matrix::TernaryInt8(t) => ternary_dots(x, t, b * block, y, to),
         });
     }
 }
 
 kernel! {
     /// `y[r] (+)= x . w[r]`
-    fn dense_dots<S>(x: &[f32], w: &[f32], y: &mut [f32], add: bool) {
+    fn dense_dots<S>(x: &[f32], w: &[f32], y: &mut [f32], to: To) {
         for (w, y) in w.chunks_exact(x.len()).zip(y) {
             let sum = dot::<S>(x, w);
-            *y = if add { *y + sum } else { sum };
+            *y = if to.adds() { *y + sum } else { sum };
         }
     }
 }
 
 kernel! {
     /// `y[r] (+)= x . w[row0 + r]`
-    fn ternary_dots<S>(x: &[f32], w: &TernaryMatrix, row0: usize, y: &mut [f32], add: bool) {
+    fn ternary_dots<S>(x: &[f32], w: &TernaryMatrix, row0: usize, y: &mut [f32], to: To) {
         let whole = x.len() / S::LANES * S::LANES;
         let mut tail = [0f32; 16];
         tail[..x.len() - whole].copy_from_slice(&x[whole..]);
@@ -225,7 +226,7 @@ kernel! {
                 }
                 S::sum(sum)
             };
-            *y = if add { *y + sum } else { sum };
+            *y = if to.adds() { *y + sum } else { sum };
         }
     }
 }

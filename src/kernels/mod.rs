@@ -25,6 +25,7 @@ pub mod reference;
 mod rope;
 mod simd;
 mod threads;
+mod to;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -46,3 +47,4 @@ pub use pack::{Rhs, View};
 pub use project::project;
 pub use rope::{RopeTable, rope};
 pub(crate) use threads::side_by_side;
+pub use to::To;

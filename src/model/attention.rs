@@ -2,7 +2,7 @@
 
 use super::{Gradients, Linear, RmsNorm, Role, Sequences, Weight, Workspace};
 use crate::config::ModelConfig;
-use crate::kernels::{self, AttentionShape, RopeTable};
+use crate::kernels::{self, AttentionShape, RopeTable, To};
 use crate::ternary::Grouping;
 
 #[derive(Clone, Debug)]
@@ -103,9 +103,9 @@ impl Attention {
         saved.v.resize(n * kv_width, 0.0);
         saved.out.resize(n * width, 0.0);
         saved.lse.resize(n * self.heads, 0.0);
-        self.q_proj.forward(h, &mut saved.q, false);
-        self.k_proj.forward(h, &mut saved.k, false);
-        self.v_proj.forward(h, &mut saved.v, false);
+        self.q_proj.forward(h, &mut saved.q, To::Set);
+        self.k_proj.forward(h, &mut saved.k, To::Set);
+        self.v_proj.forward(h, &mut saved.v, To::Set);
         let (mut q, mut k) = (ws.take(n * width), ws.take(n * kv_width));
         rotate(&self.q_norm, &saved.q, self.heads, seqs, rope, &mut q);
         rotate(&self.k_norm, &saved.k, self.kv_heads, seqs, rope, &mut k);
@@ -128,7 +128,7 @@ impl Attention {
         }
         ws.give(q);
         ws.give(k);
-        self.o_proj.forward(&saved.out, out, true);
+        self.o_proj.forward(&saved.out, out, To::Add);
     }
 
     /// Mirror of [`Attention::forward`] without a cache: from `dout` the gradients of all weights, and `dh`.
@@ -145,7 +145,7 @@ impl Attention {
         grads: &mut Gradients,
     ) {
         let mut dmixed = ws.take(saved.out.len());
-        self.o_proj.backward(&saved.out, dout, &mut dmixed, false, grads);
+        self.o_proj.backward(&saved.out, dout, &mut dmixed, To::Set, grads);
 
         let (mut q, mut k) = (ws.take(saved.q.len()), ws.take(saved.k.len()));
         rotate(&self.q_norm, &saved.q, self.heads, seqs, rope, &mut q);
@@ -159,9 +159,9 @@ impl Attention {
         // The rotated queries and keys are no longer needed: their buffers take the gradients before the rotation.
         rotate_backward(&self.k_norm, &saved.k, self.kv_heads, seqs, rope, &mut dk, &mut k, grads);
         rotate_backward(&self.q_norm, &saved.q, self.heads, seqs, rope, &mut dq, &mut q, grads);
-        self.v_proj.backward(h, &dv, dh, false, grads);
-        self.k_proj.backward(h, &k, dh, true, grads);
-        self.q_proj.backward(h, &q, dh, true, grads);
+        self.v_proj.backward(h, &dv, dh, To::Set, grads);
+        self.k_proj.backward(h, &k, dh, To::Add, grads);
+        self.q_proj.backward(h, &q, dh, To::Add, grads);
         for buffer in [dmixed, q, k, dq, dk, dv] {
             ws.give(buffer);
         }
@@ -210,7 +210,7 @@ fn rotate_backward(
 ) {
     kernels::rope(dout, heads, rope, seqs.len, seqs.start, true);
     match norm {
-        Some(norm) => norm.backward(x, dout, dx, false, grads),
+        Some(norm) => norm.backward(x, dout, dx, To::Set, grads),
         None => kernels::copy(dx, dout),
     }
 }

@@ -6,7 +6,7 @@ use super::sequences::Sequences;
 use super::weight::number;
 use super::{Embedding, Gradients, Latents, Linear, Loss, RmsNorm, Role, Weight, Workspace, cross_entropy};
 use crate::config::{Activations, ModelConfig, Scope};
-use crate::kernels::{self, RopeTable};
+use crate::kernels::{self, RopeTable, To};
 use crate::ternary::Grouping;
 
 /// The most parts that a batch is taken in, and the most values that gradients and logits of all after the first have.
@@ -93,10 +93,10 @@ impl Block {
         let (mut h, mut dh) = (ws.take(dx.len()), ws.take(dx.len()));
         self.post_attention_layernorm.forward(&saved.mid, &mut h);
         self.mlp.backward(&h, &saved.feed_forward, ws, dx, &mut dh, grads);
-        self.post_attention_layernorm.backward(&saved.mid, &dh, dx, true, grads);
+        self.post_attention_layernorm.backward(&saved.mid, &dh, dx, To::Add, grads);
         self.input_layernorm.forward(&saved.x, &mut h);
         self.self_attn.backward(&h, seqs, rope, &saved.attention, ws, dx, &mut dh, grads);
-        self.input_layernorm.backward(&saved.x, &dh, dx, true, grads);
+        self.input_layernorm.backward(&saved.x, &dh, dx, To::Add, grads);
         ws.give(h);
         ws.give(dh);
     }
@@ -392,7 +392,7 @@ impl Decoder {
         let mut dh = ws.take(h.len());
         let loss = cross_entropy::forward_backward(&h, self.head(), targets, scale, ws, &mut dh, grads);
         let mut dx = h;
-        self.norm.backward(last, &dh, &mut dx, false, grads);
+        self.norm.backward(last, &dh, &mut dx, To::Set, grads);
         for (block, saved) in self.layers.iter().zip(blocks).rev() {
             block.backward(&mut dx, seqs, &self.rope, saved, ws, grads);
         }
@@ -422,7 +422,7 @@ impl Decoder {
     pub fn logits(&self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<f32> {
         let h = self.hidden(tokens, seqs, &mut state.pass, None, true);
         let mut logits = vec![0.0; tokens.len() * self.config.vocab_size];
-        kernels::linear::forward(&h, self.head().matrix(), &mut logits, false);
+        kernels::linear::forward(&h, self.head().matrix(), &mut logits, To::Set);
         state.pass.ws.give(h);
         logits
     }
@@ -450,7 +450,7 @@ impl Decoder {
         cache.len += tokens.len();
         let mut logits = vec![0.0; self.config.vocab_size];
         let last = &h[h.len() - self.config.hidden_size..];
-        kernels::linear::forward(last, self.head().matrix(), &mut logits, false);
+        kernels::linear::forward(last, self.head().matrix(), &mut logits, To::Set);
         state.pass.ws.give(h);
         logits
     }
