@@ -18,6 +18,7 @@ mod tests;
 
 use common::{fill, line, median, noise, seconds};
 use std::cell::{Cell, RefCell};
+use ternlm::config::Inputs;
 use ternlm::kernels::{
     self, AdamW, AttentionShape, BLOCK, Codes, Isa, Latents, Matrix, Moments, Pass, RopeTable, Rule, To,
     dither_key, peak, reference,
@@ -383,7 +384,7 @@ fn embedding(bench: &mut Bench) {
         "gather, ternary",
         Limit::Memory,
         [Operand { moved: N * WIDTH + codes, ..written(N * WIDTH) }],
-        |i, [x]| kernels::gather(Matrix::Ternary(&w), of(i), x),
+        |i, [x]| kernels::gather(Matrix::ternary(&w, Inputs::F32), of(i), x),
         |_, [x]| {
             let mut want = vec![0.0; WIDTH];
             for r in some_of(N) {

@@ -12,6 +12,7 @@ mod gemm;
 mod isa;
 pub mod linear;
 mod lookup;
+mod matrix;
 mod memory;
 mod moments;
 mod norm;
@@ -38,7 +39,7 @@ pub use elementwise::{
 pub use embedding::{gather, scatter_add, unpack_row};
 pub use gemm::{Target, Threads, gemm};
 pub use isa::Isa;
-pub use linear::Matrix;
+pub use matrix::{Matrix, Values};
 pub use memory::LargePages;
 pub use moments::{BLOCK, Codes, Moments, dither_key};
 pub use norm::{rms_norm, rms_norm_backward};

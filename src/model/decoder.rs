@@ -5,7 +5,7 @@ use super::feed_forward::{FeedForward, FeedForwardSaved};
 use super::sequences::Sequences;
 use super::weight::number;
 use super::{Embedding, Gradients, Latents, Linear, Loss, RmsNorm, Role, Weight, Workspace, cross_entropy};
-use crate::config::{Activations, ModelConfig, Scope};
+use crate::config::{Inputs, ModelConfig, Scope};
 use crate::kernels::{self, RopeTable, To};
 use crate::ternary::Grouping;
 
@@ -228,7 +228,7 @@ pub struct Decoder {
     pub config: ModelConfig,
     pub scope: Scope,
     pub grouping: Grouping,
-    activations: Activations,
+    inputs: Inputs,
     pub embed_tokens: Embedding,
     pub layers: Vec<Block>,
     pub norm: RmsNorm,
@@ -247,7 +247,7 @@ impl Decoder {
             config: c.clone(),
             scope,
             grouping,
-            activations: Activations::F32,
+            inputs: Inputs::F32,
             embed_tokens: Embedding::new("model.embed_tokens", c.vocab_size, c.hidden_size, ends),
             layers: (0..c.layers).map(|i| Block::new(&format!("model.layers.{i}"), c, blocks)).collect(),
             norm: RmsNorm::new("model.norm", c.hidden_size, c.rms_norm_eps),
@@ -259,14 +259,14 @@ impl Decoder {
         decoder
     }
 
-    /// What the inputs of every product with a ternary matrix are; f32 in a new decoder.
-    pub fn set_activations(&mut self, activations: Activations) {
-        self.activations = activations;
-        self.weights_mut().for_each(|weight| weight.activations = activations);
+    /// What the inputs of every product with a ternary matrix are rounded to; f32 in a new decoder.
+    pub fn set_inputs(&mut self, inputs: Inputs) {
+        self.inputs = inputs;
+        self.weights_mut().for_each(|weight| weight.inputs = inputs);
     }
 
-    pub fn activations(&self) -> Activations {
-        self.activations
+    pub fn inputs(&self) -> Inputs {
+        self.inputs
     }
 
     /// Every tensor once, in a fixed order.
