@@ -4,7 +4,8 @@
 mod common;
 
 use common::{line, median, noise, seconds};
-use ternlm::kernels::{Isa, Matrix, linear, peak, project};
+use ternlm::config::Inputs;
+use ternlm::kernels::{Isa, Matrix, To, linear, peak, project};
 use ternlm::ternary::{Grouping, TernaryMatrix};
 
 /// As in the program: buffers are aligned, and large ones on large pages.
@@ -26,7 +27,7 @@ fn main() {
         let mut w = TernaryMatrix::zeros(out, inputs, Grouping::default());
         project("w", &noise(out * inputs, 3), Grouping::default(), &mut w).expect("finite numbers");
         let (mut y, mut dx, mut dw) = (vec![0.0; n * out], vec![0.0; n * inputs], vec![0.0; out * inputs]);
-        linear::forward(&x, Matrix::Ternary(&w), &mut y, false);
+        linear::forward(&x, Matrix::ternary(&w, Inputs::F32), &mut y, To::Set);
         for (row, col) in [(0, 0), (n / 2, out / 3), (n - 1, out - 1)] {
             let want: f64 = (0..inputs)
                 .map(|k| x[row * inputs + k] as f64 * w.trit(col, k) as f64 * w.scale(col, k) as f64)
@@ -35,8 +36,9 @@ fn main() {
         }
         let flop = 2.0 * (n * inputs * out) as f64;
         let share = |gflops: f64| format!("{gflops:.0} ({:.0} %)", 100.0 * gflops / limit);
-        let forward = time(flop, || linear::forward(&x, Matrix::Ternary(&w), &mut y, false));
-        let input = time(flop, || linear::backward_input(&dy, Matrix::Ternary(&w), &mut dx, false));
+        let forward = time(flop, || linear::forward(&x, Matrix::ternary(&w, Inputs::F32), &mut y, To::Set));
+        let input =
+            time(flop, || linear::backward_input(&dy, Matrix::ternary(&w, Inputs::F32), &mut dx, To::Set));
         let weight = time(flop, || linear::backward_weight(&dy, &x, &mut dw, out, inputs));
         let shape = format!("{n} x {inputs} x {out}");
         line(COLUMNS, [&shape, &share(forward), &share(input), &share(weight)]);

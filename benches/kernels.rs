@@ -18,9 +18,10 @@ mod tests;
 
 use common::{fill, line, median, noise, seconds};
 use std::cell::{Cell, RefCell};
+use ternlm::config::Inputs;
 use ternlm::kernels::{
     self, AdamW, Attended, AttentionGradients, AttentionShape, BLOCK, Codes, Isa, Latents, Matrix, Moments,
-    Pass, RopeTable, Rule, Turn, dither_key, peak, reference,
+    Pass, RopeTable, Rule, To, Turn, dither_key, peak, reference,
 };
 use ternlm::model::cross_entropy::rows_at_once;
 use ternlm::ternary::{Grouping, TernaryMatrix};
@@ -170,8 +171,8 @@ fn main() {
         attention(&mut bench, seq);
     }
     cross_entropy(&mut bench);
-    norm(&mut bench, "width 512", WIDTH, N, true);
-    norm(&mut bench, "8 heads of 64", DIM, N * HEADS, false);
+    norm(&mut bench, "width 512", WIDTH, N, To::Add);
+    norm(&mut bench, "8 heads of 64", DIM, N * HEADS, To::Set);
     rope(&mut bench);
     activations(&mut bench);
     embedding(&mut bench);
@@ -263,7 +264,7 @@ fn cross_entropy(bench: &mut Bench) {
 }
 
 /// Norms of the residual stream, whose gradient is added to, or of queries.
-fn norm(bench: &mut Bench, what: &str, width: usize, rows: usize, add: bool) {
+fn norm(bench: &mut Bench, what: &str, width: usize, rows: usize, to: To) {
     let gain = noise(width, 1);
     let len = rows * width;
     let gain64 = wide(&gain);
@@ -282,8 +283,8 @@ fn norm(bench: &mut Bench, what: &str, width: usize, rows: usize, add: bool) {
     bench.run(
         &format!("rms_norm_backward, {what}"),
         Limit::Memory,
-        [read(len), read(len), if add { both(len) } else { written(len) }, both(width)],
-        |_, [x, dy, dx, dgain]| kernels::rms_norm_backward(x, &gain, EPS, dy, dx, dgain, add),
+        [read(len), read(len), if to == To::Add { both(len) } else { written(len) }, both(width)],
+        |_, [x, dy, dx, dgain]| kernels::rms_norm_backward(x, &gain, EPS, dy, dx, dgain, to),
         |[_, _, dx_before, dgain_before], [x, dy, dx, dgain]| {
             let (x, dy) = (wide(x), wide(dy));
             let inverse =
@@ -292,7 +293,7 @@ fn norm(bench: &mut Bench, what: &str, width: usize, rows: usize, add: bool) {
                 let row = r * width..(r + 1) * width;
                 let (x, dy, r) = (&x[row.clone()], &dy[row.clone()], inverse(&x[row.clone()]));
                 let mean = (0..width).map(|i| gain64[i] * dy[i] * x[i]).sum::<f64>() / width as f64;
-                let before = |i: usize| if add { dx_before[row.start + i] as f64 } else { 0.0 };
+                let before = |i: usize| if to == To::Add { dx_before[row.start + i] as f64 } else { 0.0 };
                 let want: Vec<f64> =
                     (0..width).map(|i| before(i) + r * gain64[i] * dy[i] - x[i] * r * r * r * mean).collect();
                 close(&dx[row.clone()], &want, width, "rms_norm_backward");
@@ -389,7 +390,7 @@ fn embedding(bench: &mut Bench) {
         "gather, ternary",
         Limit::Memory,
         [Operand { moved: N * WIDTH + codes, ..written(N * WIDTH) }],
-        |i, [x]| kernels::gather(Matrix::Ternary(&w), of(i), x),
+        |i, [x]| kernels::gather(Matrix::ternary(&w, Inputs::F32), of(i), x),
         |_, [x]| {
             let mut want = vec![0.0; WIDTH];
             for r in some_of(N) {

@@ -3,7 +3,7 @@
 //!     cargo run --release --example train_layer
 
 use ternlm::config::MomentFormat;
-use ternlm::kernels::{self, AdamW, Moments, Pass, Rule};
+use ternlm::kernels::{self, AdamW, Moments, Pass, Rule, To};
 use ternlm::model::{Gradients, Latents, Linear, Role, Weight};
 use ternlm::ternary::Grouping;
 
@@ -25,15 +25,15 @@ fn main() -> ternlm::Result<()> {
     let mut moments = Moments::zeros(MomentFormat::F32, 2, OUT, INPUTS);
     for step in 0..STEPS {
         let x = x.normal(1.0, step);
-        teacher.forward(&x, &mut target, false);
-        student.forward(&x, &mut y, false);
+        teacher.forward(&x, &mut target, To::Set);
+        student.forward(&x, &mut y, To::Set);
 
         // loss = sum (y - target)^2 / N, and its gradient by y.
         kernels::scale_add(1.0, &mut y, -1.0, &target);
         let loss = kernels::sum_squares(&y) / N as f64;
         let dy: Vec<f32> = y.iter().map(|error| 2.0 * error / N as f32).collect();
 
-        student.backward(&x, &dy, &mut dx, false, &mut grads);
+        student.backward(&x, &dy, &mut dx, To::Set, &mut grads);
         let rule = Rule::AdamW(AdamW {
             lr: 5e-3 * (1.0 - step as f32 / STEPS as f32),
             beta1: 0.9,

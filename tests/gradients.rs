@@ -8,7 +8,7 @@ mod common;
 use common::{Rng, on_every_isa, wide};
 use ternlm::config::{Activation, ModelConfig, Scope};
 use ternlm::kernels::{
-    self as k, Attended, AttentionGradients, AttentionShape, Buffer, IGNORE, RopeTable, reference as r,
+    self as k, Attended, AttentionGradients, AttentionShape, Buffer, IGNORE, RopeTable, To, reference as r,
 };
 use ternlm::model::{
     Attention, AttentionSaved, Decoder, Embedding, FeedForward, FeedForwardSaved, Gradients, Latents, Linear,
@@ -63,7 +63,7 @@ fn linear() {
         let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
         let mut dx = vec![0.0; x.len()];
         let mut grads = Gradients::zeros(layer.weights());
-        layer.backward(&x, &dy, &mut dx, false, &mut grads);
+        layer.backward(&x, &dy, &mut dx, To::Set, &mut grads);
         let (w, b) = (wide(layer.weight.dense()), wide(layer.bias.as_ref().unwrap().dense()));
         check("dx", &x, &dx, |x| dot(&r::linear(x, &w, Some(&b), inputs), &dy));
         let x = wide(&x);
@@ -88,11 +88,11 @@ fn ternary_linear_has_the_dense_gradient_at_its_projection() {
             assert_ne!(projected, latents.of(&layer.weight));
             let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
             let mut y = vec![0.0; n * out];
-            layer.forward(&x, &mut y, false);
+            layer.forward(&x, &mut y, To::Set);
             common::close(&y, &r::linear(&wide(&x), &wide(&projected), None, inputs), inputs, "y");
             let mut dx = vec![0.0; x.len()];
             let mut grads = Gradients::zeros(layer.weights());
-            layer.backward(&x, &dy, &mut dx, false, &mut grads);
+            layer.backward(&x, &dy, &mut dx, To::Set, &mut grads);
             check("dx", &x, &dx, |x| dot(&r::linear(x, &wide(&projected), None, inputs), &dy));
             let x = wide(&x);
             check("dW", &projected, grads.get(&layer.weight), |w| dot(&r::linear(&x, w, None, inputs), &dy));
@@ -133,7 +133,7 @@ fn rms_norm() {
         let (x, dy, before) = (rng.normal(n * width), rng.normal(n * width), rng.normal(n * width));
         let mut dx = before.clone();
         let mut grads = Gradients::zeros([&layer.gain]);
-        layer.backward(&x, &dy, &mut dx, true, &mut grads);
+        layer.backward(&x, &dy, &mut dx, To::Add, &mut grads);
         dx.iter_mut().zip(&before).for_each(|(d, b)| *d -= b);
         let gain = wide(layer.gain.dense());
         check("dx", &x, &dx, |x| dot(&r::rms_norm(x, &gain, 1e-5), &dy));

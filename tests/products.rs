@@ -3,7 +3,8 @@
 mod common;
 
 use common::{close, on_every_isa, wide};
-use ternlm::kernels::{self as k, Matrix, Rhs, Target, Threads, View, reference};
+use ternlm::config::Inputs;
+use ternlm::kernels::{self as k, Matrix, Rhs, Target, Threads, To, View, reference};
 use ternlm::ternary::{Grouping, TernaryMatrix};
 
 /// Shapes around every edge: register tiles, 16-column words, blocks of 512, a single row or column.
@@ -36,14 +37,16 @@ fn gemm_of_every_layout_equals_the_reference() {
                     for threads in [Threads::All, Threads::One] {
                         let stride = n + 3;
                         let before = rng.normal(m * stride);
-                        for add in [false, true] {
+                        for to in [To::Set, To::Add] {
                             let mut c = before.clone();
-                            let target = Target { data: &mut c, stride, add };
+                            let target = Target { data: &mut c, stride, to };
                             k::gemm(m, n, depth, a, Rhs::Dense(b), target, threads);
                             for i in 0..m {
                                 let old = &before[i * stride..];
                                 let row: Vec<f64> = (0..n)
-                                    .map(|j| want[i * n + j] + if add { old[j] as f64 } else { 0.0 })
+                                    .map(|j| {
+                                        want[i * n + j] + if to == To::Add { old[j] as f64 } else { 0.0 }
+                                    })
                                     .collect();
                                 close(&c[i * stride..i * stride + n], &row, depth, "gemm");
                                 assert_eq!(
@@ -69,10 +72,10 @@ fn products_with_ternary_weights_equal_the_reference() {
                 dense.chunks_mut(inputs).enumerate().for_each(|(r, row)| w.unpack_row(r, row));
                 let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
                 let mut y = vec![f32::NAN; n * out];
-                k::linear::forward(&x, Matrix::Ternary(&w), &mut y, false);
+                k::linear::forward(&x, Matrix::ternary(&w, Inputs::F32), &mut y, To::Set);
                 close(&y, &reference::linear(&wide(&x), &wide(&dense), None, inputs), inputs, "forward");
                 let mut dx = vec![f32::NAN; n * inputs];
-                k::linear::backward_input(&dy, Matrix::Ternary(&w), &mut dx, false);
+                k::linear::backward_input(&dy, Matrix::ternary(&w, Inputs::F32), &mut dx, To::Set);
                 close(
                     &dx,
                     &reference::matmul(&wide(&dy), &wide(&dense), n, out, inputs),
@@ -113,15 +116,18 @@ fn look_ups_equal_the_reference() {
             let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
             let want = reference::linear(&wide(&x), &wide(&dense), None, inputs);
             let dwant = reference::matmul(&wide(&dy), &wide(&dense), n, out, inputs);
-            for add in [false, true] {
+            for to in [To::Set, To::Add] {
                 let (mut y, mut dx) = (rng.normal(n * out), rng.normal(n * inputs));
                 let before = |y: &[f32], want: &[f64]| -> Vec<f64> {
-                    y.iter().zip(want).map(|(y, want)| if add { *y as f64 } else { 0.0 } + want).collect()
+                    y.iter()
+                        .zip(want)
+                        .map(|(y, want)| if to == To::Add { *y as f64 } else { 0.0 } + want)
+                        .collect()
                 };
                 let (want, dwant) = (before(&y, &want), before(&dx, &dwant));
-                k::linear::forward(&x, Matrix::Ternary(&w), &mut y, add);
+                k::linear::forward(&x, Matrix::ternary(&w, Inputs::F32), &mut y, to);
                 close(&y, &want, inputs, "forward");
-                k::linear::backward_input(&dy, Matrix::Ternary(&w), &mut dx, add);
+                k::linear::backward_input(&dy, Matrix::ternary(&w, Inputs::F32), &mut dx, to);
                 close(&dx, &dwant, out, "input gradient");
             }
         }
@@ -143,12 +149,12 @@ fn products_with_8_bit_inputs_equal_their_definition_bit_for_bit() {
             x[(n - 1) * inputs..].fill(if n % 2 == 0 { 0.0 } else { 1e-44 });
             let want = reference::linear_int8(&x, &w);
             let mut y = vec![f32::NAN; n * out];
-            k::linear::forward(&x, Matrix::TernaryInt8(&w), &mut y, false);
+            k::linear::forward(&x, Matrix::ternary(&w, Inputs::Int8), &mut y, To::Set);
             assert_eq!(y, want, "{n} x {inputs} x {out}, groups of {group}");
-            k::linear::forward(&x, Matrix::TernaryInt8(&w), &mut y, true);
+            k::linear::forward(&x, Matrix::ternary(&w, Inputs::Int8), &mut y, To::Add);
             assert_eq!(y, want.iter().map(|y| y + y).collect::<Vec<_>>(), "added to what is there");
             // The rounded inputs are within half a step, and what the product used.
-            k::linear::as_used(&x, Matrix::TernaryInt8(&w), |used| {
+            k::linear::as_used(&x, Matrix::ternary(&w, Inputs::Int8), |used| {
                 for (x, used) in x.chunks(inputs).zip(used.chunks(inputs)) {
                     let step = x.iter().fold(0f32, |a, x| a.max(x.abs())) / 127.0;
                     x.iter().zip(used).for_each(|(x, u)| assert!((x - u).abs() <= 0.5001 * step + 1e-44));
@@ -162,7 +168,7 @@ fn products_with_8_bit_inputs_equal_their_definition_bit_for_bit() {
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut x = x.clone();
                 x[0] = bad;
-                k::linear::forward(&x, Matrix::TernaryInt8(&w), &mut y, false);
+                k::linear::forward(&x, Matrix::ternary(&w, Inputs::Int8), &mut y, To::Set);
                 assert!(y[..out].iter().all(|y| !y.is_finite()), "{bad} is lost");
                 assert_eq!(y[out..], want[out..]);
             }
@@ -183,10 +189,10 @@ fn products_lose_nothing_that_is_not_finite_and_keep_small_and_large_values() {
             let (x, dy) = (shrunk(rng.normal(n * inputs)), shrunk(rng.normal(n * out)));
             let grown = |y: &[f32]| -> Vec<f32> { y.iter().map(|y| y / size).collect() };
             let (mut y, mut dx) = (vec![0.0; n * out], vec![0.0; n * inputs]);
-            k::linear::forward(&x, Matrix::Ternary(&w), &mut y, false);
+            k::linear::forward(&x, Matrix::ternary(&w, Inputs::F32), &mut y, To::Set);
             let want = reference::linear(&wide(&grown(&x)), &wide(&dense), None, inputs);
             close(&grown(&y), &want, inputs, "forward");
-            k::linear::backward_input(&dy, Matrix::Ternary(&w), &mut dx, false);
+            k::linear::backward_input(&dy, Matrix::ternary(&w, Inputs::F32), &mut dx, To::Set);
             let want = reference::matmul(&wide(&grown(&dy)), &wide(&dense), n, out, inputs);
             close(&grown(&dx), &want, out, "backward input");
         }
@@ -196,8 +202,8 @@ fn products_lose_nothing_that_is_not_finite_and_keep_small_and_large_values() {
             (x[3 * inputs + 5], dy[3 * out + 7]) = (bad, bad);
             let (mut y, mut dx, mut dw) =
                 (vec![0.0; n * out], vec![0.0; n * inputs], vec![0.0; out * inputs]);
-            k::linear::forward(&x, Matrix::Ternary(&w), &mut y, false);
-            k::linear::backward_input(&dy, Matrix::Ternary(&w), &mut dx, false);
+            k::linear::forward(&x, Matrix::ternary(&w, Inputs::F32), &mut y, To::Set);
+            k::linear::backward_input(&dy, Matrix::ternary(&w, Inputs::F32), &mut dx, To::Set);
             k::linear::backward_weight(&dy, &x, &mut dw, out, inputs);
             for (i, y) in y.iter().enumerate() {
                 let used = i / out == 3 && w.trit(i % out, 5) != 0;
@@ -231,9 +237,9 @@ fn products_are_the_same_for_any_number_of_threads() {
                 let (mut y, mut dx, mut dw) =
                     (vec![0.5; n * out], vec![0.5; n * inputs], vec![0.5; out * inputs]);
                 pool.install(|| {
-                    for w in [Matrix::Ternary(&w), Matrix::TernaryInt8(&w)] {
-                        k::linear::forward(&x, w, &mut y, true);
-                        k::linear::backward_input(&dy, w, &mut dx, true);
+                    for w in [Matrix::ternary(&w, Inputs::F32), Matrix::ternary(&w, Inputs::Int8)] {
+                        k::linear::forward(&x, w, &mut y, To::Add);
+                        k::linear::backward_input(&dy, w, &mut dx, To::Add);
                     }
                     k::linear::backward_weight(&dy, &x, &mut dw, out, inputs);
                 });
@@ -276,20 +282,20 @@ fn rows_that_stand_apart_give_the_same_bits() {
             let together = |apart: &[f32]| -> Vec<f32> {
                 apart.chunks(stride).flat_map(|row| &row[..out]).copied().collect()
             };
-            let dense = Matrix::Dense { data: &latent, rows: out, cols: inputs };
-            for w in [dense, Matrix::Ternary(&w), Matrix::TernaryInt8(&w)] {
-                for add in [false, true] {
+            let dense = Matrix::dense(&latent, out, inputs);
+            for w in [dense, Matrix::ternary(&w, Inputs::F32), Matrix::ternary(&w, Inputs::Int8)] {
+                for to in [To::Set, To::Add] {
                     let (mut y, mut apart) = (together(&before), before.clone());
-                    k::linear::forward(&x, w, &mut y[..n * out], add);
-                    k::linear::forward_to(&x, w, Target { data: &mut apart, stride, add });
+                    k::linear::forward(&x, w, &mut y[..n * out], to);
+                    k::linear::forward_to(&x, w, Target { data: &mut apart, stride, to });
                     assert!(together(&apart) == y, "forward, {n} x {inputs} x {out}");
                     let gaps = |all: &[f32]| -> Vec<f32> {
                         all.chunks(stride).flat_map(|row| &row[out..]).copied().collect()
                     };
                     assert!(gaps(&apart) == gaps(&before), "between the rows of {n} x {inputs} x {out}");
                     let (mut dx, mut want) = (vec![0.5; n * inputs], vec![0.5; n * inputs]);
-                    k::linear::backward_input(&together(&dy), w, &mut want, add);
-                    k::linear::backward_input_from(&dy, stride, w, &mut dx, add);
+                    k::linear::backward_input(&together(&dy), w, &mut want, to);
+                    k::linear::backward_input_from(&dy, stride, w, &mut dx, to);
                     assert!(dx == want, "input gradient, {n} x {inputs} x {out}");
                 }
             }

@@ -6,6 +6,6 @@ mod recipe;
 
 pub use model::{Activation, ModelConfig};
 pub use recipe::{
-    Activations, DataConfig, Join, MomentFormat, OptimizerKind, Order, Recipe, ReportConfig, ScheduleKind,
-    Scope, Task, TernaryConfig, TrainConfig,
+    DataConfig, Inputs, Join, MomentFormat, OptimizerKind, Order, Recipe, ReportConfig, ScheduleKind, Scope,
+    Task, TernaryConfig, TrainConfig,
 };

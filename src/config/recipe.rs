@@ -20,20 +20,21 @@ pub enum Scope {
     All,
 }
 
-/// What the inputs of a product with a ternary matrix are in the forward pass.
+/// What the inputs of a product with a ternary matrix are rounded to in the forward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Activations {
+pub enum Inputs {
+    /// Nothing: they are as they come.
     #[default]
     F32,
-    /// Rounded to 8 bits, one scale a row (token), as in BitNet b1.58 (arXiv 2402.17764).
+    /// 8 bits, one scale a row (token), as in BitNet b1.58 (arXiv 2402.17764).
     Int8,
 }
 
-impl Activations {
+impl Inputs {
     /// For what is written only when it is not the default.
     pub fn is_f32(&self) -> bool {
-        *self == Activations::F32
+        *self == Inputs::F32
     }
 }
 
@@ -115,18 +116,13 @@ pub struct TernaryConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_std: Option<f32>,
     /// `"f32"` or `"int8"`.
-    #[serde(skip_serializing_if = "Activations::is_f32")]
-    pub activations: Activations,
+    #[serde(skip_serializing_if = "Inputs::is_f32")]
+    pub activations: Inputs,
 }
 
 impl Default for TernaryConfig {
     fn default() -> Self {
-        Self {
-            scope: Scope::All,
-            group: Grouping::default(),
-            init_std: None,
-            activations: Activations::default(),
-        }
+        Self { scope: Scope::All, group: Grouping::default(), init_std: None, activations: Inputs::default() }
     }
 }
 

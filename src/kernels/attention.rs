@@ -14,6 +14,7 @@ use super::isa::kernel;
 use super::linear::dot;
 use super::pack::{Rhs, View};
 use super::profile::{Phase, scope};
+use super::to::To;
 
 /// Columns of a tile, keys: a multiple of [`LANES`], up to which a row is computed on.
 const KEYS: usize = 128;
@@ -320,7 +321,7 @@ fn forward_tile(tile: Tile, span: &AttentionSpan<'_>, q: &[f32], out: Rows, lse:
             let (k, v) = (tile.of_head(span.k, j0), tile.of_head(span.v, j0));
             product_t(m, n, dim, queries, k, stride, scores);
             softmax(m, sight, dim, scores, max, sum, acc);
-            let target = Target { data: acc, stride: dim, add: j0 > 0 };
+            let target = Target { data: acc, stride: dim, to: To::Set.part(j0 == 0) };
             let v = Rhs::Dense(View::rows(v, stride));
             gemm(m, dim, n, View::rows(scores, KEYS), v, target, Threads::One);
         }
@@ -340,7 +341,7 @@ fn product_t(m: usize, n: usize, dim: usize, q: &[f32], k: &[f32], k_stride: usi
     if m < 4 {
         return few_dots(m, n, dim, q, k, k_stride, scores);
     }
-    let target = Target { data: scores, stride: KEYS, add: false };
+    let target = Target { data: scores, stride: KEYS, to: To::Set };
     let k = Rhs::Dense(View::rows(k, k_stride).t());
     gemm(m, n, dim, View::rows(q, dim), k, target, Threads::One);
 }
@@ -543,12 +544,13 @@ fn backward_tile(
             product_t(m, n, dim, douts, v, stride, ds);
             softmax_backward(m, sight, p, ds, logs, delta);
             let rows = j0 * dim..(j0 + n) * dim;
-            let add = |data, add| Target { data, stride: dim, add };
+            let into = |data, to| Target { data, stride: dim, to };
             let dense = |x, stride| Rhs::Dense(View::rows(x, stride));
             let (p, ds) = (View::rows(p, KEYS), View::rows(ds, KEYS));
-            gemm(n, dim, m, p.t(), dense(douts, dim), add(&mut sum_dv[rows.clone()], true), Threads::One);
-            gemm(n, dim, m, ds.t(), dense(queries, dim), add(&mut sum_dk[rows], true), Threads::One);
-            gemm(m, dim, n, ds, dense(k, stride), add(sum_dq, j0 > 0), Threads::One);
+            let (dv, dk) = (&mut sum_dv[rows.clone()], &mut sum_dk[rows]);
+            gemm(n, dim, m, p.t(), dense(douts, dim), into(dv, To::Add), Threads::One);
+            gemm(n, dim, m, ds.t(), dense(queries, dim), into(dk, To::Add), Threads::One);
+            gemm(m, dim, n, ds, dense(k, stride), into(sum_dq, To::Set.part(j0 == 0)), Threads::One);
         }
         // The queries were scaled, so the gradient of the keys is right; theirs is not yet.
         scale(&mut sum_dq[..size], heads.scale());

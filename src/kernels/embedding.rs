@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::Matrix;
 use super::isa::kernel;
+use super::matrix::{Matrix, Values};
 use super::pack::decode;
 use super::profile::{Phase, scope};
 use crate::ternary::TernaryMatrix;
@@ -15,9 +15,9 @@ pub fn gather(w: Matrix<'_>, tokens: &[u32], out: &mut [f32]) {
     assert_eq!(out.len(), tokens.len() * cols, "{} tokens of width {cols}", tokens.len());
     out.par_chunks_mut(cols).with_min_len(64).zip(tokens).for_each(|(out, &token)| {
         assert!((token as usize) < rows, "token {token} of a vocabulary of {rows}");
-        match w {
-            Matrix::Dense { data, .. } => out.copy_from_slice(&data[token as usize * cols..][..cols]),
-            Matrix::Ternary(t) | Matrix::TernaryInt8(t) => unpack_row(t, token as usize, out),
+        match w.values() {
+            Values::Dense { data, .. } => out.copy_from_slice(&data[token as usize * cols..][..cols]),
+            Values::Ternary(t) => unpack_row(t, token as usize, out),
         }
     });
 }

@@ -10,6 +10,7 @@ use std::ops::Range;
 use super::isa::kernel;
 use super::pack::{A_SLACK, Rhs, TOGETHER, View, pack_a, pack_b};
 use super::threads;
+use super::to::To;
 #[cfg(target_arch = "x86_64")]
 use super::{isa::Isa, x86_64::amx};
 
@@ -27,8 +28,7 @@ const SERIAL: usize = 1 << 18;
 pub struct Target<'a> {
     pub data: &'a mut [f32],
     pub stride: usize,
-    /// Add to what is there, instead of replacing it.
-    pub add: bool,
+    pub to: To,
 }
 
 impl Target<'_> {
@@ -51,8 +51,7 @@ pub(super) struct Output {
     pub stride: usize,
     pub rows: usize,
     pub columns: usize,
-    /// Add to what is there, instead of replacing it.
-    pub add: bool,
+    pub to: To,
 }
 // SAFETY: every task writes a rectangle of its own.
 unsafe impl Send for Output {}
@@ -62,7 +61,7 @@ unsafe impl Sync for Output {}
 impl Output {
     pub fn new(target: Target<'_>, rows: usize, columns: usize) -> Self {
         target.check(rows, columns);
-        Self { at: target.data.as_mut_ptr(), stride: target.stride, rows, columns, add: target.add }
+        Self { at: target.data.as_mut_ptr(), stride: target.stride, rows, columns, to: target.to }
     }
 
     /// Where a value stands; inside the result if it is one of these.
@@ -92,7 +91,7 @@ kernel! {
     /// result at `c`.
     ///
     /// The caller vouches that `c` points at `rows` rows of `cols` values, `ldc` apart, that nobody else touches.
-    fn panels_times_block<S>(rows: usize, cols: usize, kc: usize, a: &[f32], a_stride: usize, b: &[f32], c: *mut f32, ldc: usize, add: bool) {
+    fn panels_times_block<S>(rows: usize, cols: usize, kc: usize, a: &[f32], a_stride: usize, b: &[f32], c: *mut f32, ldc: usize, to: To) {
         let nr = S::NV * S::LANES;
         let b_stride = kc.next_multiple_of(16) * nr;
         assert!(a_stride >= kc * S::MR && a.len() >= (rows.div_ceil(S::MR) - 1) * a_stride + kc * S::MR);
@@ -106,15 +105,15 @@ kernel! {
                     let b = b.as_ptr().add(p * b_stride);
                     let c = c.add(i * ldc + j);
                     if j + nr <= cols {
-                        S::tile(rows, kc, a, b, c, ldc, add);
+                        S::tile(rows, kc, a, b, c, ldc, to);
                         continue;
                     }
                     let mut edge = [0f32; 16 * 32];
-                    S::tile(rows, kc, a, b, edge.as_mut_ptr(), nr, false);
+                    S::tile(rows, kc, a, b, edge.as_mut_ptr(), nr, To::Set);
                     for i in 0..rows {
                         for (jj, x) in edge[i * nr..i * nr + cols - j].iter().enumerate() {
                             let p = c.add(i * ldc + jj);
-                            *p = if add { *p + x } else { *x };
+                            *p = if to.adds() { *p + x } else { *x };
                         }
                     }
                 }
@@ -148,15 +147,15 @@ fn with_buffer<R>(
 /// `C (+)= A B` with `A` `[m, k]` and `B` `[k, n]`.
 ///
 /// ```
-/// use ternlm::kernels::{Rhs, Target, Threads, View, gemm};
+/// use ternlm::kernels::{Rhs, Target, Threads, To, View, gemm};
 /// let (a, b) = ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]);
 /// let mut c = [0.0; 4];
-/// let target = Target { data: &mut c, stride: 2, add: false };
+/// let target = Target { data: &mut c, stride: 2, to: To::Set };
 /// gemm(2, 2, 2, View::rows(&a, 2), Rhs::Dense(View::rows(&b, 2)), target, Threads::All);
 /// assert_eq!(c, [19.0, 22.0, 43.0, 50.0]);
 ///
 /// // A transpose is another reading of the same slice.
-/// let target = Target { data: &mut c, stride: 2, add: false };
+/// let target = Target { data: &mut c, stride: 2, to: To::Set };
 /// gemm(2, 2, 2, View::rows(&a, 2), Rhs::Dense(View::rows(&b, 2).t()), target, Threads::All);
 /// assert_eq!(c, [17.0, 23.0, 39.0, 53.0]);
 /// ```
@@ -179,7 +178,7 @@ pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>
     }
     c.check(m, n);
     if k == 0 {
-        if !c.add {
+        if !c.to.adds() {
             c.data.chunks_mut(c.stride).take(m).for_each(|row| row[..n].fill(0.0));
         }
         return;
@@ -210,7 +209,7 @@ fn rectangle(k: usize, a: View<'_>, b: Rhs<'_>, rows: Range<usize>, columns: Ran
         let nc = NC.min(columns.end - j0);
         for k0 in (0..k).step_by(kc) {
             let kc = kc.min(k - k0);
-            let add = c.add || k0 > 0;
+            let to = c.to.part(k0 == 0);
             let b_stride = kc.next_multiple_of(16) * nr;
             with_buffer(&B_BUFFER, nc.div_ceil(nr) * b_stride, |b_packed| {
                 for (p, panel) in b_packed.chunks_mut(b_stride).enumerate() {
@@ -229,8 +228,8 @@ fn rectangle(k: usize, a: View<'_>, b: Rhs<'_>, rows: Range<usize>, columns: Ran
                                 let row = p * mr;
                                 let rows = (stream * mr).min(mc - row);
                                 let (a, b) = (&a_packed[p * a_stride..], &b_packed[j / nr * b_stride..]);
-                                let to = c.at(i0 + row, j0 + j);
-                                panels_times_block(rows, cols, kc, a, a_stride, b, to, c.stride, add);
+                                let at = c.at(i0 + row, j0 + j);
+                                panels_times_block(rows, cols, kc, a, a_stride, b, at, c.stride, to);
                             }
                         }
                     });

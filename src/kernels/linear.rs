@@ -6,40 +6,15 @@ use std::cell::RefCell;
 use super::gemm::{Target, Threads, gemm};
 use super::isa::kernel;
 use super::lookup;
+use super::matrix::{Matrix, Values};
 use super::pack::{Rhs, View, decode};
 use super::profile::{Phase, scope};
 use super::simd::{Simd, fma};
+use super::to::To;
 #[cfg(target_arch = "x86_64")]
 use super::{isa::Isa, x86_64::amx};
+use crate::config::Inputs;
 use crate::ternary::TernaryMatrix;
-
-/// The weight of a linear layer, `[rows, cols]` = `[out, in]`.
-#[derive(Clone, Copy)]
-pub enum Matrix<'a> {
-    Dense {
-        data: &'a [f32],
-        rows: usize,
-        cols: usize,
-    },
-    Ternary(&'a TernaryMatrix),
-    /// Inputs are rounded to 8 bits, one scale a row: the setting of BitNet b1.58 (arXiv 2402.17764).
-    TernaryInt8(&'a TernaryMatrix),
-}
-
-impl Matrix<'_> {
-    pub fn rows(&self) -> usize {
-        match self {
-            Matrix::Dense { rows, .. } => *rows,
-            Matrix::Ternary(t) | Matrix::TernaryInt8(t) => t.rows(),
-        }
-    }
-    pub fn cols(&self) -> usize {
-        match self {
-            Matrix::Dense { cols, .. } => *cols,
-            Matrix::Ternary(t) | Matrix::TernaryInt8(t) => t.cols(),
-        }
-    }
-}
 
 /// Fewer rows than this are dot products: packing the weight would cost more than using it.
 const FEW_ROWS: usize = 6;
@@ -47,21 +22,22 @@ const FEW_ROWS: usize = 6;
 /// `y (+)= x Wᵀ` with `x` `[n, in]`, `y` `[n, out]`.
 ///
 /// ```
-/// use ternlm::kernels::{Matrix, linear};
+/// use ternlm::config::Inputs;
+/// use ternlm::kernels::{Matrix, To, linear};
 /// use ternlm::ternary::{Grouping, TernaryMatrix};
 /// let w = [0.5, -0.5, 0.0, 2.0, 2.0, 2.0]; // [out, in] = [2, 3]
 /// let mut y = [0.0; 2];
-/// linear::forward(&[1.0, 2.0, 3.0], Matrix::Dense { data: &w, rows: 2, cols: 3 }, &mut y, false);
+/// linear::forward(&[1.0, 2.0, 3.0], Matrix::dense(&w, 2, 3), &mut y, To::Set);
 /// assert_eq!(y, [-0.5, 12.0]);
 ///
 /// // The same values as trits and scales, added to what is there.
 /// let w = TernaryMatrix::from_values(&w, 2, 3, Grouping::default()).unwrap();
-/// linear::forward(&[1.0, 2.0, 3.0], Matrix::Ternary(&w), &mut y, true);
+/// linear::forward(&[1.0, 2.0, 3.0], Matrix::ternary(&w, Inputs::F32), &mut y, To::Add);
 /// assert_eq!(y, [-1.0, 24.0]);
 /// ```
-pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], add: bool) {
+pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], to: To) {
     assert_eq!(x.len() / w.cols() * w.rows(), y.len(), "rows of {} and of {}", w.cols(), w.rows());
-    forward_to(x, w, Target { data: y, stride: w.rows(), add });
+    forward_to(x, w, Target { data: y, stride: w.rows(), to });
 }
 
 /// [`forward`] to rows that may stand apart; more of them stay as they are.
@@ -76,21 +52,24 @@ pub fn forward_to(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
     }
     let y = Target { data: &mut y.data[..(n - 1) * y.stride + out], ..y };
     #[cfg(target_arch = "x86_64")]
-    match w {
-        Matrix::Ternary(t) if on_tiles(n, t) => return amx::forward(x, t, y),
-        Matrix::TernaryInt8(t) if on_tiles(n, t) => return amx::forward_int8(x, t, y),
-        _ => {}
+    if let Values::Ternary(t) = w.values()
+        && on_tiles(n, t)
+    {
+        return match w.inputs() {
+            Inputs::F32 => amx::forward(x, t, y),
+            Inputs::Int8 => amx::forward_int8(x, t, y),
+        };
     }
-    if let Matrix::TernaryInt8(t) = w {
+    if let (Values::Ternary(t), Inputs::Int8) = (w.values(), w.inputs()) {
         return lookup::int8::forward(x, t, y);
     }
     if n < FEW_ROWS {
         return few_rows(x, w, y);
     }
-    let rhs = match w {
-        Matrix::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs).t()),
-        Matrix::Ternary(t) if lookup::pays(n, t) => return lookup::forward(x, t, y),
-        Matrix::Ternary(t) | Matrix::TernaryInt8(t) => Rhs::TernaryT(t),
+    let rhs = match w.values() {
+        Values::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs).t()),
+        Values::Ternary(t) if lookup::pays(n, t) => return lookup::forward(x, t, y),
+        Values::Ternary(t) => Rhs::TernaryT(t),
     };
     gemm(n, out, inputs, View::rows(x, inputs), rhs, y, Threads::All);
 }
@@ -102,13 +81,13 @@ fn on_tiles(n: usize, w: &TernaryMatrix) -> bool {
 }
 
 /// `dx (+)= dy W` with `dy` `[n, out]`, `dx` `[n, in]`.
-pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], add: bool) {
+pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], to: To) {
     assert_eq!(dx.len() / w.cols() * w.rows(), dy.len(), "rows of {} and of {}", w.cols(), w.rows());
-    backward_input_from(dy, w.rows(), w, dx, add);
+    backward_input_from(dy, w.rows(), w, dx, to);
 }
 
 /// [`backward_input`] from rows `stride` apart.
-pub fn backward_input_from(dy: &[f32], stride: usize, w: Matrix<'_>, dx: &mut [f32], add: bool) {
+pub fn backward_input_from(dy: &[f32], stride: usize, w: Matrix<'_>, dx: &mut [f32], to: To) {
     let _time = scope(Phase::InputGradient);
     let (out, inputs) = (w.rows(), w.cols());
     let n = dx.len() / inputs;
@@ -118,19 +97,19 @@ pub fn backward_input_from(dy: &[f32], stride: usize, w: Matrix<'_>, dx: &mut [f
     }
     let dy = &dy[..(n - 1) * stride + out];
     #[cfg(target_arch = "x86_64")]
-    if let Matrix::Ternary(t) | Matrix::TernaryInt8(t) = w
+    if let Values::Ternary(t) = w.values()
         && on_tiles(n, t)
     {
-        return amx::backward_input(dy, stride, t, dx, add);
+        return amx::backward_input(dy, stride, t, dx, to);
     }
-    let rhs = match w {
-        Matrix::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs)),
-        Matrix::Ternary(t) | Matrix::TernaryInt8(t) if lookup::pays(n, t) => {
-            return lookup::backward_input(dy, stride, t, dx, add);
+    let rhs = match w.values() {
+        Values::Dense { data, .. } => Rhs::Dense(View::rows(data, inputs)),
+        Values::Ternary(t) if lookup::pays(n, t) => {
+            return lookup::backward_input(dy, stride, t, dx, to);
         }
-        Matrix::Ternary(t) | Matrix::TernaryInt8(t) => Rhs::Ternary(t),
+        Values::Ternary(t) => Rhs::Ternary(t),
     };
-    gemm(n, inputs, out, View::rows(dy, stride), rhs, Target { data: dx, stride: inputs, add }, Threads::All);
+    gemm(n, inputs, out, View::rows(dy, stride), rhs, Target { data: dx, stride: inputs, to }, Threads::All);
 }
 
 /// `dW += dyᵀ x` with `dy` `[n, out]`, `x` `[n, in]`, `dW` `[out, in]`: the gradient at the weights that the forward
@@ -146,7 +125,7 @@ pub fn backward_weight_from(dy: &[f32], stride: usize, x: &[f32], dw: &mut [f32]
     let n = x.len() / inputs;
     assert_eq!((x.len(), dw.len()), (n * inputs, out * inputs), "x [{n}, {inputs}], dW [{out}, {inputs}]");
     assert!(stride >= out, "rows of {out}, {stride} apart");
-    let target = Target { data: dw, stride: inputs, add: true };
+    let target = Target { data: dw, stride: inputs, to: To::Add };
     gemm(out, inputs, n, View::rows(dy, stride).t(), Rhs::Dense(View::rows(x, inputs)), target, Threads::All);
 }
 
@@ -156,12 +135,14 @@ pub fn as_used<R>(x: &[f32], w: Matrix<'_>, f: impl FnOnce(&[f32]) -> R) -> R {
     thread_local! {
         static ROUNDED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     }
-    let Matrix::TernaryInt8(t) = w else { return f(x) };
+    if w.inputs() == Inputs::F32 {
+        return f(x);
+    }
     let mut rounded = ROUNDED.take();
     rounded.resize(rounded.len().max(x.len()), 0.0);
     {
         let _time = scope(Phase::Elementwise);
-        lookup::int8::round(x, t.cols(), &mut rounded[..x.len()]);
+        lookup::int8::round(x, w.cols(), &mut rounded[..x.len()]);
     }
     let out = f(&rounded[..x.len()]);
     ROUNDED.set(rounded);
@@ -184,32 +165,32 @@ pub fn backward_bias(dy: &[f32], db: &mut [f32]) {
 
 /// The product for a few rows of `x`: the weight is read in its own order, once for each row of `x`, and not packed.
 fn few_rows(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
-    let (out, inputs, add) = (w.rows(), w.cols(), y.add);
+    let (out, inputs, to) = (w.rows(), w.cols(), y.to);
     if out == 0 {
         return;
     }
     let block = if out * inputs < 1 << 16 { out } else { 64 };
     for (x, y) in x.chunks(inputs).zip(y.data.chunks_mut(y.stride)) {
-        y[..out].par_chunks_mut(block).enumerate().for_each(|(b, y)| match w {
-            Matrix::Dense { data, .. } => dense_dots(x, &data[b * block * inputs..], y, add),
-            Matrix::Ternary(t) | Matrix::TernaryInt8(t) => ternary_dots(x, t, b * block, y, add),
+        y[..out].par_chunks_mut(block).enumerate().for_each(|(b, y)| match w.values() {
+            Values::Dense { data, .. } => dense_dots(x, &data[b * block * inputs..], y, to),
+            Values::Ternary(t) => ternary_dots(x, t, b * block, y, to),
         });
     }
 }
 
 kernel! {
     /// `y[r] (+)= x . w[r]`
-    fn dense_dots<S>(x: &[f32], w: &[f32], y: &mut [f32], add: bool) {
+    fn dense_dots<S>(x: &[f32], w: &[f32], y: &mut [f32], to: To) {
         for (w, y) in w.chunks_exact(x.len()).zip(y) {
             let sum = dot::<S>(x, w);
-            *y = if add { *y + sum } else { sum };
+            *y = if to.adds() { *y + sum } else { sum };
         }
     }
 }
 
 kernel! {
     /// `y[r] (+)= x . w[row0 + r]`
-    fn ternary_dots<S>(x: &[f32], w: &TernaryMatrix, row0: usize, y: &mut [f32], add: bool) {
+    fn ternary_dots<S>(x: &[f32], w: &TernaryMatrix, row0: usize, y: &mut [f32], to: To) {
         let whole = x.len() / S::LANES * S::LANES;
         let mut tail = [0f32; 16];
         tail[..x.len() - whole].copy_from_slice(&x[whole..]);
@@ -225,7 +206,7 @@ kernel! {
                 }
                 S::sum(sum)
             };
-            *y = if add { *y + sum } else { sum };
+            *y = if to.adds() { *y + sum } else { sum };
         }
     }
 }

@@ -13,6 +13,7 @@ mod gemm;
 mod isa;
 pub mod linear;
 mod lookup;
+mod matrix;
 mod memory;
 mod moments;
 mod norm;
@@ -26,6 +27,7 @@ pub mod reference;
 mod rope;
 mod simd;
 mod threads;
+mod to;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -42,7 +44,7 @@ pub use elementwise::{
 pub use embedding::{gather, scatter_add, unpack_row};
 pub use gemm::{Target, Threads, gemm};
 pub use isa::Isa;
-pub use linear::Matrix;
+pub use matrix::{Matrix, Values};
 pub use memory::LargePages;
 pub use moments::{BLOCK, Codes, Moments, dither_key};
 pub use norm::{rms_norm, rms_norm_backward};
@@ -51,3 +53,4 @@ pub use pack::{Rhs, View};
 pub use project::project;
 pub use rope::{RopeTable, Turn, rope};
 pub(crate) use threads::side_by_side;
+pub use to::To;

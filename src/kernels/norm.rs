@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::isa::kernel;
 use super::linear::dot;
 use super::profile::{Phase, scope};
+use super::to::To;
 
 /// Rows a thread takes at a time. Fixed, so that the gain's gradient does not depend on the number of threads.
 const ROWS: usize = 64;
@@ -40,11 +41,11 @@ pub fn rms_norm_backward(
     dy: &[f32],
     dx: &mut [f32],
     dgain: &mut [f32],
-    add: bool,
+    to: To,
 ) {
     let _time = scope(Phase::Elementwise);
     kernel! {
-        fn run<S>(x: &[f32], gain: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dgain: &mut [f32], add: bool) {
+        fn run<S>(x: &[f32], gain: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dgain: &mut [f32], to: To) {
             let c = gain.len();
             let rows = x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c));
             for ((x, dy), dx) in rows {
@@ -60,7 +61,7 @@ pub fn rms_norm_backward(
                 let m = (sums.iter().sum::<f32>() + tail) / c as f32 * r * r * r;
                 // A loop for each case, without indices: one that asks in every turn is not made of vectors.
                 let values = gain.iter().zip(dy).zip(x).zip(dgain.iter_mut().zip(dx));
-                if add {
+                if to.adds() {
                     for (((g, dy), x), (dgain, dx)) in values {
                         *dx += r * g * dy - x * m;
                         *dgain += dy * x * r;
@@ -85,7 +86,7 @@ pub fn rms_norm_backward(
         .zip(dx.par_chunks_mut(size))
         .map(|((x, dy), dx)| {
             let mut dgain = vec![0f32; c];
-            run(x, gain, eps, dy, dx, &mut dgain, add);
+            run(x, gain, eps, dy, dx, &mut dgain, to);
             dgain
         })
         .collect();

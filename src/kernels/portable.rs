@@ -3,6 +3,7 @@
 use super::lookup::int8::look_up16;
 use super::lookup::{Record, look_up};
 use super::simd::{Simd, tile_of};
+use super::to::To;
 
 #[derive(Clone, Copy)]
 pub struct Portable;
@@ -71,8 +72,8 @@ impl Simd for Portable {
         }
     }
     #[inline(always)]
-    unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, add: bool) {
-        unsafe { tile_of!(Self, 2, 4; 1 2 3; rows, k, a, b, c, ldc, add) }
+    unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, to: To) {
+        unsafe { tile_of!(Self, 2, 4; 1 2 3; rows, k, a, b, c, ldc, to) }
     }
     #[inline(always)]
     unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32) {

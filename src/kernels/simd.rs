@@ -2,6 +2,7 @@
 //! the compiler vectorises inside [`kernel!`](super::isa::kernel).
 
 use super::lookup::Record;
+use super::to::To;
 
 /// One instruction set's vector of `f32`.
 ///
@@ -48,7 +49,7 @@ pub trait Simd: Copy + 'static {
     /// `dst + j * dst_stride`, `j` ascending.
     unsafe fn transpose(src: &[*const f32; 16], dst: *mut f32, dst_stride: usize);
     /// `C[i, j] (+)= sum_k a[k * MR + i] * b[k * NR + j]` for `rows <= MR` rows and all `NR = NV * LANES` columns.
-    unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, add: bool);
+    unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, to: To);
     /// [`lookup::look_up`](super::lookup::look_up) with as many vectors as an entry of 16 values has.
     unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32);
 
@@ -87,11 +88,11 @@ pub unsafe fn micro<S: Simd, const MR: usize, const NV: usize>(
     mut b: *const f32,
     c: *mut f32,
     ldc: usize,
-    add: bool,
+    to: To,
 ) {
     unsafe {
         let mut acc = [[S::zero(); NV]; MR];
-        if add {
+        if to.adds() {
             (0..MR).for_each(|i| S::prefetch(c.add(i * ldc)));
         }
         for _ in 0..k {
@@ -114,7 +115,7 @@ pub unsafe fn micro<S: Simd, const MR: usize, const NV: usize>(
         for (i, acc) in acc.iter().enumerate() {
             for (j, v) in acc.iter().enumerate() {
                 let p = c.add(i * ldc + j * S::LANES);
-                S::store(p, if add { S::add(*v, S::load(p)) } else { *v });
+                S::store(p, if to.adds() { S::add(*v, S::load(p)) } else { *v });
             }
         }
     }

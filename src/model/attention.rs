@@ -4,7 +4,7 @@ use super::cache::{KvCache, Part};
 use super::{Context, Gradients, Linear, RmsNorm, Role, Weight};
 use crate::config::ModelConfig;
 use crate::kernels::{
-    self, Attended, AttentionGradients, AttentionShape, AttentionSpan, Buffer, Heads, Positions, Turn,
+    self, Attended, AttentionGradients, AttentionShape, AttentionSpan, Buffer, Heads, Positions, To, Turn,
 };
 use crate::ternary::Grouping;
 
@@ -91,9 +91,9 @@ impl Attention {
         saved.v.resize(n * kv_heads * dim);
         saved.out.resize(n * heads * dim);
         saved.lse.resize(n * heads);
-        self.q_proj.forward(h, &mut saved.q, false);
-        self.k_proj.forward(h, &mut saved.k, false);
-        self.v_proj.forward(h, &mut saved.v, false);
+        self.q_proj.forward(h, &mut saved.q, To::Set);
+        self.k_proj.forward(h, &mut saved.k, To::Set);
+        self.v_proj.forward(h, &mut saved.v, To::Set);
         let (mut q, mut k) = (cx.ws.take(saved.q.len()), cx.ws.take(saved.k.len()));
         rotate(&self.q_norm, &saved.q, heads, cx, &mut q);
         rotate(&self.k_norm, &saved.k, kv_heads, cx, &mut k);
@@ -106,7 +106,7 @@ impl Attention {
         }
         cx.ws.give(q);
         cx.ws.give(k);
-        self.o_proj.forward(&saved.out, out, true);
+        self.o_proj.forward(&saved.out, out, To::Add);
     }
 
     fn attend_cached(
@@ -153,7 +153,7 @@ impl Attention {
     ) {
         let Heads { heads, kv_heads, .. } = self.heads;
         let mut dmixed = cx.ws.take(saved.out.len());
-        self.o_proj.backward(&saved.out, dout, &mut dmixed, false, grads);
+        self.o_proj.backward(&saved.out, dout, &mut dmixed, To::Set, grads);
 
         let (mut q, mut k) = (cx.ws.take(saved.q.len()), cx.ws.take(saved.k.len()));
         rotate(&self.q_norm, &saved.q, heads, cx, &mut q);
@@ -167,9 +167,9 @@ impl Attention {
         // The rotated queries and keys are no longer needed: their buffers take the gradients before the rotation.
         rotate_backward(&self.k_norm, &saved.k, kv_heads, cx, (&mut dk, &mut k), grads);
         rotate_backward(&self.q_norm, &saved.q, heads, cx, (&mut dq, &mut q), grads);
-        self.v_proj.backward(h, &dv, dh, false, grads);
-        self.k_proj.backward(h, &k, dh, true, grads);
-        self.q_proj.backward(h, &q, dh, true, grads);
+        self.v_proj.backward(h, &dv, dh, To::Set, grads);
+        self.k_proj.backward(h, &k, dh, To::Add, grads);
+        self.q_proj.backward(h, &q, dh, To::Add, grads);
         for buffer in [dmixed, q, k, dq, dk, dv] {
             cx.ws.give(buffer);
         }
@@ -208,7 +208,7 @@ fn rotate_backward(
 ) {
     kernels::rope(dout, heads, cx.rope, &cx.rows.positions, Turn::Backward);
     match norm {
-        Some(norm) => norm.backward(x, dout, dx, false, grads),
+        Some(norm) => norm.backward(x, dout, dx, To::Set, grads),
         None => kernels::copy(dx, dout),
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Gradients, Weight, Workspace};
-use crate::kernels::{self, Buffer, IGNORE, Target, linear, logits_stride};
+use crate::kernels::{self, Buffer, IGNORE, Target, To, linear, logits_stride};
 
 /// Bytes of logits of a part of a batch that may exist at once.
 const LOGITS: usize = 64 << 20;
@@ -77,7 +77,7 @@ pub fn forward_backward(
         linear::as_used(h.rows(width, rows.clone()), head.matrix(), |h| {
             linear::backward_weight_from(logits, stride, h, dw, vocab, width)
         });
-        linear::backward_input_from(logits, stride, head.matrix(), dh.rows_mut(width, rows), false);
+        linear::backward_input_from(logits, stride, head.matrix(), dh.rows_mut(width, rows), To::Set);
         loss += summed(losses, targets);
     });
     ws.give(losses);
@@ -102,7 +102,7 @@ fn each_chunk(h: &Buffer, head: &Weight, ws: &mut Workspace, mut f: impl FnMut(&
         let rows = first..all.min(first + at_once);
         let mut logits = ws.take(rows.len() * stride);
         let h = h.rows(width, rows.clone());
-        linear::forward_to(h, head.matrix(), Target { data: &mut logits, stride, add: false });
+        linear::forward_to(h, head.matrix(), Target { data: &mut logits, stride, to: To::Set });
         f(&mut logits, rows);
         ws.give(logits);
     }

@@ -10,8 +10,8 @@ use super::sequences::{Rows, Sequences};
 use super::weight::number;
 use super::workspace::{Context, Workspace};
 use super::{Embedding, Gradients, Latents, Linear, Loss, RmsNorm, Role, Weight, cross_entropy};
-use crate::config::{Activations, ModelConfig, Scope};
-use crate::kernels::{self, Buffer, RopeTable};
+use crate::config::{Inputs, ModelConfig, Scope};
+use crate::kernels::{self, Buffer, RopeTable, To};
 use crate::ternary::Grouping;
 
 /// One block: `x += attention(norm(x)); x += feed_forward(norm(x))`.
@@ -79,10 +79,10 @@ impl Block {
         let (mut h, mut dh) = (cx.ws.take(dx.len()), cx.ws.take(dx.len()));
         self.post_attention_layernorm.forward(&saved.mid, &mut h);
         self.mlp.backward(&h, cx, &saved.feed_forward, dx, &mut dh, grads);
-        self.post_attention_layernorm.backward(&saved.mid, &dh, dx, true, grads);
+        self.post_attention_layernorm.backward(&saved.mid, &dh, dx, To::Add, grads);
         self.input_layernorm.forward(&saved.x, &mut h);
         self.self_attn.backward(&h, cx, &saved.attention, dx, &mut dh, grads);
-        self.input_layernorm.backward(&saved.x, &dh, dx, true, grads);
+        self.input_layernorm.backward(&saved.x, &dh, dx, To::Add, grads);
         cx.ws.give(h);
         cx.ws.give(dh);
     }
@@ -214,7 +214,7 @@ pub struct Decoder {
     pub config: ModelConfig,
     pub scope: Scope,
     pub grouping: Grouping,
-    activations: Activations,
+    inputs: Inputs,
     pub embed_tokens: Embedding,
     pub layers: Vec<Block>,
     pub norm: RmsNorm,
@@ -233,7 +233,7 @@ impl Decoder {
             config: c.clone(),
             scope,
             grouping,
-            activations: Activations::F32,
+            inputs: Inputs::F32,
             embed_tokens: Embedding::new("model.embed_tokens", c.vocab_size, c.hidden_size, ends),
             layers: (0..c.layers).map(|i| Block::new(&format!("model.layers.{i}"), c, blocks)).collect(),
             norm: RmsNorm::new("model.norm", c.hidden_size, c.rms_norm_eps),
@@ -245,14 +245,14 @@ impl Decoder {
         decoder
     }
 
-    /// What the inputs of every product with a ternary matrix are; f32 in a new decoder.
-    pub fn set_activations(&mut self, activations: Activations) {
-        self.activations = activations;
-        self.weights_mut().for_each(|weight| weight.activations = activations);
+    /// What the inputs of every product with a ternary matrix are rounded to; f32 in a new decoder.
+    pub fn set_inputs(&mut self, inputs: Inputs) {
+        self.inputs = inputs;
+        self.weights_mut().for_each(|weight| weight.inputs = inputs);
     }
 
-    pub fn activations(&self) -> Activations {
-        self.activations
+    pub fn inputs(&self) -> Inputs {
+        self.inputs
     }
 
     /// Every tensor once, in a fixed order.
@@ -375,7 +375,7 @@ impl Decoder {
         let mut dh = ws.take(h.len());
         let loss = cross_entropy::forward_backward(&h, self.head(), targets, scale, ws, &mut dh, grads);
         let mut dx = h;
-        self.norm.backward(last, &dh, &mut dx, false, grads);
+        self.norm.backward(last, &dh, &mut dx, To::Set, grads);
         let mut cx = Context::new(&rows, &self.rope, ws);
         for (block, saved) in self.layers.iter().zip(blocks).rev() {
             block.backward(&mut dx, &mut cx, saved, grads);
@@ -473,7 +473,7 @@ impl Decoder {
             kernels::copy(some.rows_mut(width, at..at + rows.len()), h.rows(width, rows.clone()));
             at += rows.len();
         }
-        kernels::linear::forward(&some, self.head().matrix(), &mut logits, false);
+        kernels::linear::forward(&some, self.head().matrix(), &mut logits, To::Set);
         ws.give(some);
         logits
     }

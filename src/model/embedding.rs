@@ -1,7 +1,7 @@
 //! Token embeddings, full-precision and ternary, also used as the output head when the two are tied.
 
 use super::{Gradients, Role, Weight};
-use crate::kernels;
+use crate::kernels::{self, To};
 use crate::ternary::Grouping;
 
 /// A row of width `C` for each of `V` tokens. With a grouping the rows are ternary, groups along the width: see
@@ -43,6 +43,6 @@ impl Embedding {
 
     /// As a linear layer, for a tied head: `logits = h Wᵀ`.
     pub fn logits(&self, h: &[f32], logits: &mut [f32]) {
-        kernels::linear::forward(h, self.weight.matrix(), logits, false);
+        kernels::linear::forward(h, self.weight.matrix(), logits, To::Set);
     }
 }

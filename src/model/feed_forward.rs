@@ -2,7 +2,7 @@
 
 use super::{Context, Gradients, Linear, Role, Weight};
 use crate::config::{Activation, ModelConfig};
-use crate::kernels::{self, Buffer};
+use crate::kernels::{self, Buffer, To};
 use crate::ternary::Grouping;
 
 #[derive(Clone, Debug)]
@@ -46,13 +46,13 @@ impl FeedForward {
         let len = cx.rows.count() * self.up_proj.weight.shape[0];
         if let Some(gate) = &self.gate_proj {
             saved.gate.resize(len);
-            gate.forward(h, &mut saved.gate, false);
+            gate.forward(h, &mut saved.gate, To::Set);
         }
         saved.up.resize(len);
-        self.up_proj.forward(h, &mut saved.up, false);
+        self.up_proj.forward(h, &mut saved.up, To::Set);
         let mut act = cx.ws.take(len);
         self.activate(saved, &mut act);
-        self.down_proj.forward(&act, out, true);
+        self.down_proj.forward(&act, out, To::Add);
         cx.ws.give(act);
     }
 
@@ -70,16 +70,16 @@ impl FeedForward {
         // `d` is the gradient by the activation, then that by the up projection.
         let (mut act, mut d) = (cx.ws.take(len), cx.ws.take(len));
         self.activate(saved, &mut act);
-        self.down_proj.backward(&act, dout, &mut d, false, grads);
+        self.down_proj.backward(&act, dout, &mut d, To::Set, grads);
         match self.activation {
             Activation::SwiGlu => kernels::silu_mul_backward(&saved.gate, &saved.up, &mut d, &mut act),
             Activation::Gelu => kernels::gelu_backward(&saved.up, &mut d),
             Activation::Relu2 => kernels::relu2_backward(&saved.up, &mut d),
         }
-        self.up_proj.backward(h, &d, dh, false, grads);
+        self.up_proj.backward(h, &d, dh, To::Set, grads);
         if let Some(gate) = &self.gate_proj {
             // `act` holds the gate's gradient now.
-            gate.backward(h, &act, dh, true, grads);
+            gate.backward(h, &act, dh, To::Add, grads);
         }
         cx.ws.give(act);
         cx.ws.give(d);

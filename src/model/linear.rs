@@ -1,18 +1,19 @@
 //! Linear layers, full-precision and ternary, behind one interface.
 
 use super::{Gradients, Role, Weight};
-use crate::kernels::linear as kernel;
+use crate::kernels::{To, linear as kernel};
 use crate::ternary::Grouping;
 
 /// `y = x Wᵀ + b`. Without a grouping the weight is in full precision. With one it is `Ŵ = s t`: trits `t` and one scale
 /// `s` for each group of inputs of each row; everything else is the same.
 ///
 /// ```
+/// use ternlm::kernels::To;
 /// use ternlm::model::{Latents, Linear, Role};
 /// let mut layer = Linear::new("layer", 256, 8, Role::FeedForward, Some(Default::default()), false);
 /// let latents = Latents::random(layer.weights_mut(), 0, None)?;
 /// let mut y = [0.0; 8];
-/// layer.forward(&[1.0; 256], &mut y, false);
+/// layer.forward(&[1.0; 256], &mut y, To::Set);
 /// let weights = layer.weight.ternary().unwrap();
 /// assert!((-1..=1).contains(&weights.trit(3, 17)));
 /// assert_eq!(weights.scales().len(), 8 * 256 / 128);
@@ -72,22 +73,22 @@ impl Linear {
     }
 
     /// `y (+)= x Wᵀ + b`, `x` `[n, in]`, `y` `[n, out]`.
-    pub fn forward(&self, x: &[f32], y: &mut [f32], add: bool) {
-        kernel::forward(x, self.weight.matrix(), y, add);
+    pub fn forward(&self, x: &[f32], y: &mut [f32], to: To) {
+        kernel::forward(x, self.weight.matrix(), y, to);
         if let Some(bias) = &self.bias {
             kernel::add_bias(bias.dense(), y);
         }
     }
 
     /// `dx (+)= dy W`, `dW += dyᵀ x`, `db += sum of dy`.
-    pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], add: bool, grads: &mut Gradients) {
+    pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], to: To, grads: &mut Gradients) {
         let [out, inputs] = self.weight.shape[..] else { unreachable!("a weight is a matrix") };
         if let Some(bias) = &self.bias {
             kernel::backward_bias(dy, grads.of(bias));
         }
         let dw = grads.of(&self.weight);
         kernel::as_used(x, self.weight.matrix(), |x| kernel::backward_weight(dy, x, dw, out, inputs));
-        kernel::backward_input(dy, self.weight.matrix(), dx, add);
+        kernel::backward_input(dy, self.weight.matrix(), dx, to);
     }
 
     pub fn weights(&self) -> impl Iterator<Item = &Weight> {

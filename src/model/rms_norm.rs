@@ -1,7 +1,7 @@
 //! RMSNorm, never ternary.
 
 use super::{Gradients, Weight};
-use crate::kernels;
+use crate::kernels::{self, To};
 
 /// `y = x * gain / sqrt(mean(x^2) + eps)` over the last dimension.
 #[derive(Clone, Debug)]
@@ -21,8 +21,8 @@ impl RmsNorm {
     }
 
     /// `dx (+)=` the gradient by `x`; the gain's is added to its gradient.
-    pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], add: bool, grads: &mut Gradients) {
+    pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], to: To, grads: &mut Gradients) {
         let (gain, dgain) = (self.gain.dense(), grads.of(&self.gain));
-        kernels::rms_norm_backward(x, gain, self.eps, dy, dx, dgain, add);
+        kernels::rms_norm_backward(x, gain, self.eps, dy, dx, dgain, to);
     }
 }

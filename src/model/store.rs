@@ -7,7 +7,7 @@ use safetensors::Dtype;
 
 use super::directory::{HEAD, open, unused};
 use super::{Decoder, Latents, Weight};
-use crate::config::{Activations, Scope, TernaryConfig};
+use crate::config::{Inputs, Scope, TernaryConfig};
 use crate::error::{Error, Result};
 use crate::files::sha256_hex;
 use crate::formats::Form;
@@ -67,12 +67,12 @@ fn read(dir: &Path, ternary: Option<&TernaryConfig>, mut latents: Option<&mut La
         return Err(Error::input(dir, "weights", format!("{held} values"), wanted));
     }
     let note = hf.ternary.as_ref();
-    let (scope, grouping, activations) = ternary
+    let (scope, grouping, inputs) = ternary
         .map(|t| (t.scope, t.group, t.activations))
         .or(note.map(|n| (n.scope, n.group, n.activations)))
-        .unwrap_or((Scope::None, Grouping::default(), Activations::F32));
+        .unwrap_or((Scope::None, Grouping::default(), Inputs::F32));
     let mut decoder = Decoder::new(&hf.model, scope, grouping);
-    decoder.set_activations(activations);
+    decoder.set_inputs(inputs);
     if let Some(note) = note {
         judge_claim(note, &decoder, ternary.is_none(), &config_file)?;
     }
@@ -144,7 +144,7 @@ pub fn save(dir: &Path, decoder: &Decoder, hf: &HfConfig, latents: Option<&Laten
         form,
         scope: decoder.scope,
         group: decoder.grouping,
-        activations: decoder.activations(),
+        activations: decoder.inputs(),
         tensors: ternary.map(|p| p.name.clone()).collect(),
     };
     let hf = HfConfig { ternary: Some(note), ..hf.clone() };

@@ -3,9 +3,9 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::config::Activations;
+use crate::config::Inputs;
 use crate::error::Result;
-use crate::kernels::{self, Buffer, Matrix};
+use crate::kernels::{self, Buffer, Matrix, Values};
 use crate::ternary::{Flips, Grouping, TernaryMatrix};
 
 /// What a tensor does in its model.
@@ -52,7 +52,7 @@ pub struct Weight {
     pub role: Role,
     pub form: Form,
     /// What inputs are rounded to in products with it, if it is ternary.
-    pub activations: Activations,
+    pub inputs: Inputs,
     /// Its place among the weights of its model.
     index: usize,
 }
@@ -64,8 +64,7 @@ impl Weight {
             Some(grouping) => Form::Ternary(grouping, TernaryMatrix::zeros(shape[0], shape[1], grouping)),
             None => Form::Dense(Buffer::zeros(shape.iter().product())),
         };
-        let activations = Activations::default();
-        Self { name: name.into(), shape: shape.to_vec(), role, form, activations, index: 0 }
+        Self { name: name.into(), shape: shape.to_vec(), role, form, inputs: Inputs::default(), index: 0 }
     }
 
     /// Ones: the gain of a norm.
@@ -144,11 +143,11 @@ impl Weight {
 
     /// What the layers multiply with.
     pub fn matrix(&self) -> Matrix<'_> {
-        match &self.form {
-            Form::Ternary(_, matrix) if self.activations == Activations::Int8 => Matrix::TernaryInt8(matrix),
-            Form::Ternary(_, matrix) => Matrix::Ternary(matrix),
-            Form::Dense(data) => Matrix::Dense { data, rows: self.shape[0], cols: self.shape[1] },
-        }
+        let values = match &self.form {
+            Form::Ternary(_, matrix) => Values::Ternary(matrix),
+            Form::Dense(data) => Values::Dense { data, rows: self.shape[0], cols: self.shape[1] },
+        };
+        Matrix::new(values, self.inputs)
     }
 
     /// Normal numbers of that standard deviation, as many as the weight has, from a stream of their own: they depend on

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::kernels::profile::{Phase, scope};
-use crate::kernels::{self, Latents, Moments, Pass, Rhs, Rule, Target, Threads, Updated, View};
+use crate::kernels::{self, Latents, Moments, Pass, Rhs, Rule, Target, Threads, To, Updated, View};
 
 /// Newton–Schulz steps; each doubles the digits of small singular values, roughly.
 const STEPS: usize = 5;
@@ -65,7 +65,7 @@ pub fn orthogonalise(rows: usize, cols: usize, x: &mut [f32]) {
 }
 
 fn target(data: &mut [f32], stride: usize) -> Target<'_> {
-    Target { data, stride, add: false }
+    Target { data, stride, to: To::Set }
 }
 
 #[cfg(test)]

@@ -223,7 +223,7 @@ mod tests {
         recipe.init = Some("/model".into());
         recipe.data.train = vec!["/text".into()];
         recipe.ternary.init_std = Some(0.5);
-        recipe.ternary.activations = crate::config::Activations::Int8;
+        recipe.ternary.activations = crate::config::Inputs::Int8;
         recipe.train.moments = crate::config::MomentFormat::Int8;
         recipe.train.weight_decay_until = Some(7);
         recipe.report.test = Some("/test".into());

@@ -196,7 +196,7 @@ fn random_model(recipe: &Recipe) -> Result<(Model, Latents)> {
     let ternary = &recipe.ternary;
     let config = recipe.model.as_ref().expect("a validated recipe has a model or a start");
     let mut decoder = Decoder::new(config, ternary.scope, ternary.group);
-    decoder.set_activations(ternary.activations);
+    decoder.set_inputs(ternary.activations);
     let latents = Latents::random(decoder.weights_mut(), recipe.seed, ternary.init_std)?;
     Ok((Model { decoder, hf: HfConfig::new(config.clone()) }, latents))
 }

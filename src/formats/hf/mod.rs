@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Form;
-use crate::config::{Activation, Activations, ModelConfig, Scope};
+use crate::config::{Activation, Inputs, ModelConfig, Scope};
 use crate::ternary::Grouping;
 
 /// The configuration's name in a model directory.
@@ -61,8 +61,8 @@ pub struct TernaryNote {
     /// Inputs that share a scale.
     pub group: Grouping,
     /// What the inputs of their products are; absent: f32.
-    #[serde(skip_serializing_if = "Activations::is_f32")]
-    pub activations: Activations,
+    #[serde(skip_serializing_if = "Inputs::is_f32")]
+    pub activations: Inputs,
     /// Names of the ternary tensors.
     pub tensors: Vec<String>,
 }
@@ -258,7 +258,7 @@ mod tests {
             form: Form::Unpacked,
             scope: Scope::Blocks,
             group: Grouping::Tensor,
-            activations: Activations::Int8,
+            activations: Inputs::Int8,
             tensors: vec!["model.a".into(), "b\"".into()],
         };
         let cases = [

@@ -14,6 +14,7 @@ use super::{CHUNK_ENTRIES, Lanes, TILE, from_lanes, into_lanes};
 use crate::kernels::gemm::Target;
 use crate::kernels::isa::kernel;
 use crate::kernels::simd::Simd;
+use crate::kernels::to::To;
 use crate::ternary::TernaryMatrix;
 
 /// Tokens of a tile.
@@ -55,7 +56,7 @@ thread_local! {
 /// `y (+)= x̂ Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`.
 pub(in crate::kernels) fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
     let (out, inputs) = (w.rows(), w.cols());
-    let Target { data: y, stride, add } = y;
+    let Target { data: y, stride, to } = y;
     let mut plan = super::PLAN.take();
     let mut rounded = ROUNDED.take();
     for first in (0..out).step_by(plan::ROWS) {
@@ -66,7 +67,7 @@ pub(in crate::kernels) fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
         let tiles = rounded.inputs.par_chunks(plan.padded()).zip(rounded.scales.par_chunks(TOKENS));
         tiles.zip(y.par_chunks_mut(TOKENS * stride)).for_each(|((inputs, scales), y)| {
             let mut scratch = SCRATCH.take();
-            tile(&plan, inputs, scales, &mut y[first..], stride, add, &mut scratch);
+            tile(&plan, inputs, scales, &mut y[first..], stride, to, &mut scratch);
             SCRATCH.set(scratch);
         });
     }
@@ -156,7 +157,7 @@ pub(in crate::kernels) fn round(x: &[f32], cols: usize, out: &mut [f32]) {
 }
 
 kernel! {
-    fn tile<S>(plan: &Plan, inputs: &[Lanes16], scales: &[f32], y: &mut [f32], stride: usize, add: bool,
+    fn tile<S>(plan: &Plan, inputs: &[Lanes16], scales: &[f32], y: &mut [f32], stride: usize, to: To,
         scratch: &mut Scratch) {
         let outputs = plan.outputs();
         scratch.tables.resize(CHUNK_ENTRIES, Lanes16::ZERO);
@@ -192,7 +193,7 @@ kernel! {
                     *x *= scale;
                 }
             }
-            if add {
+            if to.adds() {
                 let mut before = vec![Lanes::default(); outputs];
                 into_lanes::<S>(y, stride, 0..outputs, &mut before);
                 for (lanes, before) in totals.iter_mut().zip(&before) {

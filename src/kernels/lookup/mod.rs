@@ -26,6 +26,7 @@ use std::cell::RefCell;
 use super::gemm::Target;
 use super::isa::kernel;
 use super::simd::Simd;
+use super::to::To;
 use crate::ternary::TernaryMatrix;
 use plan::{CHUNK, Plan, TABLES};
 pub(super) use plan::{PIECE, Record};
@@ -51,22 +52,22 @@ thread_local! {
 
 /// `y (+)= x Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`.
 pub(super) fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
-    let Target { data, stride, add } = y;
+    let Target { data, stride, to } = y;
     let mut plan = PLAN.take();
     for first in (0..w.rows()).step_by(plan::ROWS) {
         plan.pack_rows(w, first, plan::ROWS.min(w.rows() - first));
-        run(&plan, x, w.cols(), 0, &mut Output { data, stride, first, add });
+        run(&plan, x, w.cols(), 0, &mut Output { data, stride, first, to });
     }
     PLAN.set(plan);
 }
 
 /// `dx (+)= dy Ŵ`, `dy` `[n, out]`, rows `stride` apart, `dx` `[n, in]`.
-pub(super) fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f32], add: bool) {
+pub(super) fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f32], to: To) {
     let mut plan = PLAN.take();
     for first in (0..w.rows()).step_by(plan::INNER) {
         plan.pack_columns(w, first, plan::INNER.min(w.rows() - first));
-        let add = add || first > 0;
-        run(&plan, dy, stride, first, &mut Output { data: dx, stride: w.cols(), first: 0, add });
+        let to = to.part(first == 0);
+        run(&plan, dy, stride, first, &mut Output { data: dx, stride: w.cols(), first: 0, to });
     }
     PLAN.set(plan);
 }
@@ -76,19 +77,19 @@ struct Output<'a> {
     data: &'a mut [f32],
     stride: usize,
     first: usize,
-    add: bool,
+    to: To,
 }
 
 /// Every tile of 16 rows of `x` through the plan; its inputs are the columns of `x` from `column` on.
 fn run(plan: &Plan, x: &[f32], x_stride: usize, column: usize, y: &mut Output<'_>) {
-    let (y_stride, first, add) = (y.stride, y.first, y.add);
+    let (y_stride, first, to) = (y.stride, y.first, y.to);
     let tiles = x.par_chunks(TILE * x_stride).zip(y.data.par_chunks_mut(TILE * y_stride));
     tiles.for_each(|(x, y)| {
         let mut scratch = SCRATCH.take();
         scratch.resize(CHUNK_ENTRIES + plan.padded() + plan.outputs(), Lanes::default());
         let (tables, rest) = scratch.split_at_mut(CHUNK_ENTRIES);
         let (inputs, sums) = rest.split_at_mut(plan.padded());
-        tile(plan, &x[column..], x_stride, &mut y[first..], y_stride, add, tables, inputs, sums);
+        tile(plan, &x[column..], x_stride, &mut y[first..], y_stride, to, tables, inputs, sums);
         SCRATCH.set(scratch);
     });
 }
@@ -98,7 +99,7 @@ const CHUNK_ENTRIES: usize = TABLES * plan::ENTRIES;
 
 kernel! {
     /// One tile: inputs into lanes, chunk after chunk, sums back into rows. The last row of `x` and `y` may be short.
-    fn tile<S>(plan: &Plan, x: &[f32], x_stride: usize, y: &mut [f32], y_stride: usize, add: bool,
+    fn tile<S>(plan: &Plan, x: &[f32], x_stride: usize, y: &mut [f32], y_stride: usize, to: To,
         tables: &mut [Lanes], inputs: &mut [Lanes], sums: &mut [Lanes]) {
         for segment in plan.segments() {
             let to = &mut inputs[segment.padded.clone()];
@@ -106,7 +107,7 @@ kernel! {
             to[segment.inputs.len()..].fill(Lanes::default());
         }
         let outputs = plan.outputs();
-        if add {
+        if to.adds() {
             into_lanes::<S>(y, y_stride, 0..outputs, sums);
         } else {
             sums.fill(Lanes::default());

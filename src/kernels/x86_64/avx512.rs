@@ -3,6 +3,7 @@
 use crate::kernels::lookup::int8::look_up16;
 use crate::kernels::lookup::{Record, look_up};
 use crate::kernels::simd::{Simd, tile_of};
+use crate::kernels::to::To;
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -125,8 +126,8 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, add: bool) {
-        unsafe { tile_of!(Self, 2, 14; 1 2 3 4 5 6 7 8 9 10 11 12 13; rows, k, a, b, c, ldc, add) }
+    unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, to: To) {
+        unsafe { tile_of!(Self, 2, 14; 1 2 3 4 5 6 7 8 9 10 11 12 13; rows, k, a, b, c, ldc, to) }
     }
     #[inline(always)]
     unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32) {

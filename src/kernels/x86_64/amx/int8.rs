@@ -11,6 +11,7 @@ use crate::kernels::gemm::{Output, Target};
 use crate::kernels::lookup::PIECE;
 use crate::kernels::lookup::int8::{inverse, scale_of};
 use crate::kernels::threads;
+use crate::kernels::to::To;
 use crate::ternary::{CODES_PER_WORD, TernaryMatrix};
 
 /// Values of `k` in a step.
@@ -91,8 +92,8 @@ fn task(
                     // SAFETY: the panels hold `steps` steps, each of the squares 32 rows of 32 values, and so do the
                     // totals; there are scales for each piece, and there are as many rows as there are of their scales.
                     unsafe {
-                        let to = squares.add(sums.count * 2 * PANEL).cast();
-                        let to = Accumulators { at: to, stride: 4 * PANEL, add: false };
+                        let square = squares.add(sums.count * 2 * PANEL).cast();
+                        let to = Accumulators { at: square, stride: 4 * PANEL, to: To::Set };
                         times_trits_int8(&tiles, steps, a[at..].as_ptr(), b.as_ptr(), to);
                         sums.count += 1;
                         if number + 1 == pieces.len() {
@@ -175,7 +176,7 @@ impl Sums {
                 unsafe {
                     let to = y.at(i + r, j + half);
                     let mut value = _mm512_mul_ps(self.row::<N>(r, half), _mm512_set1_ps(*scale));
-                    if y.add {
+                    if y.to.adds() {
                         value = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), value);
                     }
                     if mask == u16::MAX {

@@ -27,6 +27,7 @@ use self::tiles::{Accumulators, Line, PANEL, STEP, TILE, Tiles};
 use super::super::gemm::{Output, Target};
 use super::super::pack::View;
 use super::super::threads;
+use super::super::to::To;
 use crate::ternary::TernaryMatrix;
 
 pub use int8::forward as forward_int8;
@@ -171,7 +172,7 @@ fn forward_task(
     let tiles = unsafe { Tiles::configure() };
     let panels = rows.len().div_ceil(PANEL);
     let square = first(&mut scratch.square, 2 * PANEL, Line::ZERO).as_mut_ptr();
-    let to = Accumulators { at: square.cast(), stride: 4 * PANEL, add: false };
+    let square = Accumulators { at: square.cast(), stride: 4 * PANEL, to: To::Set };
     for (block, pieces) in pieces.chunks(TOGETHER).enumerate() {
         let steps: Vec<usize> = pieces.iter().map(|p| p.len().div_ceil(DEPTH)).collect();
         let a = first(&mut scratch.a, panels * LINES * steps.iter().sum::<usize>(), Line::ZERO);
@@ -193,7 +194,7 @@ fn forward_task(
                 let scales = first(&mut scratch.factors, across * PANEL, 0.0);
                 let group = piece.start / w.group();
                 scales_of(w, j0..j0 + some, group, scales);
-                let add = y.add || block + at > 0;
+                let to = y.to.part(block + at == 0);
                 for (p, a) in part.chunks_exact(LINES * steps).enumerate() {
                     let i = rows.start + p * PANEL;
                     for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
@@ -205,9 +206,9 @@ fn forward_task(
                         // SAFETY: the panels hold `steps` steps, and the square 32 rows of 32 values; the rectangle of
                         // the result is this task's alone.
                         unsafe {
-                            tiles::times_trits(&tiles, steps, a.as_ptr(), b.as_ptr(), to);
+                            tiles::times_trits(&tiles, steps, a.as_ptr(), b.as_ptr(), square);
                             let scales = scales[q * PANEL..].as_ptr();
-                            scale_into(to.at, scales, (height, width), y.at(i, j), y.stride, add);
+                            scale_into(square.at, scales, (height, width), y.at(i, j), y.stride, to);
                         }
                     }
                 }
@@ -228,7 +229,7 @@ unsafe fn scale_into(
     size: (usize, usize),
     y: *mut f32,
     stride: usize,
-    add: bool,
+    to: To,
 ) {
     for half in [0, TILE] {
         let left = size.1.saturating_sub(half).min(TILE);
@@ -236,34 +237,34 @@ unsafe fn scale_into(
         // SAFETY: by the caller's word; lanes behind the mask are not touched.
         unsafe {
             let scale = _mm512_loadu_ps(scales.add(half));
-            let (mut from, mut to) = (square.add(half), y.wrapping_add(half));
+            let (mut from, mut at) = (square.add(half), y.wrapping_add(half));
             for _ in 0..size.0 {
                 let sum = _mm512_load_ps(from);
                 if left == TILE {
-                    let value = match add {
-                        true => _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(to)),
-                        false => _mm512_mul_ps(sum, scale),
+                    let value = match to {
+                        To::Add => _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(at)),
+                        To::Set => _mm512_mul_ps(sum, scale),
                     };
-                    _mm512_storeu_ps(to, value);
+                    _mm512_storeu_ps(at, value);
                 } else {
-                    let value = match add {
-                        true => _mm512_fmadd_ps(sum, scale, _mm512_maskz_loadu_ps(mask, to)),
-                        false => _mm512_mul_ps(sum, scale),
+                    let value = match to {
+                        To::Add => _mm512_fmadd_ps(sum, scale, _mm512_maskz_loadu_ps(mask, at)),
+                        To::Set => _mm512_mul_ps(sum, scale),
                     };
-                    _mm512_mask_storeu_ps(to, mask, value);
+                    _mm512_mask_storeu_ps(at, mask, value);
                 }
-                (from, to) = (from.wrapping_add(PANEL), to.wrapping_add(stride));
+                (from, at) = (from.wrapping_add(PANEL), at.wrapping_add(stride));
             }
         }
     }
 }
 
 /// `dx (+)= dy Ŵ`, `dy` `[n, out]`, rows `stride` apart, `dx` `[n, in]`; `w` [`fits`].
-pub fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f32], add: bool) {
+pub fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f32], to: To) {
     let (out, inputs) = (w.rows(), w.cols());
     let n = dx.len() / inputs;
     let dy = Operand::a(View::rows(dy, stride), n, out).expect("rows are contiguous");
-    let dx = Output::new(Target { data: dx, stride: inputs, add }, n, inputs);
+    let dx = Output::new(Target { data: dx, stride: inputs, to }, n, inputs);
     // SAFETY: this instruction set was found on this machine.
     each(dx, ROWS, inputs, threads::pieces(), |rows, columns, scratch| unsafe {
         backward_input_task(dy, w, rows, columns, dx, scratch)
@@ -286,7 +287,7 @@ fn backward_input_task(
         let kc = (w.rows() - k0).min(BLOCK);
         let steps = kc.div_ceil(DEPTH);
         let a = &mut a[..LINES * steps];
-        let add = dx.add || k0 > 0;
+        let to = dx.to.part(k0 == 0);
         for group in columns.start / w.group()..columns.end.div_ceil(w.group()) {
             let scales = first(&mut scratch.factors, kc, 0.0);
             scales_of(w, k0..k0 + kc, group, scales);
@@ -304,7 +305,7 @@ fn backward_input_task(
                     }
                     // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
                     unsafe {
-                        into(dx, i, j, size, add, &mut scratch.square, |to| {
+                        into(dx, i, j, size, to, &mut scratch.square, |to| {
                             tiles::times_trits(&tiles, steps, a.as_ptr(), b.as_ptr(), to)
                         });
                     }
@@ -325,13 +326,13 @@ unsafe fn into(
     i: usize,
     j: usize,
     size: (usize, usize),
-    add: bool,
+    to: To,
     square: &mut Vec<Line>,
     kernel: impl Fn(Accumulators),
 ) {
     let at = result.at(i, j);
     if size == (PANEL, PANEL) {
-        return kernel(Accumulators { at, stride: 4 * result.stride, add });
+        return kernel(Accumulators { at, stride: 4 * result.stride, to });
     }
     let square = first(square, 2 * PANEL, Line::ZERO).as_mut_ptr().cast::<f32>();
     let copy = |out: bool| {
@@ -345,10 +346,10 @@ unsafe fn into(
         }
     };
     // The same sum in the same order as above: where whole tiles end depends on how the work is shared out.
-    if add {
+    if to.adds() {
         copy(false);
     }
-    kernel(Accumulators { at: square, stride: 4 * PANEL, add });
+    kernel(Accumulators { at: square, stride: 4 * PANEL, to });
     copy(true);
 }
 
@@ -380,7 +381,7 @@ fn gemm_task(
     for k0 in (0..k).step_by(BLOCK) {
         let kc = (k - k0).min(BLOCK);
         let steps = kc.div_ceil(DEPTH);
-        let add = c.add || k0 > 0;
+        let to = c.to.part(k0 == 0);
         let b_packed = first(&mut scratch.b, columns.len().div_ceil(PANEL) * LINES * steps, Line::ZERO);
         split::pack(b, Side::B, columns.start, k0, kc, None, b_packed);
         let a_packed = first(&mut scratch.a, LINES * steps, Line::ZERO);
@@ -394,7 +395,7 @@ fn gemm_task(
                 }
                 // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
                 unsafe {
-                    into(c, i, j, size, add, &mut scratch.square, |to| {
+                    into(c, i, j, size, to, &mut scratch.square, |to| {
                         tiles::times_dense(&tiles, steps, a_packed.as_ptr(), b.as_ptr(), to)
                     });
                 }

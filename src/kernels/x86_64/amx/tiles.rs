@@ -9,6 +9,8 @@
 use std::arch::asm;
 use std::marker::PhantomData;
 
+use crate::kernels::to::To;
+
 /// Rows of a panel of `A`, columns of a panel of `B`: two tiles.
 pub const PANEL: usize = 32;
 /// Rows of a tile.
@@ -75,8 +77,8 @@ pub struct Accumulators {
     pub at: *mut f32,
     /// In bytes.
     pub stride: usize,
-    /// Start from what is there, instead of from zero.
-    pub add: bool,
+    /// Start from what is there, or from zero.
+    pub to: To,
 }
 
 /// Assembles a kernel: accumulators from zero or memory, the given body once a step, accumulators to memory. `a` and `b`
@@ -111,7 +113,7 @@ macro_rules! kernel {
                     "tilestored [{upper} + {stride}*1 + 64], tmm1",
                     "tilestored [{lower} + {stride}*1], tmm2",
                     "tilestored [{lower} + {stride}*1 + 64], tmm3",
-                    add = in(reg) to.add as u32,
+                    add = in(reg) to.to.adds() as u32,
                     upper = in(reg) to.at,
                     lower = in(reg) to.at.byte_add(TILE * to.stride),
                     stride = in(reg) to.stride,

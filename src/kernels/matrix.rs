@@ -1,0 +1,77 @@
+//! The weight of a layer: its values, and what its inputs are rounded to.
+
+use crate::config::Inputs;
+use crate::ternary::TernaryMatrix;
+
+/// The values of a matrix, `[rows, cols]` = `[out, in]`.
+#[derive(Clone, Copy)]
+pub enum Values<'a> {
+    /// Row-major.
+    Dense {
+        data: &'a [f32],
+        rows: usize,
+        cols: usize,
+    },
+    Ternary(&'a TernaryMatrix),
+}
+
+impl Values<'_> {
+    /// What inputs are in a product with values of this form, where `asked` is what a ternary one shall meet: a dense one
+    /// always meets f32.
+    fn partner(self, asked: Inputs) -> Inputs {
+        match self {
+            Values::Dense { .. } => Inputs::F32,
+            Values::Ternary(_) => asked,
+        }
+    }
+}
+
+/// The weight of a linear layer, or an embedding.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    values: Values<'a>,
+    inputs: Inputs,
+}
+
+impl<'a> Matrix<'a> {
+    /// `inputs`: what those of a product are rounded to if the values are ternary.
+    ///
+    /// # Panics
+    /// When dense values are not as many as the sizes say.
+    pub fn new(values: Values<'a>, inputs: Inputs) -> Self {
+        if let Values::Dense { data, rows, cols } = values {
+            assert_eq!(data.len(), rows * cols, "values of [{rows}, {cols}]");
+        }
+        Self { values, inputs: values.partner(inputs) }
+    }
+
+    pub fn dense(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::new(Values::Dense { data, rows, cols }, Inputs::F32)
+    }
+
+    pub fn ternary(values: &'a TernaryMatrix, inputs: Inputs) -> Self {
+        Self::new(Values::Ternary(values), inputs)
+    }
+
+    pub fn values(&self) -> Values<'a> {
+        self.values
+    }
+
+    pub fn inputs(&self) -> Inputs {
+        self.inputs
+    }
+
+    pub fn rows(&self) -> usize {
+        match self.values {
+            Values::Dense { rows, .. } => rows,
+            Values::Ternary(t) => t.rows(),
+        }
+    }
+
+    pub fn cols(&self) -> usize {
+        match self.values {
+            Values::Dense { cols, .. } => cols,
+            Values::Ternary(t) => t.cols(),
+        }
+    }
+}
