@@ -8,44 +8,42 @@ mod attention;
 mod cross_entropy;
 mod elementwise;
 mod embedding;
-mod gemm;
 mod isa;
-pub mod linear;
-mod lookup;
 mod matrix;
 mod memory;
 mod moments;
 mod norm;
 mod optimizer;
-mod pack;
 pub mod peak;
 mod portable;
+mod product;
 pub mod profile;
 mod project;
 pub mod reference;
 mod rope;
+mod scratch;
 mod simd;
 mod threads;
 mod to;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub use attention::{AttentionShape, attention, attention_backward};
+pub use attention::{attention, attention_backward};
 pub use cross_entropy::{IGNORE, cross_entropy, logits_stride};
 pub use elementwise::{
     absorb, add_assign, all_finite, copy, fill_zero, gelu, gelu_backward, relu2, relu2_backward, silu_mul,
     silu_mul_backward, sum_squares,
 };
 pub use embedding::{gather, scatter_add, unpack_row};
-pub use gemm::{Target, Threads, gemm};
 pub use isa::Isa;
 pub use matrix::{Matrix, Values};
 pub use memory::LargePages;
 pub use moments::{BLOCK, Codes, Moments, dither_key};
 pub use norm::{rms_norm, rms_norm_backward};
 pub use optimizer::{AdamW, Latents, Pass, Rule, Updated, scale_add, update};
-pub use pack::{Rhs, View};
+pub use product::{Rhs, Target, Threads, View, gemm, linear};
 pub use project::project;
+pub use reference::AttentionShape;
 pub use rope::{RopeTable, rope};
 pub(crate) use threads::side_by_side;
 pub use to::To;
