@@ -137,7 +137,15 @@ fn look_ups_equal_the_reference() {
 #[test]
 fn products_with_8_bit_inputs_equal_their_definition_bit_for_bit() {
     on_every_isa(|rng| {
-        let few = [(1, 3, 5, Grouping::Size(2)), (7, 129, 128, Grouping::Size(128))];
+        // Dot products for fewer than six rows: segments that end inside a word, blocks of 64 outputs.
+        let few = [
+            (1, 3, 5, Grouping::Size(2)),
+            (2, 70, 1030, Grouping::Tensor),
+            (3, 65, 130, Grouping::Size(10)),
+            (4, 300, 260, Grouping::Size(128)),
+            (5, 129, 300, Grouping::Size(100)),
+            (7, 129, 128, Grouping::Size(128)),
+        ];
         for (n, out, inputs, group) in LOOK_UPS.into_iter().chain(few) {
             let w = TernaryMatrix::project("w", &rng.normal(out * inputs), out, inputs, group).unwrap();
             let mut x = rng.normal(n * inputs);

@@ -5,15 +5,15 @@
 //! rows for all heads of a group, query by query, so that keys and values are packed once for the group.
 
 use rayon::prelude::*;
-use std::cell::Cell;
 use std::ops::Range;
 
 use super::elementwise::{add_assign, exp};
-use super::gemm::{Target, Threads, gemm};
 use super::isa::kernel;
-use super::linear::dot;
-use super::pack::{Rhs, View};
+use super::product::{Rhs, Target, Threads, View, gemm};
 use super::profile::{Phase, scope};
+use super::reference::AttentionShape;
+use super::scratch::{self, Buffer};
+use super::simd::dot;
 use super::to::To;
 
 /// Columns of a tile, keys: a multiple of [`LANES`], up to which a row is computed on.
@@ -32,20 +32,6 @@ const PARTS: usize = 8;
 
 /// Positions of a page of keys or values.
 pub const PAGE: usize = KEYS;
-
-/// Shapes of the attention of equal sequences: queries `[batch, queries, heads, dim]`, keys and values
-/// `[batch, keys, kv_heads, dim]`. When `causal`, query `i` stands at key position `keys - queries + i` and sees no key
-/// after it.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionShape {
-    pub batch: usize,
-    pub queries: usize,
-    pub keys: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub dim: usize,
-    pub causal: bool,
-}
 
 impl AttentionShape {
     pub fn heads(&self) -> Heads {
@@ -261,20 +247,17 @@ impl Tile {
     }
 }
 
+/// Parts of tiles.
+#[derive(Default)]
+struct Scratch(Buffer<f32>);
+
 /// Calls `f` on parts of these sizes of a buffer that this thread keeps. What is in them is left from before.
 fn with_scratch<const N: usize>(sizes: [usize; N], f: impl FnOnce([&mut [f32]; N])) {
-    thread_local! {
-        static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    }
     let sizes = sizes.map(|size| size.next_multiple_of(LANES));
-    let mut buffer = SCRATCH.take();
-    let len = sizes.iter().sum();
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
-    let mut rest = &mut buffer[..];
-    f(sizes.map(|size| rest.split_off_mut(..size).expect("as long as all together")));
-    SCRATCH.set(buffer);
+    scratch::with(|scratch: &mut Scratch| {
+        let mut rest = scratch.0.first(sizes.iter().sum());
+        f(sizes.map(|size| rest.split_off_mut(..size).expect("as long as all together")));
+    });
 }
 
 /// `out = softmax(q kᵀ / sqrt(D)) v` of equal sequences; `lse`, `[batch, heads, queries]`, gets the log-sum-exp of each

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::isa::kernel;
 use super::matrix::{Matrix, Values};
-use super::pack::decode;
+use super::product::decode;
 use super::profile::{Phase, scope};
 use crate::ternary::TernaryMatrix;
 

@@ -98,24 +98,32 @@ impl fmt::Display for Isa {
 }
 
 /// Defines a function whose body, generic over [`Simd`](super::simd::Simd), is compiled once for every instruction set
-/// and chosen at run time. Everything the body calls must be `#[inline(always)]`, or it is compiled without the
-/// instructions.
+/// and chosen at run time; an `unsafe fn` where the caller must vouch for something. Everything the body calls must be
+/// `#[inline(always)]`, or it is compiled without the instructions.
 macro_rules! kernel {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident<$S:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
-        $(#[$meta])*
+    ($(#[$meta:meta])* $vis:vis fn $($rest:tt)*) => {
+        $crate::kernels::isa::kernel!(@ [] [$(#[$meta])* $vis] $($rest)*);
+    };
+    ($(#[$meta:meta])* $vis:vis unsafe fn $($rest:tt)*) => {
+        $crate::kernels::isa::kernel!(@ [unsafe] [$(#[$meta])* $vis] $($rest)*);
+    };
+    (@ [$($unsafe:tt)?] [$($head:tt)*] $name:ident<$S:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
         #[allow(clippy::too_many_arguments)]
-        $vis fn $name($($arg: $ty),*) $(-> $out)? {
+        $($head)* $($unsafe)? fn $name($($arg: $ty),*) $(-> $out)? {
             #[inline(always)]
-            fn body<$S: $crate::kernels::simd::Simd>($($arg: $ty),*) $(-> $out)? $body
+            $($unsafe)? fn body<$S: $crate::kernels::simd::Simd>($($arg: $ty),*) $(-> $out)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,lzcnt,popcnt")]
-            fn avx512($($arg: $ty),*) $(-> $out)? {
-                body::<$crate::kernels::x86_64::avx512::Avx512>($($arg),*)
+            $($unsafe)? fn avx512($($arg: $ty),*) $(-> $out)? {
+                // SAFETY: by the caller's word, if there is anything to vouch for; below too.
+                #[allow(unused_unsafe)]
+                unsafe { body::<$crate::kernels::x86_64::avx512::Avx512>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c,bmi2,lzcnt,popcnt")]
-            fn avx2($($arg: $ty),*) $(-> $out)? {
-                body::<$crate::kernels::x86_64::avx2::Avx2>($($arg),*)
+            $($unsafe)? fn avx2($($arg: $ty),*) $(-> $out)? {
+                #[allow(unused_unsafe)]
+                unsafe { body::<$crate::kernels::x86_64::avx2::Avx2>($($arg),*) }
             }
             match $crate::kernels::isa::Isa::current() {
                 // SAFETY: `Isa::current` names an instruction set only after it was detected on this machine.
@@ -123,7 +131,8 @@ macro_rules! kernel {
                 $crate::kernels::isa::Isa::Avx512 | $crate::kernels::isa::Isa::Amx => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 $crate::kernels::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
-                _ => body::<$crate::kernels::portable::Portable>($($arg),*),
+                #[allow(unused_unsafe)]
+                _ => unsafe { body::<$crate::kernels::portable::Portable>($($arg),*) },
             }
         }
     };

@@ -9,22 +9,20 @@ mod buffer;
 mod cross_entropy;
 mod elementwise;
 mod embedding;
-mod gemm;
 mod isa;
-pub mod linear;
-mod lookup;
 mod matrix;
 mod memory;
 mod moments;
 mod norm;
 mod optimizer;
-mod pack;
 pub mod peak;
 mod portable;
+mod product;
 pub mod profile;
 mod project;
 pub mod reference;
 mod rope;
+mod scratch;
 mod simd;
 mod threads;
 mod to;
@@ -32,8 +30,8 @@ mod to;
 mod x86_64;
 
 pub use attention::{
-    Attended, AttentionGradients, AttentionShape, AttentionSpan, Heads, PAGE, Positions, attention,
-    attention_backward, attention_spans,
+    Attended, AttentionGradients, AttentionSpan, Heads, PAGE, Positions, attention, attention_backward,
+    attention_spans,
 };
 pub use buffer::Buffer;
 pub use cross_entropy::{IGNORE, cross_entropy, logits_stride, most_likely};
@@ -42,15 +40,15 @@ pub use elementwise::{
     silu_mul_backward, sum_squares,
 };
 pub use embedding::{gather, scatter_add, unpack_row};
-pub use gemm::{Target, Threads, gemm};
 pub use isa::Isa;
 pub use matrix::{Matrix, Values};
 pub use memory::LargePages;
 pub use moments::{BLOCK, Codes, Moments, dither_key};
 pub use norm::{rms_norm, rms_norm_backward};
 pub use optimizer::{AdamW, Latents, Pass, Rule, Updated, scale_add, update};
-pub use pack::{Rhs, View};
+pub use product::{Rhs, Target, Threads, View, gemm, linear};
 pub use project::project;
+pub use reference::AttentionShape;
 pub use rope::{RopeTable, Turn, rope};
 pub(crate) use threads::side_by_side;
 pub use to::To;

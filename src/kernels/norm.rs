@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::isa::kernel;
-use super::linear::dot;
 use super::profile::{Phase, scope};
+use super::simd::dot;
 use super::to::To;
 
 /// Rows a thread takes at a time. Fixed, so that the gain's gradient does not depend on the number of threads.

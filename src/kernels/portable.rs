@@ -1,9 +1,6 @@
 //! The vector of machines without a hand-written one: four lanes, which every 64-bit target has in hardware.
 
-use super::lookup::int8::look_up16;
-use super::lookup::{Record, look_up};
-use super::simd::{Simd, tile_of};
-use super::to::To;
+use super::simd::Simd;
 
 #[derive(Clone, Copy)]
 pub struct Portable;
@@ -11,7 +8,6 @@ pub struct Portable;
 impl Simd for Portable {
     const LANES: usize = 4;
     const MR: usize = 4;
-    const NV: usize = 2;
     const KC: usize = 256;
     const HOLDS_B: bool = true;
     const FMA: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
@@ -71,14 +67,6 @@ impl Simd for Portable {
             }
         }
     }
-    #[inline(always)]
-    unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, to: To) {
-        unsafe { tile_of!(Self, 2, 4; 1 2 3; rows, k, a, b, c, ldc, to) }
-    }
-    #[inline(always)]
-    unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32) {
-        unsafe { look_up::<Self, 4>(records, tables, sums) }
-    }
 
     type V16 = [i16; 8];
     #[inline(always)]
@@ -104,9 +92,5 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn widen16(p: *const i16) -> Self::V {
         std::array::from_fn(|i| unsafe { p.add(i).read_unaligned() } as f32)
-    }
-    #[inline(always)]
-    unsafe fn look_up16(records: &[Record], tables: *const i16, sums: *mut i16) {
-        unsafe { look_up16::<Self, 4>(records, tables, sums) }
     }
 }

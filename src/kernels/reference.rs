@@ -1,4 +1,5 @@
-//! What each kernel means: plain loops in f64. Slow on purpose; nothing but tests calls it.
+//! What each kernel means: plain loops in f64, slow on purpose; nothing but tests calls them. The sizes that a meaning
+//! depends on are here too, for the kernels.
 
 use crate::ternary::TernaryMatrix;
 
@@ -51,8 +52,21 @@ pub fn rope(x: &[f64], heads: usize, dim: usize, theta: f64, seq: usize) -> Vec<
     y
 }
 
+/// Shapes of the attention of equal sequences: queries `[batch, queries, heads, dim]`, keys and values `[batch, keys, kv_heads, dim]`.
+/// When `causal`, query `i` stands at key position `keys - queries + i` and sees no key after it.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    pub batch: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub dim: usize,
+    pub causal: bool,
+}
+
 /// Attention with the whole score matrix written out.
-pub fn attention(shape: &super::AttentionShape, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
+pub fn attention(shape: &AttentionShape, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
     let s = shape;
     let mut out = vec![0.0; q.len()];
     for b in 0..s.batch {
@@ -101,8 +115,11 @@ pub fn cross_entropy(logits: &[f64], target: usize) -> f64 {
     max + logits.iter().map(|x| (x - max).exp()).sum::<f64>().ln() - logits[target]
 }
 
-/// `y = x̂ Ŵᵀ` with inputs rounded to 8 bits, `[n, out]`: exact integers in pieces of at most 128 inputs of a group, then
-/// f32, each operation rounded on its own. Every instruction set gives these bits.
+/// Inputs of a segment: what one scale of [`linear_int8`] multiplies is the sum of at most as many, all of one group. With
+/// 8-bit integers it fits 16 bits.
+pub const SEGMENT: usize = 128;
+
+/// `y = x̂ Ŵᵀ` with inputs rounded to 8 bits, `[n, out]`: exact integers in segments of a group, then f32, each operation rounded on its own. Every instruction set gives these bits.
 pub fn linear_int8(x: &[f32], w: &TernaryMatrix) -> Vec<f32> {
     let mut y = Vec::new();
     for row in x.chunks(w.cols()) {
@@ -113,10 +130,10 @@ pub fn linear_int8(x: &[f32], w: &TernaryMatrix) -> Vec<f32> {
             let mut total = 0f32;
             for group in (0..w.cols()).step_by(w.group()) {
                 let end = (group + w.group()).min(w.cols());
-                for piece in (group..end).step_by(super::lookup::PIECE) {
-                    let inputs = piece..end.min(piece + super::lookup::PIECE);
+                for start in (group..end).step_by(SEGMENT) {
+                    let inputs = start..end.min(start + SEGMENT);
                     let sum: i32 = inputs.map(|k| w.trit(out, k) as i32 * rounded[k]).sum();
-                    total += w.scale(out, piece) * sum as f32;
+                    total += w.scale(out, start) * sum as f32;
                 }
             }
             y.push(total * scale);

@@ -1,8 +1,5 @@
 //! The few vector operations that the matrix kernels are written in. Element-wise kernels are plain loops instead, which
-//! the compiler vectorises inside [`kernel!`](super::isa::kernel).
-
-use super::lookup::Record;
-use super::to::To;
+//! the compiler vectorises inside of `kernel!`.
 
 /// One instruction set's vector of `f32`.
 ///
@@ -12,10 +9,8 @@ use super::to::To;
 pub trait Simd: Copy + 'static {
     /// `f32`s in a vector.
     const LANES: usize;
-    /// Rows of a register tile.
+    /// Rows of a register tile, which is two vectors wide.
     const MR: usize;
-    /// Vectors in a row of a register tile.
-    const NV: usize;
     /// Depth of a block of a product.
     const KC: usize;
     /// Whether a panel of `B` stays in the first-level cache while those of `A` stream past it, or the other way round.
@@ -48,10 +43,6 @@ pub trait Simd: Copy + 'static {
     /// `dst[j * dst_stride + i] = src[i][j]` for a square of `LANES` by `LANES`; writes `LANES` values from each
     /// `dst + j * dst_stride`, `j` ascending.
     unsafe fn transpose(src: &[*const f32; 16], dst: *mut f32, dst_stride: usize);
-    /// `C[i, j] (+)= sum_k a[k * MR + i] * b[k * NR + j]` for `rows <= MR` rows and all `NR = NV * LANES` columns.
-    unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, to: To);
-    /// [`lookup::look_up`](super::lookup::look_up) with as many vectors as an entry of 16 values has.
-    unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32);
 
     /// `2 * LANES` 16-bit integers.
     type V16: Copy;
@@ -63,8 +54,6 @@ pub trait Simd: Copy + 'static {
     unsafe fn sub16(a: Self::V16, b: Self::V16) -> Self::V16;
     /// `LANES` 16-bit integers as `f32`.
     unsafe fn widen16(p: *const i16) -> Self::V;
-    /// [`look_up16`](super::lookup::int8::look_up16) with as many vectors as an entry of 32 integers has.
-    unsafe fn look_up16(records: &[Record], tables: *const i16, sums: *mut i16);
 }
 
 /// `a * b + c`, fused where that is one instruction.
@@ -73,61 +62,16 @@ pub fn fma<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
     if S::FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Rows of `b` between the one in use and the one asked for: it comes from the second-level cache.
-const AHEAD: usize = 8;
-
-/// The register tile, written once: `MR x NV` accumulators, one row of `b` and one broadcast of `a` live at a time.
-///
-/// # Safety
-/// `a` holds `k * STRIDE` values, `b` `k * NV * LANES`, and `c` `MR` rows of `NV * LANES` at distance `ldc`.
+/// `sum a[i] * b[i]`, in 16 partial sums.
 #[inline(always)]
-pub unsafe fn micro<S: Simd, const MR: usize, const NV: usize>(
-    stride: usize,
-    k: usize,
-    mut a: *const f32,
-    mut b: *const f32,
-    c: *mut f32,
-    ldc: usize,
-    to: To,
-) {
-    unsafe {
-        let mut acc = [[S::zero(); NV]; MR];
-        if to.adds() {
-            (0..MR).for_each(|i| S::prefetch(c.add(i * ldc)));
-        }
-        for _ in 0..k {
-            let mut row = [S::zero(); NV];
-            for (j, v) in row.iter_mut().enumerate() {
-                *v = S::load(b.add(j * S::LANES));
-                if !S::HOLDS_B {
-                    S::prefetch(b.wrapping_add(j * S::LANES + AHEAD * NV * S::LANES));
-                }
-            }
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let x = S::splat(*a.add(i));
-                for (j, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::fma(x, row[j], *acc);
-                }
-            }
-            a = a.add(stride);
-            b = b.add(NV * S::LANES);
-        }
-        for (i, acc) in acc.iter().enumerate() {
-            for (j, v) in acc.iter().enumerate() {
-                let p = c.add(i * ldc + j * S::LANES);
-                S::store(p, if to.adds() { S::add(*v, S::load(p)) } else { *v });
-            }
+pub fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0f32; 16];
+    let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
+    let tail: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a.zip(b) {
+        for i in 0..16 {
+            sums[i] = fma::<S>(a[i], b[i], sums[i]);
         }
     }
+    sums.iter().sum::<f32>() + tail
 }
-
-/// Picks the tile of `rows` rows, so that a short last tile costs no more than its rows.
-macro_rules! tile_of {
-    ($S:ty, $nv:literal, $full:literal; $($rows:literal)*; $n:expr, $k:expr, $a:expr, $b:expr, $c:expr, $ldc:expr, $add:expr) => {
-        match $n {
-            $($rows => $crate::kernels::simd::micro::<$S, $rows, $nv>($full, $k, $a, $b, $c, $ldc, $add),)*
-            _ => $crate::kernels::simd::micro::<$S, $full, $nv>($full, $k, $a, $b, $c, $ldc, $add),
-        }
-    };
-}
-pub(crate) use tile_of;

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Pieces of an operation for each thread.
+/// Tasks of an operation for each thread.
 const EACH: usize = 2;
 
 thread_local! {
@@ -16,9 +16,9 @@ pub(super) fn count() -> usize {
     if ALONE.get() { 1 } else { rayon::current_num_threads() }
 }
 
-/// Pieces that the operation at hand is best cut into: several for each thread, so that one that something else slows down
+/// Tasks that the operation at hand is best cut into: several for each thread, so that one that something else slows down
 /// does less; 1 where there is but one thread.
-pub(super) fn pieces() -> usize {
+pub(super) fn tasks() -> usize {
     if count() > 1 { EACH * count() } else { 1 }
 }
 

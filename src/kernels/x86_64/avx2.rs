@@ -1,9 +1,6 @@
 //! AVX2 with FMA: 8 lanes, 16 registers, a 6 x 16 tile.
 
-use crate::kernels::lookup::int8::look_up16;
-use crate::kernels::lookup::{Record, look_up};
-use crate::kernels::simd::{Simd, tile_of};
-use crate::kernels::to::To;
+use crate::kernels::simd::Simd;
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -12,7 +9,6 @@ pub struct Avx2;
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const MR: usize = 6;
-    const NV: usize = 2;
     const KC: usize = 384;
     const HOLDS_B: bool = true;
     const FMA: bool = true;
@@ -107,14 +103,6 @@ impl Simd for Avx2 {
             }
         }
     }
-    #[inline(always)]
-    unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, to: To) {
-        unsafe { tile_of!(Self, 2, 6; 1 2 3 4 5; rows, k, a, b, c, ldc, to) }
-    }
-    #[inline(always)]
-    unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32) {
-        unsafe { look_up::<Self, 2>(records, tables, sums) }
-    }
 
     type V16 = __m256i;
     #[inline(always)]
@@ -140,9 +128,5 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn widen16(p: *const i16) -> Self::V {
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(p.cast()))) }
-    }
-    #[inline(always)]
-    unsafe fn look_up16(records: &[Record], tables: *const i16, sums: *mut i16) {
-        unsafe { look_up16::<Self, 2>(records, tables, sums) }
     }
 }

@@ -1,9 +1,6 @@
 //! AVX-512: 16 lanes, 32 registers, a 14 x 32 tile.
 
-use crate::kernels::lookup::int8::look_up16;
-use crate::kernels::lookup::{Record, look_up};
-use crate::kernels::simd::{Simd, tile_of};
-use crate::kernels::to::To;
+use crate::kernels::simd::Simd;
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -12,7 +9,6 @@ pub struct Avx512;
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const MR: usize = 14;
-    const NV: usize = 2;
     const KC: usize = 512;
     const HOLDS_B: bool = false;
     const FMA: bool = true;
@@ -125,14 +121,6 @@ impl Simd for Avx512 {
             }
         }
     }
-    #[inline(always)]
-    unsafe fn tile(rows: usize, k: usize, a: *const f32, b: *const f32, c: *mut f32, ldc: usize, to: To) {
-        unsafe { tile_of!(Self, 2, 14; 1 2 3 4 5 6 7 8 9 10 11 12 13; rows, k, a, b, c, ldc, to) }
-    }
-    #[inline(always)]
-    unsafe fn look_up(records: &[Record], tables: *const f32, sums: *mut f32) {
-        unsafe { look_up::<Self, 1>(records, tables, sums) }
-    }
 
     type V16 = __m512i;
     #[inline(always)]
@@ -158,9 +146,5 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn widen16(p: *const i16) -> Self::V {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(p.cast()))) }
-    }
-    #[inline(always)]
-    unsafe fn look_up16(records: &[Record], tables: *const i16, sums: *mut i16) {
-        unsafe { look_up16::<Self, 1>(records, tables, sums) }
     }
 }

@@ -6,7 +6,7 @@
 //! every instruction set. A tile instruction does the work of 16 vector ones (32 of 8 bits), so that three passes, or six,
 //! are still several times as fast.
 //!
-//! - Forward, `y = x Ŵᵀ`: trits of one group at a time; the scale multiplies the group's sum.
+//! - Forward, `y = x Ŵᵀ`: trits of one segment of a group at a time; the scale multiplies its sum.
 //! - Input gradient, `dx = dy Ŵ`: the sum runs over rows, whose scales differ, so `dy` is scaled while it is split, once
 //!   for each group of columns.
 //! - Weight gradient and whatever else is dense: [`gemm`].
@@ -15,25 +15,24 @@
 
 mod int8;
 mod split;
-mod tiles;
 mod trits;
 
 use std::arch::x86_64::*;
-use std::cell::RefCell;
 use std::ops::Range;
 
 use self::split::{DEPTH, LINES, Operand, Side};
-use self::tiles::{Accumulators, Line, PANEL, STEP, TILE, Tiles};
-use super::super::gemm::{Output, Target};
-use super::super::pack::View;
-use super::super::threads;
-use super::super::to::To;
+use super::operands::{Output, Sizes, Target, View};
+use super::rounding::segments;
+use crate::kernels::scratch::{self, Buffer};
+use crate::kernels::threads;
+use crate::kernels::to::To;
+use crate::kernels::x86_64::amx::{self, Accumulators, Line, PANEL, STEP, TILE, Tiles};
 use crate::ternary::TernaryMatrix;
 
 pub use int8::forward as forward_int8;
 pub use trits::fits;
 
-/// Depth of a block, and the most inputs of a group at a time: a panel of `A` of that depth (24 KiB) stays in the
+/// Depth of a block, and the most inputs of a segment: a panel of `A` of that depth (24 KiB) stays in the
 /// first-level cache while panels of `B` stream past it.
 const BLOCK: usize = 128;
 /// Rows and columns of a task at most: its operands and its part of the result stay in the second-level cache.
@@ -47,54 +46,24 @@ const SOME_COLUMNS: usize = 256;
 /// and 32 x 32 x 64 are not.
 const SMALL: usize = 1 << 17;
 
-/// Whether the machine has tiles of bf16 and 8-bit integers and the system lets this process use them.
-pub fn available() -> bool {
-    let (leaf1, leaf7) = (__cpuid(1), __cpuid_count(7, 0));
-    let bit = |register: u32, bit: u32| register >> bit & 1 == 1;
-    // XSAVE in use; AMX-BF16, AMX-TILE, AMX-INT8.
-    if !(bit(leaf1.ecx, 27) && [22, 24, 25].iter().all(|&b| bit(leaf7.edx, b))) {
-        return false;
-    }
-    #[cfg(target_os = "linux")]
-    {
-        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-        const XFEATURE_XTILEDATA: libc::c_long = 18;
-        // SAFETY: asks for a permission, for all threads of the process; touches no memory.
-        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
-    }
-    #[cfg(not(target_os = "linux"))]
-    false
-}
-
 /// Whether a product of these sizes is worth packing into tiles.
-pub fn pays(m: usize, n: usize, k: usize) -> bool {
+pub fn pays(size: Sizes) -> bool {
+    let Sizes { m, n, k } = size;
     // A panel of `A` that is not full, or half a step, takes the time of a whole one.
     m >= PANEL && n >= TILE && k > TILE && m * n * k >= SMALL
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// What a thread works on.
 #[derive(Default)]
 struct Scratch {
-    a: Vec<Line>,
-    b: Vec<Line>,
-    factors: Vec<f32>,
-    /// One panel times another, where the result does not take whole tiles; of 8-bit inputs, sums of some pieces.
-    square: Vec<Line>,
-    /// Of 8-bit inputs: sums of earlier pieces, scaled, and the scales of rows.
-    totals: Vec<Line>,
-    row_scales: Vec<f32>,
-}
-
-/// The first `len` of the values, grown when there are fewer.
-fn first<T: Clone>(buffer: &mut Vec<T>, len: usize, fill: T) -> &mut [T] {
-    if buffer.len() < len {
-        buffer.resize(len, fill);
-    }
-    &mut buffer[..len]
+    a: Buffer<Line>,
+    b: Buffer<Line>,
+    factors: Buffer<f32>,
+    /// One panel times another, where the result does not take whole tiles; of 8-bit inputs, sums of some segments.
+    square: Buffer<Line>,
+    /// Of 8-bit inputs: sums of earlier segments, scaled, and the scales of rows.
+    totals: Buffer<Line>,
+    row_scales: Buffer<f32>,
 }
 
 impl Output {
@@ -122,20 +91,8 @@ fn each(
 ) {
     let size = (result.rows, result.columns);
     threads::rectangles(size, (rows, columns), (PANEL, PANEL), wanted, |rows, columns| {
-        let mut scratch = SCRATCH.take();
-        f(rows, columns, &mut scratch);
-        SCRATCH.set(scratch);
+        scratch::with(|scratch| f(rows, columns, scratch));
     });
-}
-
-/// Inputs in pieces of a group, each at most a block.
-fn pieces(w: &TernaryMatrix) -> Vec<Range<usize>> {
-    let mut out = Vec::new();
-    for group in (0..w.cols()).step_by(w.group()) {
-        let end = (group + w.group()).min(w.cols());
-        out.extend((group..end).step_by(BLOCK).map(|start| start..(start + BLOCK).min(end)));
-    }
-    out
 }
 
 /// Scales of a group of inputs, one for each of the rows.
@@ -149,12 +106,12 @@ fn scales_of(w: &TernaryMatrix, rows: Range<usize>, group: usize, to: &mut [f32]
 pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
     let (out, inputs) = (w.rows(), w.cols());
     let n = x.len() / inputs;
-    let x = Operand::a(View::rows(x, inputs), n, inputs).expect("rows are contiguous");
+    let x = Operand::a(View::rows(x, inputs), n, inputs);
     let y = Output::new(y, n, out);
-    let pieces = pieces(w);
+    let segments: Vec<_> = segments(w).collect();
     // SAFETY: this instruction set was found on this machine.
-    each(y, ROWS, out, threads::pieces(), |rows, columns, scratch| unsafe {
-        forward_task(x, w, &pieces, rows, columns, y, scratch)
+    each(y, ROWS, out, threads::tasks(), |rows, columns, scratch| unsafe {
+        forward_task(x, w, &segments, rows, columns, y, scratch)
     });
 }
 
@@ -162,7 +119,7 @@ pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
 fn forward_task(
     x: Operand<'_>,
     w: &TernaryMatrix,
-    pieces: &[Range<usize>],
+    segments: &[Range<usize>],
     rows: Range<usize>,
     columns: Range<usize>,
     y: Output,
@@ -170,48 +127,76 @@ fn forward_task(
 ) {
     // SAFETY: this instruction set was found on this machine.
     let tiles = unsafe { Tiles::configure() };
+    let Scratch { a, b, factors, square, .. } = scratch;
     let panels = rows.len().div_ceil(PANEL);
-    let square = first(&mut scratch.square, 2 * PANEL, Line::ZERO).as_mut_ptr();
+    let square = square.first(2 * PANEL).as_mut_ptr();
     let square = Accumulators { at: square.cast(), stride: 4 * PANEL, to: To::Set };
-    for (block, pieces) in pieces.chunks(TOGETHER).enumerate() {
-        let steps: Vec<usize> = pieces.iter().map(|p| p.len().div_ceil(DEPTH)).collect();
-        let a = first(&mut scratch.a, panels * LINES * steps.iter().sum::<usize>(), Line::ZERO);
+    for (block, segments) in segments.chunks(TOGETHER).enumerate() {
+        let steps: Vec<usize> = segments.iter().map(|s| s.len().div_ceil(DEPTH)).collect();
+        let a = a.first(panels * LINES * steps.iter().sum::<usize>());
         let mut rest = &mut *a;
-        for (piece, steps) in pieces.iter().zip(&steps) {
+        for (segment, steps) in segments.iter().zip(&steps) {
             let part;
             (part, rest) = rest.split_at_mut(panels * LINES * steps);
-            split::pack(x, Side::A, rows.start, piece.start, piece.len(), None, part);
+            split::pack(x, Side::A, rows.start, segment.start, segment.len(), None, part);
         }
         for j0 in columns.clone().step_by(SOME_COLUMNS) {
             let some = (columns.end - j0).min(SOME_COLUMNS);
             let across = some.div_ceil(PANEL);
             let mut rest = &*a;
-            for (at, (piece, &steps)) in pieces.iter().zip(&steps).enumerate() {
-                let part;
-                (part, rest) = rest.split_at(panels * LINES * steps);
-                let b = first(&mut scratch.b, across * STEP * steps, Line::ZERO);
-                trits::pack_rows(w, j0, piece.start, piece.len(), b);
-                let scales = first(&mut scratch.factors, across * PANEL, 0.0);
-                let group = piece.start / w.group();
-                scales_of(w, j0..j0 + some, group, scales);
-                let to = y.to.part(block + at == 0);
-                for (p, a) in part.chunks_exact(LINES * steps).enumerate() {
-                    let i = rows.start + p * PANEL;
-                    for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
-                        let j = j0 + q * PANEL;
-                        let (height, width) = ((rows.end - i).min(PANEL), (j0 + some - j).min(PANEL));
-                        if block + at == 0 {
-                            y.fetch_below(i, j);
-                        }
-                        // SAFETY: the panels hold `steps` steps, and the square 32 rows of 32 values; the rectangle of
-                        // the result is this task's alone.
-                        unsafe {
-                            tiles::times_trits(&tiles, steps, a.as_ptr(), b.as_ptr(), square);
-                            let scales = scales[q * PANEL..].as_ptr();
-                            scale_into(square.at, scales, (height, width), y.at(i, j), y.stride, to);
-                        }
-                    }
-                }
+            for (at, (segment, &steps)) in segments.iter().zip(&steps).enumerate() {
+                let a;
+                (a, rest) = rest.split_at(panels * LINES * steps);
+                let b = b.first(across * STEP * steps);
+                trits::pack_rows(w, j0, segment.start, segment.len(), b);
+                let scales = factors.first(across * PANEL);
+                scales_of(w, j0..j0 + some, segment.start / w.group(), scales);
+                let first = block + at == 0;
+                let y = y.part(first);
+                let part = Part { rows: rows.clone(), columns: j0..j0 + some, first, steps };
+                scaled_panels(&tiles, a, b, scales, square, y, part);
+            }
+        }
+    }
+}
+
+/// Of a result, what some panels of `A` times some of `B` add to it.
+struct Part {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    /// Whether it is the first of a sum.
+    first: bool,
+    /// Of each panel.
+    steps: usize,
+}
+
+/// Every panel of `A` times every panel of `B`, trits, and times the scales of its columns.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn scaled_panels(
+    tiles: &Tiles,
+    a: &[Line],
+    b: &[Line],
+    scales: &[f32],
+    square: Accumulators,
+    y: Output,
+    part: Part,
+) {
+    let Part { rows, columns, first, steps } = part;
+    for (p, a) in a.chunks_exact(LINES * steps).enumerate() {
+        let i = rows.start + p * PANEL;
+        for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
+            let j = columns.start + q * PANEL;
+            let size = ((rows.end - i).min(PANEL), (columns.end - j).min(PANEL));
+            if first {
+                y.fetch_below(i, j);
+            }
+            // SAFETY: the panels hold `steps` steps, and the square 32 rows of 32 values; the rectangle of the result is
+            // this task's alone.
+            unsafe {
+                amx::times_trits(tiles, steps, a.as_ptr(), b.as_ptr(), square);
+                let scales = scales[q * PANEL..].as_ptr();
+                scale_into(square.at, scales, size, y.at(i, j), y.stride, y.to);
             }
         }
     }
@@ -263,10 +248,10 @@ unsafe fn scale_into(
 pub fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f32], to: To) {
     let (out, inputs) = (w.rows(), w.cols());
     let n = dx.len() / inputs;
-    let dy = Operand::a(View::rows(dy, stride), n, out).expect("rows are contiguous");
+    let dy = Operand::a(View::rows(dy, stride), n, out);
     let dx = Output::new(Target { data: dx, stride: inputs, to }, n, inputs);
     // SAFETY: this instruction set was found on this machine.
-    each(dx, ROWS, inputs, threads::pieces(), |rows, columns, scratch| unsafe {
+    each(dx, ROWS, inputs, threads::tasks(), |rows, columns, scratch| unsafe {
         backward_input_task(dy, w, rows, columns, dx, scratch)
     });
 }
@@ -282,36 +267,56 @@ fn backward_input_task(
 ) {
     // SAFETY: this instruction set was found on this machine.
     let tiles = unsafe { Tiles::configure() };
-    let a = first(&mut scratch.a, LINES * BLOCK / DEPTH, Line::ZERO);
+    let Scratch { a, b, factors, square, .. } = scratch;
+    let a = a.first(LINES * BLOCK / DEPTH);
     for k0 in (0..w.rows()).step_by(BLOCK) {
         let kc = (w.rows() - k0).min(BLOCK);
         let steps = kc.div_ceil(DEPTH);
         let a = &mut a[..LINES * steps];
-        let to = dx.to.part(k0 == 0);
+        let dx = dx.part(k0 == 0);
         for group in columns.start / w.group()..columns.end.div_ceil(w.group()) {
-            let scales = first(&mut scratch.factors, kc, 0.0);
+            let scales = factors.first(kc);
             scales_of(w, k0..k0 + kc, group, scales);
             let start = (group * w.group()).max(columns.start);
             let end = ((group + 1) * w.group()).min(columns.end);
-            let b = first(&mut scratch.b, (end - start).div_ceil(PANEL) * STEP * steps, Line::ZERO);
+            let b = b.first((end - start).div_ceil(PANEL) * STEP * steps);
             trits::pack_columns(w, start, end, k0, kc, b);
             for i in rows.clone().step_by(PANEL) {
                 split::pack(dy, Side::A, i, k0, kc, Some(scales), a);
-                for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
-                    let j = start + q * PANEL;
-                    let size = ((rows.end - i).min(PANEL), (end - j).min(PANEL));
-                    if k0 == 0 {
-                        dx.fetch_below(i, j);
-                    }
-                    // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
-                    unsafe {
-                        into(dx, i, j, size, to, &mut scratch.square, |to| {
-                            tiles::times_trits(&tiles, steps, a.as_ptr(), b.as_ptr(), to)
-                        });
-                    }
+                let part = Part { rows: i..rows.end, columns: start..end, first: k0 == 0, steps };
+                // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
+                unsafe {
+                    panel_times(STEP * steps, b, dx, part, square, |b, to| {
+                        amx::times_trits(&tiles, steps, a.as_ptr(), b.as_ptr(), to)
+                    });
                 }
             }
         }
+    }
+}
+
+/// One panel of `A`, the first of the part's rows, times every panel of `B`, of `len` lines each.
+///
+/// # Safety
+/// `kernel` may be called with these panels; the part lies inside the result, and nobody else touches it.
+#[inline(always)]
+unsafe fn panel_times(
+    len: usize,
+    b: &[Line],
+    result: Output,
+    part: Part,
+    square: &mut Buffer<Line>,
+    kernel: impl Fn(&[Line], Accumulators),
+) {
+    let i = part.rows.start;
+    for (q, b) in b.chunks_exact(len).enumerate() {
+        let j = part.columns.start + q * PANEL;
+        let size = (part.rows.len().min(PANEL), (part.columns.end - j).min(PANEL));
+        if part.first {
+            result.fetch_below(i, j);
+        }
+        // SAFETY: by the caller's word.
+        unsafe { into(result, i, j, size, square, |to| kernel(b, to)) };
     }
 }
 
@@ -326,15 +331,14 @@ unsafe fn into(
     i: usize,
     j: usize,
     size: (usize, usize),
-    to: To,
-    square: &mut Vec<Line>,
+    square: &mut Buffer<Line>,
     kernel: impl Fn(Accumulators),
 ) {
-    let at = result.at(i, j);
+    let (at, to) = (result.at(i, j), result.to);
     if size == (PANEL, PANEL) {
         return kernel(Accumulators { at, stride: 4 * result.stride, to });
     }
-    let square = first(square, 2 * PANEL, Line::ZERO).as_mut_ptr().cast::<f32>();
+    let square = square.first(2 * PANEL).as_mut_ptr().cast::<f32>();
     let copy = |out: bool| {
         for r in 0..size.0 {
             // SAFETY: inside the rectangle, and inside 32 rows of 32 values.
@@ -353,17 +357,17 @@ unsafe fn into(
     copy(true);
 }
 
-/// `C (+)= A B` as [`gemm`](super::super::gemm::gemm), whose checks have been made; false, and nothing done, when an
-/// operand is not contiguous in either direction. Cut into as many tasks as `wanted`, on this thread alone where that is 1.
-pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: View<'_>, c: Target<'_>, wanted: usize) -> bool {
-    let (Some(a), Some(b)) = (Operand::a(a, m, k), Operand::b(b, k, n)) else { return false };
+/// `C (+)= A B` as [`gemm`](super::gemm), whose checks have been made; both operands are contiguous. Cut into as many tasks
+/// as `wanted`, on this thread alone where that is 1.
+pub fn gemm(size: Sizes, a: View<'_>, b: View<'_>, c: Target<'_>, wanted: usize) {
+    let Sizes { m, n, k } = size;
+    let (a, b) = (Operand::a(a, m, k), Operand::b(b, k, n));
     let c = Output::new(c, m, n);
     // SAFETY: this instruction set was found on this machine.
     let task = |rows: Range<usize>, columns: Range<usize>, scratch: &mut Scratch| unsafe {
         gemm_task(a, b, k, rows, columns, c, scratch)
     };
     each(c, ROWS, COLUMNS, wanted, task);
-    true
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
@@ -381,24 +385,18 @@ fn gemm_task(
     for k0 in (0..k).step_by(BLOCK) {
         let kc = (k - k0).min(BLOCK);
         let steps = kc.div_ceil(DEPTH);
-        let to = c.to.part(k0 == 0);
-        let b_packed = first(&mut scratch.b, columns.len().div_ceil(PANEL) * LINES * steps, Line::ZERO);
+        let c = c.part(k0 == 0);
+        let b_packed = scratch.b.first(columns.len().div_ceil(PANEL) * LINES * steps);
         split::pack(b, Side::B, columns.start, k0, kc, None, b_packed);
-        let a_packed = first(&mut scratch.a, LINES * steps, Line::ZERO);
+        let a_packed = scratch.a.first(LINES * steps);
         for i in rows.clone().step_by(PANEL) {
             split::pack(a, Side::A, i, k0, kc, None, a_packed);
-            for (q, b) in b_packed.chunks_exact(LINES * steps).enumerate() {
-                let j = columns.start + q * PANEL;
-                let size = ((rows.end - i).min(PANEL), (columns.end - j).min(PANEL));
-                if k0 == 0 {
-                    c.fetch_below(i, j);
-                }
-                // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
-                unsafe {
-                    into(c, i, j, size, to, &mut scratch.square, |to| {
-                        tiles::times_dense(&tiles, steps, a_packed.as_ptr(), b.as_ptr(), to)
-                    });
-                }
+            let part = Part { rows: i..rows.end, columns: columns.clone(), first: k0 == 0, steps };
+            // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
+            unsafe {
+                panel_times(LINES * steps, b_packed, c, part, &mut scratch.square, |b, to| {
+                    amx::times_dense(&tiles, steps, a_packed.as_ptr(), b.as_ptr(), to)
+                });
             }
         }
     }

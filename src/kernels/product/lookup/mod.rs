@@ -16,81 +16,72 @@
 //! The idea of tables over low-bit weights is that of T-MAC (Wei et al., arXiv 2407.00088), there with weights in the
 //! lanes for one token; here tokens are in the lanes, for training.
 
-pub(super) mod int8;
+mod int8;
 mod plan;
 mod tables;
 
 use rayon::prelude::*;
-use std::cell::RefCell;
+use std::ops::Range;
 
-use super::gemm::Target;
-use super::isa::kernel;
-use super::simd::Simd;
-use super::to::To;
+use super::operands::Target;
+use crate::kernels::isa::kernel;
+use crate::kernels::scratch::{self, Buffer};
+use crate::kernels::simd::Simd;
+use crate::kernels::to::To;
 use crate::ternary::TernaryMatrix;
+pub use int8::forward as forward_int8;
 use plan::{CHUNK, Plan, TABLES};
-pub(super) use plan::{PIECE, Record};
-pub(super) use tables::look_up;
 
 /// Tokens of a tile: the lanes of one entry of a table.
-pub(super) const TILE: usize = 16;
+const TILE: usize = 16;
 
 /// Sixteen values, one for each token of a tile, in a cache line.
 #[derive(Clone, Copy, Default)]
 #[repr(align(64))]
-pub(super) struct Lanes(pub [f32; TILE]);
+struct Lanes([f32; TILE]);
 
 /// Whether look-ups are worth their tables: enough tokens to share the plan, enough outputs to share the tables.
-pub(super) fn pays(n: usize, w: &TernaryMatrix) -> bool {
+pub fn pays(n: usize, w: &TernaryMatrix) -> bool {
     n >= 2 * TILE && w.group() >= 64 && w.rows() >= 64
 }
 
-thread_local! {
-    static PLAN: RefCell<Plan> = const { RefCell::new(Plan::new()) };
-    static SCRATCH: RefCell<Vec<Lanes>> = const { RefCell::new(Vec::new()) };
-}
+/// What a thread works on: tables, inputs and sums of a tile.
+#[derive(Default)]
+struct Scratch(Buffer<Lanes>);
 
 /// `y (+)= x Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`.
-pub(super) fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
-    let Target { data, stride, to } = y;
-    let mut plan = PLAN.take();
-    for first in (0..w.rows()).step_by(plan::ROWS) {
-        plan.pack_rows(w, first, plan::ROWS.min(w.rows() - first));
-        run(&plan, x, w.cols(), 0, &mut Output { data, stride, first, to });
-    }
-    PLAN.set(plan);
+pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
+    scratch::with(|plan: &mut Plan| {
+        for first in (0..w.rows()).step_by(plan::ROWS) {
+            plan.pack_rows(w, first, plan::ROWS.min(w.rows() - first));
+            run(plan, x, w.cols(), 0, first, Target { data: &mut *y.data, ..y });
+        }
+    });
 }
 
 /// `dx (+)= dy Ŵ`, `dy` `[n, out]`, rows `stride` apart, `dx` `[n, in]`.
-pub(super) fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f32], to: To) {
-    let mut plan = PLAN.take();
-    for first in (0..w.rows()).step_by(plan::INNER) {
-        plan.pack_columns(w, first, plan::INNER.min(w.rows() - first));
-        let to = to.part(first == 0);
-        run(&plan, dy, stride, first, &mut Output { data: dx, stride: w.cols(), first: 0, to });
-    }
-    PLAN.set(plan);
+pub fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f32], to: To) {
+    scratch::with(|plan: &mut Plan| {
+        for first in (0..w.rows()).step_by(plan::INNER) {
+            plan.pack_columns(w, first, plan::INNER.min(w.rows() - first));
+            let dx = Target { data: &mut *dx, stride: w.cols(), to: to.part(first == 0) };
+            run(plan, dy, stride, first, 0, dx);
+        }
+    });
 }
 
-/// Where a plan's outputs go: columns `first ..` of rows of `stride` values.
-struct Output<'a> {
-    data: &'a mut [f32],
-    stride: usize,
-    first: usize,
-    to: To,
-}
-
-/// Every tile of 16 rows of `x` through the plan; its inputs are the columns of `x` from `column` on.
-fn run(plan: &Plan, x: &[f32], x_stride: usize, column: usize, y: &mut Output<'_>) {
-    let (y_stride, first, to) = (y.stride, y.first, y.to);
-    let tiles = x.par_chunks(TILE * x_stride).zip(y.data.par_chunks_mut(TILE * y_stride));
+/// Every tile of 16 rows of `x` through the plan; its inputs are the columns of `x` from `column` on, its outputs those of
+/// `y` from `first` on.
+fn run(plan: &Plan, x: &[f32], x_stride: usize, column: usize, first: usize, y: Target<'_>) {
+    let Target { data, stride, to } = y;
+    let tiles = x.par_chunks(TILE * x_stride).zip(data.par_chunks_mut(TILE * stride));
     tiles.for_each(|(x, y)| {
-        let mut scratch = SCRATCH.take();
-        scratch.resize(CHUNK_ENTRIES + plan.padded() + plan.outputs(), Lanes::default());
-        let (tables, rest) = scratch.split_at_mut(CHUNK_ENTRIES);
-        let (inputs, sums) = rest.split_at_mut(plan.padded());
-        tile(plan, &x[column..], x_stride, &mut y[first..], y_stride, to, tables, inputs, sums);
-        SCRATCH.set(scratch);
+        scratch::with(|scratch: &mut Scratch| {
+            let all = scratch.0.first(CHUNK_ENTRIES + plan.padded() + plan.outputs());
+            let (tables, rest) = all.split_at_mut(CHUNK_ENTRIES);
+            let (inputs, sums) = rest.split_at_mut(plan.padded());
+            tile(plan, &x[column..], x_stride, &mut y[first..], stride, to, tables, inputs, sums);
+        });
     });
 }
 
@@ -125,7 +116,7 @@ static ZEROS: Lanes = Lanes([0.0; TILE]);
 
 /// `to[j][i] = x[i * stride + columns.start + j]` for up to 16 rows, rows past the end of `x` zero.
 #[inline(always)]
-fn into_lanes<S: Simd>(x: &[f32], stride: usize, columns: std::ops::Range<usize>, to: &mut [Lanes]) {
+fn into_lanes<S: Simd>(x: &[f32], stride: usize, columns: Range<usize>, to: &mut [Lanes]) {
     let rows = rows_of(x.len(), stride, columns.end);
     let whole = columns.len() / S::LANES * S::LANES;
     for j in (0..whole).step_by(S::LANES) {

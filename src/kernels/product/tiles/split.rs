@@ -1,14 +1,14 @@
 //! Values of `f32` split into three of bf16, and laid out as tiles.
 //!
-//! `x = x0 + x1 + x2` exactly: each piece is what is left, rounded to eight significant bits, and an `f32` has 24. (Below
-//! about `2^-110` the last piece is too small for the tile unit, which takes subnormal numbers for zero.) A value that is
-//! not finite stays that, in one piece at least.
+//! `x = x0 + x1 + x2` exactly: each part is what is left, rounded to eight significant bits, and an `f32` has 24. (Below
+//! about `2^-110` the last part is too small for the tile unit, which takes subnormal numbers for zero.) A value that is
+//! not finite stays that, in one part at least.
 
 use std::arch::x86_64::*;
 
-use super::tiles::{Line, PANEL, PIECES, TILE};
-use crate::kernels::pack::View;
+use crate::kernels::product::operands::View;
 use crate::kernels::simd::Simd;
+use crate::kernels::x86_64::amx::{Line, PANEL, PARTS, TILE};
 use crate::kernels::x86_64::avx512::Avx512;
 
 /// Values of `k` in a step.
@@ -16,7 +16,7 @@ pub const DEPTH: usize = 32;
 /// Rows between the one that is read and the one that is asked for: operands come from memory, not from the cache.
 const ROWS_AHEAD: usize = 8;
 /// Lines of a step of a panel.
-pub const LINES: usize = PIECES * PANEL;
+pub const LINES: usize = PARTS * PANEL;
 
 /// Rows of `A`, or columns of `B`, as they lie in memory.
 #[derive(Clone, Copy)]
@@ -41,19 +41,22 @@ pub enum Side {
 }
 
 impl<'a> Operand<'a> {
-    /// `A` as `[m, k]`; none when neither of its distances is 1.
-    pub fn a(view: View<'a>, m: usize, k: usize) -> Option<Self> {
+    /// `A` as `[m, k]`.
+    ///
+    /// # Panics
+    /// When neither of its distances is 1, or it is smaller.
+    pub fn a(view: View<'a>, m: usize, k: usize) -> Self {
         let (stride, along_k) = match (view.rs, view.cs) {
             (stride, 1) => (stride, true),
             (1, stride) => (stride, false),
-            _ => return None,
+            (rs, cs) => panic!("an operand with strides {rs} and {cs}"),
         };
         view.check(m, k);
-        Some(Self { data: view.data, stride, along_k, len: m, depth: k })
+        Self { data: view.data, stride, along_k, len: m, depth: k }
     }
 
     /// `B` as `[k, n]`.
-    pub fn b(view: View<'a>, k: usize, n: usize) -> Option<Self> {
+    pub fn b(view: View<'a>, k: usize, n: usize) -> Self {
         view.check(k, n);
         Self::a(view.t(), n, k)
     }
@@ -75,7 +78,7 @@ pub fn pack(
     assert!(k0 + kc <= operand.depth && to.len().is_multiple_of(steps * LINES));
     assert!(factors.is_none_or(|f| f.len() >= kc && operand.along_k));
     let panels = to.len() / (steps * LINES);
-    // Of a panel, the lines of a step; of these, row (or pair of rows) `r` of one tile of each piece.
+    // Of a panel, the lines of a step; of these, row (or pair of rows) `r` of one tile of each part.
     let line = |p: usize, s: usize, r: usize| (p * steps + s) * LINES + r;
     let lines = to.as_mut_ptr();
     // In the order of memory: every row of the operand is read from its start to its end.
@@ -153,10 +156,10 @@ fn round(x: __m512) -> __m512i {
     _mm512_and_si512(half, _mm512_set1_epi32(UPPER))
 }
 
-/// Three pieces, in the upper halves of the lanes.
+/// Three parts, in the upper halves of the lanes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn split(x: __m512) -> [__m512i; PIECES] {
+fn split(x: __m512) -> [__m512i; PARTS] {
     let first = round(x);
     let rest = _mm512_sub_ps(x, _mm512_castsi512_ps(first));
     let second = round(rest);
@@ -164,7 +167,7 @@ fn split(x: __m512) -> [__m512i; PIECES] {
     [first, second, _mm512_castps_si512(third)]
 }
 
-/// `depth` values in a row, at most 32, as one line for each piece, [`PANEL`] apart.
+/// `depth` values in a row, at most 32, as one line for each part, [`PANEL`] apart.
 ///
 /// # Safety
 /// `x` points at `depth` values, `factors` too, unless it is null; the lines at `to` may be written.
@@ -180,7 +183,7 @@ unsafe fn along(x: *const f32, depth: usize, factors: *const f32, to: *mut Line)
         }
         let (lo, hi) = (split(lo), split(hi));
         let odd = _mm512_load_si512(ODD.0.as_ptr().cast());
-        for q in 0..PIECES {
+        for q in 0..PARTS {
             _mm512_store_si512(to.add(q * PANEL).cast(), _mm512_permutex2var_epi16(lo[q], odd, hi[q]));
         }
     }
@@ -204,7 +207,7 @@ unsafe fn load_row(x: *const f32, depth: usize) -> (__m512, __m512) {
     }
 }
 
-/// Two neighbours along `k`, of up to 16 rows or columns, value by value in turn: one line for each piece, [`PANEL`]
+/// Two neighbours along `k`, of up to 16 rows or columns, value by value in turn: one line for each part, [`PANEL`]
 /// apart.
 ///
 /// # Safety
@@ -223,7 +226,7 @@ unsafe fn across(upper: *const f32, uppers: usize, lower: *const f32, lowers: us
             )
         };
         let (upper, lower) = (split(upper), split(lower));
-        for q in 0..PIECES {
+        for q in 0..PARTS {
             // The upper half of every lane of `lower`, and that of `upper` below it.
             let pair = _mm512_mask_blend_epi16(0xAAAA_AAAA, _mm512_srli_epi32::<16>(upper[q]), lower[q]);
             _mm512_store_si512(to.add(q * PANEL).cast(), pair);

@@ -1,4 +1,4 @@
-//! The tile registers: their configuration, and three register kernels of two by two tiles.
+//! AMX: the tile registers, their configuration, and three register kernels of two by two tiles.
 //!
 //! Each kernel is one block of assembly: a panel of `A` (32 rows) against a panel of `B` (32 columns), step by step along
 //! `k`, into four accumulators. Tiles 0 to 3 accumulate, 4 and 5 hold `A`, 6 and 7 hold `B`. A step is 32 values of 16
@@ -7,6 +7,7 @@
 //! Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 
 use std::arch::asm;
+use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::marker::PhantomData;
 
 use crate::kernels::to::To;
@@ -15,11 +16,11 @@ use crate::kernels::to::To;
 pub const PANEL: usize = 32;
 /// Rows of a tile.
 pub const TILE: usize = 16;
-/// Pieces that an `f32` is split into.
-pub const PIECES: usize = 3;
+/// Parts in bf16 that an `f32` is split into.
+pub const PARTS: usize = 3;
 
 /// A row of a tile.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub struct Line(pub [u32; 16]);
 
@@ -27,8 +28,27 @@ impl Line {
     pub const ZERO: Line = Line([0; 16]);
 }
 
-/// A panel's rows of one step and piece.
+/// A panel's rows of one step and part.
 pub const STEP: usize = PANEL;
+
+/// Whether the machine has tiles of bf16 and 8-bit integers and the system lets this process use them.
+pub fn available() -> bool {
+    let (leaf1, leaf7) = (__cpuid(1), __cpuid_count(7, 0));
+    let bit = |register: u32, bit: u32| register >> bit & 1 == 1;
+    // XSAVE in use; AMX-BF16, AMX-TILE, AMX-INT8.
+    if !(bit(leaf1.ecx, 27) && [22, 24, 25].iter().all(|&b| bit(leaf7.edx, b))) {
+        return false;
+    }
+    #[cfg(target_os = "linux")]
+    {
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const XFEATURE_XTILEDATA: libc::c_long = 18;
+        // SAFETY: asks for a permission, for all threads of the process; touches no memory.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
 
 /// Eight tiles of 16 rows of 64 bytes, on this thread until it is dropped.
 pub struct Tiles(PhantomData<*const ()>);
@@ -54,7 +74,7 @@ static CONFIGURATION: Configuration = Configuration {
 
 impl Tiles {
     /// # Safety
-    /// [`super::available`] has said yes.
+    /// [`available`] has said yes.
     pub unsafe fn configure() -> Self {
         // SAFETY: the machine has tiles, and the process may use them; the configuration is a valid one of palette 1.
         unsafe {
@@ -83,7 +103,7 @@ pub struct Accumulators {
 
 /// Assembles a kernel: accumulators from zero or memory, the given body once a step, accumulators to memory. `a` and `b`
 /// advance by the bytes of a step.
-macro_rules! kernel {
+macro_rules! tile_kernel {
     ($(#[$meta:meta])* $name:ident, $a_step:expr, $b_step:expr, [$($line:expr),* $(,)?]) => {
         $(#[$meta])*
         #[inline(always)]
@@ -132,21 +152,21 @@ macro_rules! kernel {
     };
 }
 
-/// Loads the upper or the lower tile of a panel's piece.
+/// Loads the upper or the lower tile of a panel's part.
 macro_rules! load {
-    (A $piece:literal upper) => {
-        concat!("tileloadd tmm4, [{a} + {row}*1 + 2048*", $piece, "]")
+    (A $part:literal upper) => {
+        concat!("tileloadd tmm4, [{a} + {row}*1 + 2048*", $part, "]")
     };
-    (A $piece:literal lower) => {
-        concat!("tileloadd tmm5, [{a} + {row}*1 + 2048*", $piece, " + 1024]")
+    (A $part:literal lower) => {
+        concat!("tileloadd tmm5, [{a} + {row}*1 + 2048*", $part, " + 1024]")
     };
-    (B $piece:literal) => {
+    (B $part:literal) => {
         concat!(
             "tileloadd tmm6, [{b} + {row}*1 + 2048*",
-            $piece,
+            $part,
             "]\n",
             "tileloadd tmm7, [{b} + {row}*1 + 2048*",
-            $piece,
+            $part,
             " + 1024]"
         )
     };
@@ -162,11 +182,11 @@ macro_rules! multiply {
     };
 }
 
-kernel! {
-    /// `A` in three pieces times trits.
+tile_kernel! {
+    /// `A` in three parts times trits.
     ///
     /// # Safety
-    /// `a` holds `steps * PIECES * STEP` lines, `b` `steps * STEP`; `to` 32 rows of 32 values.
+    /// `a` holds `steps * PARTS * STEP` lines, `b` `steps * STEP`; `to` 32 rows of 32 values.
     times_trits, 3 * 2048, 2048, [
         load!(B "0"),
         load!(A "2" upper), multiply!("tdpbf16ps" upper), load!(A "2" lower), multiply!("tdpbf16ps" lower),
@@ -175,12 +195,12 @@ kernel! {
     ]
 }
 
-kernel! {
-    /// `A` times `B`, both in three pieces: the six products of pieces `i` and `j` with `i + j <= 2`. What is left out is
+tile_kernel! {
+    /// `A` times `B`, both in three parts: the six products of parts `i` and `j` with `i + j <= 2`. What is left out is
     /// below `2^-24` of the product, the rounding of an `f32`. The order needs the fewest loads.
     ///
     /// # Safety
-    /// `a` and `b` hold `steps * PIECES * STEP` lines; `to` 32 rows of 32 values.
+    /// `a` and `b` hold `steps * PARTS * STEP` lines; `to` 32 rows of 32 values.
     times_dense, 3 * 2048, 3 * 2048, [
         load!(B "2"),
         load!(A "0" upper), multiply!("tdpbf16ps" upper), load!(A "0" lower), multiply!("tdpbf16ps" lower),
@@ -194,7 +214,7 @@ kernel! {
     ]
 }
 
-kernel! {
+tile_kernel! {
     /// 8-bit integers times trits, into 32-bit integers (`to` points at those); always from zero.
     ///
     /// # Safety

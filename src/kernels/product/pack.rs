@@ -3,72 +3,32 @@
 //! A panel of `A` holds `MR` rows, `k` by `k`; a panel of `B` holds `NR` columns, `k` by `k`. Rows and columns past the
 //! edge are zeros. A ternary operand is decoded on the way, so that it costs a sixteenth of the memory traffic.
 
-use super::isa::kernel;
-use super::simd::Simd;
+use super::operands::{Rhs, View};
+use super::register_tile::width;
+use crate::kernels::isa::kernel;
+use crate::kernels::simd::Simd;
 use crate::ternary::{CODES_PER_WORD, TernaryMatrix};
-
-/// A dense matrix: element `(i, j)` is `data[i * rs + j * cs]`.
-#[derive(Clone, Copy)]
-pub struct View<'a> {
-    pub data: &'a [f32],
-    pub rs: usize,
-    pub cs: usize,
-}
-
-impl<'a> View<'a> {
-    /// Row-major with `stride` values from row to row.
-    pub fn rows(data: &'a [f32], stride: usize) -> Self {
-        Self { data, rs: stride, cs: 1 }
-    }
-
-    /// The transpose, nothing moved.
-    pub fn t(self) -> Self {
-        Self { data: self.data, rs: self.cs, cs: self.rs }
-    }
-
-    fn at(&self, i: usize, j: usize) -> *const f32 {
-        // Of a slice, not of a value: what follows is read too.
-        self.data[i * self.rs + j * self.cs..].as_ptr()
-    }
-
-    /// Panics unless an `m x n` matrix lies inside the data.
-    pub(super) fn check(&self, m: usize, n: usize) {
-        if m > 0 && n > 0 {
-            let last = (m - 1) * self.rs + (n - 1) * self.cs;
-            assert!(last < self.data.len(), "a [{m}, {n}] view ends at {last} of {}", self.data.len());
-        }
-    }
-}
-
-/// The right-hand operand `[k, n]`.
-#[derive(Clone, Copy)]
-pub enum Rhs<'a> {
-    Dense(View<'a>),
-    /// A ternary `[k, n]` matrix.
-    Ternary(&'a TernaryMatrix),
-    /// A ternary `[n, k]` matrix, transposed.
-    TernaryT(&'a TernaryMatrix),
-}
 
 /// Zeros for rows past the edge.
 static ZEROS: [f32; 16] = [0.0; 16];
 
 /// Space between two panels of `A`: the last transposed store reaches past the panel's end.
-pub(super) const A_SLACK: usize = 16;
+pub const A_SLACK: usize = 16;
 
 /// Panels of `A` packed in one call, and streamed past one panel of `B`: of a transposed operand, a row holds a few values
 /// of each.
-pub(super) const TOGETHER: usize = 16;
+pub const TOGETHER: usize = 16;
 
 kernel! {
     /// Panels of `A`, `stride` apart in `dst`, as many as it holds: rows from `i0` on, columns `k0 .. k0 + kc`.
     /// A panel has `kc * MR + A_SLACK` values.
-    pub(super) fn pack_a<S>(a: View<'_>, m: usize, i0: usize, k0: usize, kc: usize, dst: &mut [f32], stride: usize) {
+    pub fn pack_a<S>(a: View<'_>, m: usize, i0: usize, k0: usize, kc: usize, dst: &mut [f32], stride: usize) {
         let panels = dst.len() / stride;
         assert!(stride >= kc * S::MR + A_SLACK && i0 + (panels - 1) * S::MR < m);
+        a.check(m, k0 + kc);
         let out = dst.as_mut_ptr();
-        // SAFETY: panels are long enough by the assertion; every read is of an element of the view, whose extent the
-        // caller has checked, or of ZEROS.
+        // SAFETY: panels are long enough by the assertion; every read is of an element of the view, whose extent has been
+        // checked, or of ZEROS.
         unsafe {
             if a.cs == 1 {
                 let whole = kc / S::LANES * S::LANES;
@@ -109,9 +69,13 @@ kernel! {
 kernel! {
     /// One panel of `B`: columns `j0 ..`, at most `NR`, of the rows `k0 .. k0 + kc`; `n` columns in all.
     /// `dst` must hold `kc` rounded up to 16, times `NR` values.
-    pub(super) fn pack_b<S>(b: Rhs<'_>, n: usize, j0: usize, k0: usize, kc: usize, dst: &mut [f32]) {
-        let nr = S::NV * S::LANES;
+    pub fn pack_b<S>(b: Rhs<'_>, n: usize, j0: usize, k0: usize, kc: usize, dst: &mut [f32]) {
+        let nr = width::<S>();
+        let vectors = nr / S::LANES;
         assert!(dst.len() >= kc.next_multiple_of(16) * nr);
+        if let Rhs::Dense(view) = b {
+            view.check(k0 + kc, n);
+        }
         let out = dst.as_mut_ptr();
         // SAFETY: as in `pack_a`; a transposed store writes rows below `kc` rounded up to 16, all `NR` wide.
         unsafe {
@@ -120,7 +84,7 @@ kernel! {
                     let cols = (n - j0).min(nr);
                     for k in 0..kc {
                         if cols == nr {
-                            for v in 0..S::NV {
+                            for v in 0..vectors {
                                 S::store(out.add(k * nr + v * S::LANES), S::load(b.at(k0 + k, j0 + v * S::LANES)));
                             }
                         } else {
@@ -132,7 +96,7 @@ kernel! {
                 }
                 Rhs::Dense(b) => {
                     let whole = if b.rs == 1 { kc / S::LANES * S::LANES } else { 0 };
-                    for v in 0..S::NV {
+                    for v in 0..vectors {
                         let first = j0 + v * S::LANES;
                         for k in (0..whole).step_by(S::LANES) {
                             let mut src = [ZEROS.as_ptr(); 16];
@@ -153,7 +117,7 @@ kernel! {
                 }
                 Rhs::Ternary(t) => {
                     for k in 0..kc {
-                        for v in 0..S::NV {
+                        for v in 0..vectors {
                             let w = decode::<S>(t, k0 + k, j0 + v * S::LANES);
                             S::store(out.add(k * nr + v * S::LANES), w);
                         }
@@ -163,7 +127,7 @@ kernel! {
                     let mut square = [0f32; 256];
                     let square = square.as_mut_ptr();
                     let src: [*const f32; 16] = std::array::from_fn(|i| square.add(16 * i).cast_const());
-                    for v in 0..S::NV {
+                    for v in 0..vectors {
                         for k in (0..kc).step_by(S::LANES) {
                             for i in 0..S::LANES {
                                 let row = j0 + v * S::LANES + i;
@@ -184,7 +148,7 @@ kernel! {
 /// # Safety
 /// As the methods of [`Simd`].
 #[inline(always)]
-pub(super) unsafe fn decode<S: Simd>(t: &TernaryMatrix, row: usize, col: usize) -> S::V {
+pub unsafe fn decode<S: Simd>(t: &TernaryMatrix, row: usize, col: usize) -> S::V {
     unsafe {
         if col >= t.cols() {
             return S::zero();

@@ -1,29 +1,34 @@
 //! The forward product with inputs rounded to 8 bits: sums of integers, twice the tokens to a vector.
 //!
-//! Each row of `x` has one scale, its largest magnitude over 127 (per-token absmax, as in BitNet b1.58, arXiv
-//! 2402.17764). A *piece* is at most 128 inputs of a group: its sum of 8-bit integers fits 16 bits, so that tables and
-//! sums hold 16-bit integers, 32 tokens to a cache line. What is computed is exactly
-//! [`reference::linear_int8`](crate::kernels::reference::linear_int8): integer sums, then for each piece
-//! `acc += scale * sum`, a rounded product and a rounded sum, in the order of the pieces; no instruction set differs.
+//! A [segment](SEGMENT) is at most 128 inputs of a group: its sum of 8-bit integers fits 16 bits, so that tables and sums
+//! hold 16-bit integers, 32 tokens to a cache line. What is computed is exactly
+//! [`reference::linear_int8`](crate::kernels::reference::linear_int8): integer sums, then for each segment
+//! `acc += scale * sum`, a rounded product and a rounded sum, in the order of the segments; no instruction set differs.
 
 use rayon::prelude::*;
-use std::cell::RefCell;
 
 use super::plan::{self, CHUNK, ENTRIES, Plan, Record, TABLES};
+use super::tables::by_vectors;
 use super::{CHUNK_ENTRIES, Lanes, TILE, from_lanes, into_lanes};
-use crate::kernels::gemm::Target;
 use crate::kernels::isa::kernel;
+use crate::kernels::product::operands::Target;
+use crate::kernels::product::rounding::{inverse, nearest, scale_of};
+use crate::kernels::reference::SEGMENT;
+use crate::kernels::scratch::{self, Buffer};
 use crate::kernels::simd::Simd;
 use crate::kernels::to::To;
 use crate::ternary::TernaryMatrix;
+
+// The largest sum of a segment.
+const _: () = assert!(127 * SEGMENT <= i16::MAX as usize);
 
 /// Tokens of a tile.
 const TOKENS: usize = 2 * TILE;
 
 /// Thirty-two 16-bit integers, one for each token of a tile, in a cache line.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(align(64))]
-pub(in crate::kernels) struct Lanes16([i16; TOKENS]);
+struct Lanes16([i16; TOKENS]);
 
 impl Lanes16 {
     const ZERO: Lanes16 = Lanes16([0; TOKENS]);
@@ -33,85 +38,57 @@ impl Lanes16 {
 #[derive(Default)]
 struct Rounded {
     /// `[tiles, padded]`
-    inputs: Vec<Lanes16>,
+    inputs: Buffer<Lanes16>,
     /// One for each token, as many as the tiles hold.
-    scales: Vec<f32>,
+    scales: Buffer<f32>,
 }
 
 /// What a thread works on.
 #[derive(Default)]
 struct Scratch {
-    tables: Vec<Lanes16>,
-    /// Of the piece at hand, one for each output.
-    sums: Vec<Lanes16>,
-    /// Over all pieces so far: the lower and the upper half of the tokens.
-    totals: [Vec<Lanes>; 2],
-}
-
-thread_local! {
-    static ROUNDED: RefCell<Rounded> = RefCell::default();
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    tables: Buffer<Lanes16>,
+    /// Of the segment at hand, one for each output.
+    sums: Buffer<Lanes16>,
+    /// Over all segments so far: the lower and the upper half of the tokens.
+    totals: [Buffer<Lanes>; 2],
 }
 
 /// `y (+)= x̂ Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`.
-pub(in crate::kernels) fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
+pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
+    scratch::with(|plan| scratch::with(|rounded| forward_with(plan, rounded, x, w, y)));
+}
+
+fn forward_with(plan: &mut Plan, rounded: &mut Rounded, x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
     let (out, inputs) = (w.rows(), w.cols());
     let Target { data: y, stride, to } = y;
-    let mut plan = super::PLAN.take();
-    let mut rounded = ROUNDED.take();
+    let tiles = (x.len() / inputs).div_ceil(TOKENS);
     for first in (0..out).step_by(plan::ROWS) {
         plan.pack_rows(w, first, plan::ROWS.min(out - first));
+        let padded = plan.padded();
+        let (inputs_of, scales_of) =
+            (rounded.inputs.first(tiles * padded), rounded.scales.first(tiles * TOKENS));
         if first == 0 {
-            rounded.fill(&plan, x, inputs);
+            round(plan, x, inputs, inputs_of, scales_of);
         }
-        let tiles = rounded.inputs.par_chunks(plan.padded()).zip(rounded.scales.par_chunks(TOKENS));
+        let plan = &*plan;
+        let tiles = inputs_of.par_chunks(padded).zip(scales_of.par_chunks(TOKENS));
         tiles.zip(y.par_chunks_mut(TOKENS * stride)).for_each(|((inputs, scales), y)| {
-            let mut scratch = SCRATCH.take();
-            tile(&plan, inputs, scales, &mut y[first..], stride, to, &mut scratch);
-            SCRATCH.set(scratch);
-        });
-    }
-    ROUNDED.set(rounded);
-    super::PLAN.set(plan);
-}
-
-impl Rounded {
-    fn fill(&mut self, plan: &Plan, x: &[f32], stride: usize) {
-        let tiles = (x.len() / stride).div_ceil(TOKENS);
-        self.inputs.resize(tiles * plan.padded(), Lanes16::ZERO);
-        self.scales.resize(tiles * TOKENS, 0.0);
-        let parts = self.inputs.par_chunks_mut(plan.padded()).zip(self.scales.par_chunks_mut(TOKENS));
-        x.par_chunks(TOKENS * stride).zip(parts).for_each(|(x, (inputs, scales))| {
-            scales.fill(0.0);
-            inputs.fill(Lanes16::ZERO);
-            for (row, scale) in x.chunks(stride).zip(scales.iter_mut()) {
-                *scale = scale_of(row);
-            }
-            round_tile(plan, x, stride, scales, inputs);
+            scratch::with(|scratch| tile(plan, inputs, scales, &mut y[first..], stride, to, scratch));
         });
     }
 }
 
-kernel! {
-    /// Largest magnitude over 127; not finite where a value is not.
-    pub(in crate::kernels) fn scale_of<S>(row: &[f32]) -> f32 {
-        // As bits, NaN is the largest: it is not lost.
-        let largest = row.iter().fold(0u32, |top, x| top.max(x.to_bits() & 0x7FFF_FFFF));
-        f32::from_bits(largest) / 127.0
-    }
-}
-
-/// To the nearest integer, ties to even, as the low bits of the result: for magnitudes up to 127, which is what a row
-/// divided by its scale has.
-#[inline(always)]
-fn nearest(x: f32) -> i16 {
-    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23
-    (x + MAGIC).to_bits() as i16
-}
-
-#[inline(always)]
-pub(in crate::kernels) fn inverse(scale: f32) -> f32 {
-    if (1.0 / scale).is_finite() { 1.0 / scale } else { 0.0 }
+/// Rows of `x`, `stride` apart, into tiles of the plan's segments.
+fn round(plan: &Plan, x: &[f32], stride: usize, inputs: &mut [Lanes16], scales: &mut [f32]) {
+    let parts = inputs.par_chunks_mut(plan.padded()).zip(scales.par_chunks_mut(TOKENS));
+    x.par_chunks(TOKENS * stride).zip(parts).for_each(|(x, (inputs, scales))| {
+        scales.fill(0.0);
+        inputs.fill(Lanes16::ZERO);
+        for (row, scale) in x.chunks(stride).zip(scales.iter_mut()) {
+            *scale = scale_of(row);
+        }
+        round_tile(plan, x, stride, scales, inputs);
+    });
 }
 
 kernel! {
@@ -141,32 +118,13 @@ kernel! {
     }
 }
 
-/// `out = x̂`: each row of `x`, of `cols` values, rounded as [`forward`] rounds it; what the gradient by the weights is
-/// taken at.
-pub(in crate::kernels) fn round(x: &[f32], cols: usize, out: &mut [f32]) {
-    kernel! {
-        fn run<S>(x: &[f32], out: &mut [f32]) {
-            let scale = scale_of(x);
-            let inverse = inverse(scale);
-            for (out, x) in out.iter_mut().zip(x) {
-                *out = nearest(x * inverse) as f32 * scale;
-            }
-        }
-    }
-    x.par_chunks(cols).zip(out.par_chunks_mut(cols)).with_min_len(16).for_each(|(x, out)| run(x, out));
-}
-
 kernel! {
     fn tile<S>(plan: &Plan, inputs: &[Lanes16], scales: &[f32], y: &mut [f32], stride: usize, to: To,
         scratch: &mut Scratch) {
         let outputs = plan.outputs();
-        scratch.tables.resize(CHUNK_ENTRIES, Lanes16::ZERO);
-        scratch.sums.resize(outputs, Lanes16::ZERO);
-        for totals in &mut scratch.totals {
-            totals.clear();
-            totals.resize(outputs, Lanes::default());
-        }
-        let Scratch { tables, sums, totals } = scratch;
+        let (tables, sums) = (scratch.tables.first(CHUNK_ENTRIES), scratch.sums.first(outputs));
+        let mut totals = scratch.totals.each_mut().map(|totals| totals.first(outputs));
+        totals.iter_mut().for_each(|totals| totals.fill(Lanes::default()));
         let mut segments = plan.segments().iter();
         let mut end = 0;
         for step in plan.steps() {
@@ -178,7 +136,7 @@ kernel! {
             let records = plan.records(step);
             look_up_all::<S>(records, tables, sums);
             if step.padded + CHUNK == end {
-                add_piece::<S>(records, sums, totals);
+                add_segment::<S>(records, sums, &mut totals);
             }
         }
         let stop = [TILE, TOKENS].map(|rows| (rows * stride).min(y.len()));
@@ -236,7 +194,7 @@ fn build<S: Simd>(inputs: &[Lanes16], tables: &mut [Lanes16]) {
 fn look_up_all<S: Simd>(records: &[Record], tables: &[Lanes16], sums: &mut [Lanes16]) {
     assert!(tables.len() == CHUNK_ENTRIES && records.len() == sums.len());
     // SAFETY: a record's offsets lie inside a table, and there are as many sums as records.
-    unsafe { S::look_up16(records, tables.as_ptr().cast(), sums.as_mut_ptr().cast()) }
+    unsafe { by_vectors!(look_up16::<S>(records, tables.as_ptr().cast(), sums.as_mut_ptr().cast())) }
 }
 
 /// [`look_up_all`] with `V` vectors to an entry.
@@ -244,11 +202,7 @@ fn look_up_all<S: Simd>(records: &[Record], tables: &[Lanes16], sums: &mut [Lane
 /// # Safety
 /// As [`tables::look_up`](super::tables::look_up), with 32 integers to an entry; `2 * V * LANES` is 32.
 #[inline(always)]
-pub(in crate::kernels) unsafe fn look_up16<S: Simd, const V: usize>(
-    records: &[Record],
-    tables: *const i16,
-    sums: *mut i16,
-) {
+unsafe fn look_up16<S: Simd, const V: usize>(records: &[Record], tables: *const i16, sums: *mut i16) {
     assert!(2 * V * S::LANES == TOKENS);
     unsafe {
         for (r, record) in records.iter().enumerate() {
@@ -274,9 +228,9 @@ pub(in crate::kernels) unsafe fn look_up16<S: Simd, const V: usize>(
 
 /// `totals[r] += scale of r * sums[r]`, product and sum rounded each.
 #[inline(always)]
-fn add_piece<S: Simd>(records: &[Record], sums: &[Lanes16], totals: &mut [Vec<Lanes>; 2]) {
+fn add_segment<S: Simd>(records: &[Record], sums: &[Lanes16], totals: &mut [&mut [Lanes]; 2]) {
     for (half, totals) in totals.iter_mut().enumerate() {
-        for ((record, sums), total) in records.iter().zip(sums).zip(totals) {
+        for ((record, sums), total) in records.iter().zip(sums).zip(&mut **totals) {
             for v in (0..TILE).step_by(S::LANES) {
                 // SAFETY: LANES of the 16 totals, and of the 16 sums of this half.
                 unsafe {

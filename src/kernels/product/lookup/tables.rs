@@ -37,12 +37,26 @@ pub(super) fn build<S: Simd>(inputs: &[Lanes], factors: Option<&[f32]>, tables: 
     }
 }
 
+/// Calls a function that is generic over the vectors of an entry, which are 16 values or 32 integers.
+macro_rules! by_vectors {
+    ($f:ident::<$S:ident>($($arg:expr),*)) => {
+        if const { $S::LANES == 16 } {
+            $f::<$S, 1>($($arg),*)
+        } else if const { $S::LANES == 8 } {
+            $f::<$S, 2>($($arg),*)
+        } else {
+            $f::<$S, 4>($($arg),*)
+        }
+    };
+}
+pub(super) use by_vectors;
+
 /// `sums[r] += scale of r * sum over the tables of the entry that r chooses`
 #[inline(always)]
 pub(super) fn look_up_all<S: Simd>(records: &[Record], tables: &[Lanes], sums: &mut [Lanes]) {
     assert!(tables.len() == CHUNK_ENTRIES && records.len() == sums.len());
     // SAFETY: a record's offsets lie inside a table, and there are as many sums as records.
-    unsafe { S::look_up(records, tables.as_ptr().cast(), sums.as_mut_ptr().cast()) }
+    unsafe { by_vectors!(look_up::<S>(records, tables.as_ptr().cast(), sums.as_mut_ptr().cast())) }
 }
 
 /// [`look_up_all`] with `V` vectors to an entry. The vectors of an entry are read in turn: neighbours lie in different
@@ -51,11 +65,7 @@ pub(super) fn look_up_all<S: Simd>(records: &[Record], tables: &[Lanes], sums: &
 /// # Safety
 /// `tables` holds a chunk's tables, `sums` an entry for each record; `V * LANES` is 16.
 #[inline(always)]
-pub(in crate::kernels) unsafe fn look_up<S: Simd, const V: usize>(
-    records: &[Record],
-    tables: *const f32,
-    sums: *mut f32,
-) {
+unsafe fn look_up<S: Simd, const V: usize>(records: &[Record], tables: *const f32, sums: *mut f32) {
     assert!(V * S::LANES == TILE);
     unsafe {
         for (r, record) in records.iter().enumerate() {

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::split::DEPTH;
-use super::tiles::{Line, PANEL, STEP, TILE};
+use crate::kernels::x86_64::amx::{Line, PANEL, STEP, TILE};
 use crate::ternary::{CODES_PER_WORD, TernaryMatrix, ZERO_WORD};
 
 /// A bf16 of the code's trit.
@@ -61,22 +61,26 @@ pub fn pack_rows(w: &TernaryMatrix, first: usize, k0: usize, kc: usize, to: &mut
     // SAFETY: 64 bytes, aligned.
     let pairs = unsafe { _mm512_load_si512(PAIRS.0.as_ptr().cast()) };
     for (p, panel) in to.chunks_exact_mut(steps * STEP).enumerate() {
-        for (s, step) in panel.chunks_exact_mut(STEP).enumerate() {
-            for (half, tile) in step.chunks_exact_mut(TILE).enumerate() {
-                let row = first + p * PANEL + half * TILE;
-                for (i, lines) in tile.chunks_exact_mut(8).enumerate() {
-                    let index = begin + 2 * s + i;
-                    let mut words = words_of_rows(w, row, index, end);
-                    for line in lines {
-                        // The index is the low four bits of each lane.
-                        let v = _mm512_permutexvar_epi32(words, pairs);
-                        // SAFETY: a line has 64 bytes, aligned.
-                        unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), v) };
-                        words = _mm512_srli_epi32::<4>(words);
-                    }
-                }
+        for (t, tile) in panel.chunks_exact_mut(TILE).enumerate() {
+            let (s, half) = (t / 2, t % 2);
+            let row = first + p * PANEL + half * TILE;
+            for (i, lines) in tile.chunks_exact_mut(8).enumerate() {
+                write_pairs(words_of_rows(w, row, begin + 2 * s + i, end), pairs, lines);
             }
         }
+    }
+}
+
+/// The pairs of codes of 16 words, two neighbours along `k` to a line.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn write_pairs(mut words: __m512i, pairs: __m512i, lines: &mut [Line]) {
+    for line in lines {
+        // The index is the low four bits of each lane.
+        let v = _mm512_permutexvar_epi32(words, pairs);
+        // SAFETY: a line has 64 bytes, aligned.
+        unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), v) };
+        words = _mm512_srli_epi32::<4>(words);
     }
 }
 
@@ -85,29 +89,26 @@ pub fn pack_rows(w: &TernaryMatrix, first: usize, k0: usize, kc: usize, to: &mut
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub fn pack_columns(w: &TernaryMatrix, first: usize, end: usize, k0: usize, kc: usize, to: &mut [Line]) {
     let steps = kc.div_ceil(DEPTH);
-    let end_word = end.div_ceil(CODES_PER_WORD);
+    let (end_word, end_row) = (end.div_ceil(CODES_PER_WORD), k0 + kc);
     // SAFETY: 64 bytes, aligned.
     let pairs = unsafe { _mm512_load_si512(PAIRS.0.as_ptr().cast()) };
     let shifts = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     for (p, panel) in to.chunks_exact_mut(steps * STEP).enumerate() {
-        for (s, step) in panel.chunks_exact_mut(STEP).enumerate() {
-            for (half, tile) in step.chunks_exact_mut(TILE).enumerate() {
-                let index = (first + p * PANEL) / CODES_PER_WORD + half;
-                for (i, line) in tile.iter_mut().enumerate() {
-                    let row = s * DEPTH + 2 * i;
-                    let end_row = k0 + kc;
-                    let word = |r: usize| {
-                        if r < end_row { word(w, r, index, end_word) as i32 } else { ZERO_WORD as i32 }
-                    };
-                    let (upper, lower) = (word(k0 + row), word(k0 + row + 1));
-                    let upper = _mm512_srlv_epi32(_mm512_set1_epi32(upper), shifts);
-                    let lower = _mm512_srlv_epi32(_mm512_set1_epi32(lower), shifts);
-                    let low = _mm512_and_si512(upper, _mm512_set1_epi32(3));
-                    let codes = _mm512_or_si512(low, _mm512_slli_epi32::<2>(lower));
-                    let v = _mm512_permutexvar_epi32(codes, pairs);
-                    // SAFETY: a line has 64 bytes, aligned.
-                    unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), v) };
-                }
+        for (t, tile) in panel.chunks_exact_mut(TILE).enumerate() {
+            let (s, half) = (t / 2, t % 2);
+            let index = (first + p * PANEL) / CODES_PER_WORD + half;
+            for (i, line) in tile.iter_mut().enumerate() {
+                let row = k0 + s * DEPTH + 2 * i;
+                let word = |r: usize| {
+                    if r < end_row { word(w, r, index, end_word) as i32 } else { ZERO_WORD as i32 }
+                };
+                let upper = _mm512_srlv_epi32(_mm512_set1_epi32(word(row)), shifts);
+                let lower = _mm512_srlv_epi32(_mm512_set1_epi32(word(row + 1)), shifts);
+                let low = _mm512_and_si512(upper, _mm512_set1_epi32(3));
+                let codes = _mm512_or_si512(low, _mm512_slli_epi32::<2>(lower));
+                let v = _mm512_permutexvar_epi32(codes, pairs);
+                // SAFETY: a line has 64 bytes, aligned.
+                unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), v) };
             }
         }
     }

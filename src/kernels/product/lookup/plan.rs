@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 use std::ops::Range;
 
+use super::super::rounding::segments;
 use crate::ternary::{CODES_PER_WORD, TernaryMatrix, ZERO_WORD};
 
 /// Trits of one table.
@@ -10,12 +11,9 @@ const TRITS: usize = 3;
 /// Sums in a table: `3^3`.
 pub(super) const ENTRIES: usize = 27;
 /// Tables of a chunk.
-pub(in crate::kernels) const TABLES: usize = 11;
+pub(super) const TABLES: usize = 11;
 /// Inputs of a chunk.
 pub(super) const CHUNK: usize = TRITS * TABLES;
-
-/// Inputs of a segment at most: the sum of that many 8-bit integers fits 16 bits.
-pub(in crate::kernels) const PIECE: usize = 128;
 
 /// Rows of a forward plan: their sums (64 KiB) stay in the second-level cache.
 pub(super) const ROWS: usize = 1024;
@@ -26,7 +24,7 @@ pub(super) const INNER: usize = 32 * CHUNK;
 /// and the factor of the sum.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
-pub(in crate::kernels) struct Record {
+pub(super) struct Record {
     /// `TABLES` of them below `ENTRIES * 64`, a multiple of 64; the last is not used.
     offsets: [u16; TABLES + 1],
     scale: f32,
@@ -37,13 +35,13 @@ const _: () = assert!(size_of::<Record>() == 32);
 impl Record {
     const EMPTY: Record = Record { offsets: [0; TABLES + 1], scale: 0.0 };
 
-    pub(in crate::kernels) fn scale(&self) -> f32 {
+    pub(super) fn scale(&self) -> f32 {
         self.scale
     }
 
     /// The offsets, four to a word.
     #[inline(always)]
-    pub(in crate::kernels) fn words(&self) -> [u64; 3] {
+    pub(super) fn words(&self) -> [u64; 3] {
         let o = &self.offsets;
         let word = |i: usize| {
             o[i] as u64 | (o[i + 1] as u64) << 16 | (o[i + 2] as u64) << 32 | (o[i + 3] as u64) << 48
@@ -159,17 +157,15 @@ impl Plan {
         parts.into_par_iter().for_each(|(step, part)| f(step, part));
     }
 
-    /// The forward product by rows `first .. first + rows` of `w`: a segment for each group, or piece of one.
+    /// The forward product by rows `first .. first + rows` of `w`, segment by segment.
     pub fn pack_rows(&mut self, w: &TernaryMatrix, first: usize, rows: usize) {
         self.clear(rows);
         let mut columns = Vec::new();
-        for group in (0..w.cols()).step_by(w.group()) {
-            let end = (group + w.group()).min(w.cols());
-            for start in (group..end).step_by(PIECE) {
-                for (i, chunk) in self.segment(start..end.min(start + PIECE)).enumerate() {
-                    self.step(chunk, 0..rows, None);
-                    columns.push(start + i * CHUNK);
-                }
+        for inputs in segments(w) {
+            let start = inputs.start;
+            for (i, chunk) in self.segment(inputs).enumerate() {
+                self.step(chunk, 0..rows, None);
+                columns.push(start + i * CHUNK);
             }
         }
         let (words, width) = (w.words(), w.row_words());

@@ -1,0 +1,136 @@
+//! The three products of a linear layer, for dense and ternary weights.
+
+use super::operands::{Rhs, Target, Threads, View};
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
+use super::way::{self, Way};
+use super::{dots, gemm, lookup, rounding};
+use crate::config::Inputs;
+use crate::kernels::elementwise::add_assign;
+use crate::kernels::matrix::{Matrix, Values};
+use crate::kernels::profile::{Phase, scope};
+use crate::kernels::scratch::{self, Buffer};
+use crate::kernels::to::To;
+
+/// `y (+)= x Wᵀ` with `x` `[n, in]`, `y` `[n, out]`.
+///
+/// ```
+/// use ternlm::config::Inputs;
+/// use ternlm::kernels::{Matrix, To, linear};
+/// use ternlm::ternary::{Grouping, TernaryMatrix};
+/// let w = [0.5, -0.5, 0.0, 2.0, 2.0, 2.0]; // [out, in] = [2, 3]
+/// let mut y = [0.0; 2];
+/// linear::forward(&[1.0, 2.0, 3.0], Matrix::dense(&w, 2, 3), &mut y, To::Set);
+/// assert_eq!(y, [-0.5, 12.0]);
+///
+/// // The same values as trits and scales, added to what is there.
+/// let w = TernaryMatrix::from_values(&w, 2, 3, Grouping::default()).unwrap();
+/// linear::forward(&[1.0, 2.0, 3.0], Matrix::ternary(&w, Inputs::F32), &mut y, To::Add);
+/// assert_eq!(y, [-1.0, 24.0]);
+/// ```
+pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], to: To) {
+    assert_eq!(x.len() / w.cols() * w.rows(), y.len(), "rows of {} and of {}", w.cols(), w.rows());
+    forward_to(x, w, Target { data: y, stride: w.rows(), to });
+}
+
+/// [`forward`] to rows that may stand apart; more of them stay as they are.
+pub fn forward_to(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
+    let _time = scope(Phase::Forward);
+    let (out, inputs) = (w.rows(), w.cols());
+    let n = x.len() / inputs;
+    assert_eq!(x.len(), n * inputs, "x [{n}, {inputs}]");
+    y.check(n, out);
+    if n == 0 {
+        return;
+    }
+    let y = Target { data: &mut y.data[..(n - 1) * y.stride + out], ..y };
+    let rhs = match (way::forward(n, w), w.values(), w.inputs()) {
+        (Way::Dots, ..) => return dots::forward(x, w, y),
+        #[cfg(target_arch = "x86_64")]
+        (Way::Tiles, Values::Ternary(t), Inputs::F32) => return tiles::forward(x, t, y),
+        #[cfg(target_arch = "x86_64")]
+        (Way::Tiles, Values::Ternary(t), Inputs::Int8) => return tiles::forward_int8(x, t, y),
+        (Way::LookUp, Values::Ternary(t), Inputs::F32) => return lookup::forward(x, t, y),
+        (Way::LookUp, Values::Ternary(t), Inputs::Int8) => return lookup::forward_int8(x, t, y),
+        (_, Values::Dense { data, .. }, _) => Rhs::Dense(View::rows(data, inputs).t()),
+        (_, Values::Ternary(t), _) => Rhs::TernaryT(t),
+    };
+    gemm(n, out, inputs, View::rows(x, inputs), rhs, y, Threads::All);
+}
+
+/// `dx (+)= dy W` with `dy` `[n, out]`, `dx` `[n, in]`.
+pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], to: To) {
+    assert_eq!(dx.len() / w.cols() * w.rows(), dy.len(), "rows of {} and of {}", w.cols(), w.rows());
+    backward_input_from(dy, w.rows(), w, dx, to);
+}
+
+/// [`backward_input`] from rows `stride` apart.
+pub fn backward_input_from(dy: &[f32], stride: usize, w: Matrix<'_>, dx: &mut [f32], to: To) {
+    let _time = scope(Phase::InputGradient);
+    let (out, inputs) = (w.rows(), w.cols());
+    let n = dx.len() / inputs;
+    assert!(dx.len() == n * inputs && stride >= out, "dx [{n}, {inputs}], dy [{n}, {out}], {stride} apart");
+    if n == 0 {
+        return;
+    }
+    let dy = &dy[..(n - 1) * stride + out];
+    let rhs = match (way::backward_input(n, w), w.values()) {
+        #[cfg(target_arch = "x86_64")]
+        (Way::Tiles, Values::Ternary(t)) => return tiles::backward_input(dy, stride, t, dx, to),
+        (Way::LookUp, Values::Ternary(t)) => return lookup::backward_input(dy, stride, t, dx, to),
+        (_, Values::Dense { data, .. }) => Rhs::Dense(View::rows(data, inputs)),
+        (_, Values::Ternary(t)) => Rhs::Ternary(t),
+    };
+    gemm(n, inputs, out, View::rows(dy, stride), rhs, Target { data: dx, stride: inputs, to }, Threads::All);
+}
+
+/// `dW += dyᵀ x` with `dy` `[n, out]`, `x` `[n, in]`, `dW` `[out, in]`: the gradient at the weights that the forward
+/// pass used.
+pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], out: usize, inputs: usize) {
+    assert_eq!(x.len() / inputs * out, dy.len(), "rows of {inputs} and of {out}");
+    backward_weight_from(dy, out, x, dw, out, inputs);
+}
+
+/// [`backward_weight`] from rows of `dy` that are `stride` apart.
+pub fn backward_weight_from(dy: &[f32], stride: usize, x: &[f32], dw: &mut [f32], out: usize, inputs: usize) {
+    let _time = scope(Phase::WeightGradient);
+    let n = x.len() / inputs;
+    assert_eq!((x.len(), dw.len()), (n * inputs, out * inputs), "x [{n}, {inputs}], dW [{out}, {inputs}]");
+    assert!(stride >= out, "rows of {out}, {stride} apart");
+    let target = Target { data: dw, stride: inputs, to: To::Add };
+    gemm(out, inputs, n, View::rows(dy, stride).t(), Rhs::Dense(View::rows(x, inputs)), target, Threads::All);
+}
+
+/// Calls `f` with `x` as [`forward`] by `w` uses it, which is where the gradient by the weights is taken: rounded to 8
+/// bits, or as it is. The straight-through estimator passes gradients by the rounded inputs on to the inputs.
+pub fn as_used<R>(x: &[f32], w: Matrix<'_>, f: impl FnOnce(&[f32]) -> R) -> R {
+    if w.inputs() == Inputs::F32 {
+        return f(x);
+    }
+    scratch::with(|rounded: &mut Rounded| {
+        let rounded = rounded.0.first(x.len());
+        {
+            let _time = scope(Phase::Elementwise);
+            rounding::round(x, w.cols(), rounded);
+        }
+        f(rounded)
+    })
+}
+
+/// All inputs of a layer, rounded.
+#[derive(Default)]
+struct Rounded(Buffer<f32>);
+
+/// Every row of `y` gets `bias` added.
+pub fn add_bias(bias: &[f32], y: &mut [f32]) {
+    for row in y.chunks_mut(bias.len()) {
+        add_assign(row, bias);
+    }
+}
+
+/// `db += sum of the rows of dy`
+pub fn backward_bias(dy: &[f32], db: &mut [f32]) {
+    for row in dy.chunks(db.len()) {
+        add_assign(db, row);
+    }
+}

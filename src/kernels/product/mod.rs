@@ -1,0 +1,75 @@
+//! Products of matrices: one room with four ways through it, and one place that chooses.
+//!
+//! | product | instruction set | shape | way |
+//! |---|---|---|---|
+//! | `x Wᵀ`, any `W` | any | fewer than 6 rows of `x` | dot products (`dots.rs`): `W` is read once a row, and not packed |
+//! | `x Wᵀ`, `dy W`, `W` ternary | AMX | enough rows, and groups of whole words | tiles (`tiles/`) |
+//! | `x Wᵀ`, `W` ternary, inputs of 8 bits | any | any other | look-up of integers (`lookup/int8.rs`) |
+//! | `x Wᵀ`, `dy W`, `W` ternary | any | 32 rows, 64 outputs, groups of 64, or more of each | look-up (`lookup/`) |
+//! | `A B`, both dense | AMX | enough of each | tiles |
+//! | any | any | any other | blocked (`blocked.rs`), trits decoded on the way |
+//!
+//! The first line that fits holds; [`way`] is that table. Rows of a weight's gradient, of attention and of Muon are
+//! products of two dense matrices, [`gemm`].
+
+mod blocked;
+mod dots;
+pub mod linear;
+mod lookup;
+mod operands;
+mod pack;
+mod register_tile;
+mod rounding;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+mod way;
+
+pub use operands::{Rhs, Target, Threads, View};
+pub(super) use pack::decode;
+
+use crate::kernels::threads;
+use operands::Sizes;
+use way::Way;
+
+/// Multiplications below which a fork costs more than it brings.
+const SERIAL: usize = 1 << 18;
+
+/// `C (+)= A B` with `A` `[m, k]` and `B` `[k, n]`.
+///
+/// ```
+/// use ternlm::kernels::{Rhs, Target, Threads, To, View, gemm};
+/// let (a, b) = ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]);
+/// let mut c = [0.0; 4];
+/// let target = Target { data: &mut c, stride: 2, to: To::Set };
+/// gemm(2, 2, 2, View::rows(&a, 2), Rhs::Dense(View::rows(&b, 2)), target, Threads::All);
+/// assert_eq!(c, [19.0, 22.0, 43.0, 50.0]);
+///
+/// // A transpose is another reading of the same slice.
+/// let target = Target { data: &mut c, stride: 2, to: To::Set };
+/// gemm(2, 2, 2, View::rows(&a, 2), Rhs::Dense(View::rows(&b, 2).t()), target, Threads::All);
+/// assert_eq!(c, [17.0, 23.0, 39.0, 53.0]);
+/// ```
+///
+/// # Panics
+/// When an operand or the result is smaller than the sizes say.
+pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>, threads: Threads) {
+    a.check(m, k);
+    b.check(k, n);
+    if m == 0 || n == 0 {
+        return;
+    }
+    c.check(m, n);
+    if k == 0 {
+        if !c.to.adds() {
+            c.data.chunks_mut(c.stride).take(m).for_each(|row| row[..n].fill(0.0));
+        }
+        return;
+    }
+    let size = Sizes { m, n, k };
+    let tasks = if threads == Threads::All && m * n * k >= SERIAL { threads::tasks() } else { 1 };
+    match (way::gemm(size, a, b), b) {
+        #[cfg(target_arch = "x86_64")]
+        (Way::Tiles, Rhs::Dense(b)) => tiles::gemm(size, a, b, c, tasks),
+        _ => blocked::product(size, a, b, c, tasks),
+    }
+}

@@ -1,0 +1,68 @@
+//! Buffers that a thread keeps from call to call: one set of each kind, which is a type.
+
+use std::any::Any;
+use std::cell::RefCell;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+thread_local! {
+    static KEPT: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `f` with this thread's `K`, as the last call left it. A call for the same kind inside of `f`, from a task that the
+/// thread took over while it waited, gets a new one.
+pub(super) fn with<K: Default + 'static, R>(f: impl FnOnce(&mut K) -> R) -> R {
+    let kept = KEPT.with_borrow_mut(|all| {
+        let at = all.iter().position(|one| one.is::<K>())?;
+        all.swap_remove(at).downcast::<K>().ok()
+    });
+    let mut one = kept.unwrap_or_default();
+    let out = f(&mut one);
+    KEPT.with_borrow_mut(|all| match all.iter().position(|other| other.is::<K>()) {
+        Some(at) => all[at] = one,
+        None => all.push(one),
+    });
+    out
+}
+
+/// Values that begin at a cache line, and grow but never shrink: vectors that span two lines are loaded twice.
+#[derive(Default)]
+pub(super) struct Buffer<T>(Vec<T>);
+
+impl<T: Copy + Default> Buffer<T> {
+    /// The first `len`, whatever was left in them.
+    pub fn first(&mut self, len: usize) -> &mut [T] {
+        let spare = LINE / size_of::<T>();
+        if self.0.len() < len + spare {
+            self.0.resize(len + spare, T::default());
+        }
+        let at = self.0.as_ptr().align_offset(LINE).min(spare);
+        &mut self.0[at..at + len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct One(Buffer<f32>);
+    #[derive(Default)]
+    struct Other(Buffer<u16>);
+
+    #[test]
+    fn buffers_are_kept_by_kind_and_begin_at_a_line() {
+        with(|one: &mut One| {
+            one.0.first(3).fill(7.0);
+            with(|other: &mut Other| assert_eq!(other.0.first(5), [0; 5]));
+            with(|inner: &mut One| assert_eq!(inner.0.first(3), [0.0; 3], "another one inside"));
+        });
+        with(|one: &mut One| {
+            assert_eq!(one.0.first(3), [7.0; 3], "what was left");
+            for len in [1, 100, 5000] {
+                assert!(one.0.first(len).as_ptr().addr().is_multiple_of(LINE));
+            }
+        });
+    }
+}
