@@ -12,7 +12,7 @@ use super::isa::kernel;
 use super::product::{Rhs, Target, Threads, View, gemm};
 use super::profile::{Phase, scope};
 use super::reference::AttentionShape;
-use super::scratch::{self, Buffer};
+use super::scratch::{self, Aligned};
 use super::simd::dot;
 use super::to::To;
 
@@ -249,7 +249,7 @@ impl Tile {
 
 /// Parts of tiles.
 #[derive(Default)]
-struct Scratch(Buffer<f32>);
+struct Scratch(Aligned<f32>);
 
 /// Calls `f` on parts of these sizes of a buffer that this thread keeps. What is in them is left from before.
 fn with_scratch<const N: usize>(sizes: [usize; N], f: impl FnOnce([&mut [f32]; N])) {

@@ -28,9 +28,9 @@ pub(super) fn with<K: Default + 'static, R>(f: impl FnOnce(&mut K) -> R) -> R {
 
 /// Values that begin at a cache line, and grow but never shrink: vectors that span two lines are loaded twice.
 #[derive(Default)]
-pub(super) struct Buffer<T>(Vec<T>);
+pub(super) struct Aligned<T>(Vec<T>);
 
-impl<T: Copy + Default> Buffer<T> {
+impl<T: Copy + Default> Aligned<T> {
     /// The first `len`, whatever was left in them.
     pub fn first(&mut self, len: usize) -> &mut [T] {
         let spare = LINE / size_of::<T>();
@@ -47,9 +47,9 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct One(Buffer<f32>);
+    struct One(Aligned<f32>);
     #[derive(Default)]
-    struct Other(Buffer<u16>);
+    struct Other(Aligned<u16>);
 
     #[test]
     fn buffers_are_kept_by_kind_and_begin_at_a_line() {

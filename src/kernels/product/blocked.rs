@@ -10,7 +10,7 @@ use super::operands::{Output, Rhs, Sizes, Target, View};
 use super::pack::{A_SLACK, TOGETHER, pack_a, pack_b};
 use super::register_tile::{tile, width};
 use crate::kernels::isa::kernel;
-use crate::kernels::scratch::{self, Buffer};
+use crate::kernels::scratch::{self, Aligned};
 use crate::kernels::threads;
 use crate::kernels::to::To;
 
@@ -33,8 +33,8 @@ struct Blocking {
 /// Packed operands.
 #[derive(Default)]
 struct Panels {
-    a: Buffer<f32>,
-    b: Buffer<f32>,
+    a: Aligned<f32>,
+    b: Aligned<f32>,
 }
 
 kernel! {

@@ -9,7 +9,7 @@ use super::rounding::{integers, segments};
 use crate::config::Inputs;
 use crate::kernels::isa::kernel;
 use crate::kernels::matrix::{Matrix, Values};
-use crate::kernels::scratch::{self, Buffer};
+use crate::kernels::scratch::{self, Aligned};
 use crate::kernels::simd::dot;
 use crate::kernels::to::To;
 use crate::ternary::{CODES_PER_WORD, TernaryMatrix};
@@ -17,8 +17,8 @@ use crate::ternary::{CODES_PER_WORD, TernaryMatrix};
 /// Where a row of inputs is rounded.
 #[derive(Default)]
 struct Rounded {
-    row: Buffer<f32>,
-    padded: Buffer<f32>,
+    row: Aligned<f32>,
+    padded: Aligned<f32>,
     segments: Vec<Range<usize>>,
 }
 

@@ -9,7 +9,7 @@ use crate::config::Inputs;
 use crate::kernels::elementwise::add_assign;
 use crate::kernels::matrix::{Matrix, Values};
 use crate::kernels::profile::{Phase, scope};
-use crate::kernels::scratch::{self, Buffer};
+use crate::kernels::scratch::{self, Aligned};
 use crate::kernels::to::To;
 
 /// `y (+)= x Wᵀ` with `x` `[n, in]`, `y` `[n, out]`.
@@ -119,7 +119,7 @@ pub fn as_used<R>(x: &[f32], w: Matrix<'_>, f: impl FnOnce(&[f32]) -> R) -> R {
 
 /// All inputs of a layer, rounded.
 #[derive(Default)]
-struct Rounded(Buffer<f32>);
+struct Rounded(Aligned<f32>);
 
 /// Every row of `y` gets `bias` added.
 pub fn add_bias(bias: &[f32], y: &mut [f32]) {

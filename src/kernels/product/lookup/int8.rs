@@ -14,7 +14,7 @@ use crate::kernels::isa::kernel;
 use crate::kernels::product::operands::Target;
 use crate::kernels::product::rounding::{inverse, nearest, scale_of};
 use crate::kernels::reference::SEGMENT;
-use crate::kernels::scratch::{self, Buffer};
+use crate::kernels::scratch::{self, Aligned};
 use crate::kernels::simd::Simd;
 use crate::kernels::to::To;
 use crate::ternary::TernaryMatrix;
@@ -38,19 +38,19 @@ impl Lanes16 {
 #[derive(Default)]
 struct Rounded {
     /// `[tiles, padded]`
-    inputs: Buffer<Lanes16>,
+    inputs: Aligned<Lanes16>,
     /// One for each token, as many as the tiles hold.
-    scales: Buffer<f32>,
+    scales: Aligned<f32>,
 }
 
 /// What a thread works on.
 #[derive(Default)]
 struct Scratch {
-    tables: Buffer<Lanes16>,
+    tables: Aligned<Lanes16>,
     /// Of the segment at hand, one for each output.
-    sums: Buffer<Lanes16>,
+    sums: Aligned<Lanes16>,
     /// Over all segments so far: the lower and the upper half of the tokens.
-    totals: [Buffer<Lanes>; 2],
+    totals: [Aligned<Lanes>; 2],
 }
 
 /// `y (+)= x̂ Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`.

@@ -25,7 +25,7 @@ use std::ops::Range;
 
 use super::operands::Target;
 use crate::kernels::isa::kernel;
-use crate::kernels::scratch::{self, Buffer};
+use crate::kernels::scratch::{self, Aligned};
 use crate::kernels::simd::Simd;
 use crate::kernels::to::To;
 use crate::ternary::TernaryMatrix;
@@ -47,7 +47,7 @@ pub fn pays(n: usize, w: &TernaryMatrix) -> bool {
 
 /// What a thread works on: tables, inputs and sums of a tile.
 #[derive(Default)]
-struct Scratch(Buffer<Lanes>);
+struct Scratch(Aligned<Lanes>);
 
 /// `y (+)= x Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`.
 pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {

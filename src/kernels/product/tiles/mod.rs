@@ -23,7 +23,7 @@ use std::ops::Range;
 use self::split::{DEPTH, LINES, Operand, Side};
 use super::operands::{Output, Sizes, Target, View};
 use super::rounding::segments;
-use crate::kernels::scratch::{self, Buffer};
+use crate::kernels::scratch::{self, Aligned};
 use crate::kernels::threads;
 use crate::kernels::to::To;
 use crate::kernels::x86_64::amx::{self, Accumulators, Line, PANEL, STEP, TILE, Tiles};
@@ -56,14 +56,14 @@ pub fn pays(size: Sizes) -> bool {
 /// What a thread works on.
 #[derive(Default)]
 struct Scratch {
-    a: Buffer<Line>,
-    b: Buffer<Line>,
-    factors: Buffer<f32>,
+    a: Aligned<Line>,
+    b: Aligned<Line>,
+    factors: Aligned<f32>,
     /// One panel times another, where the result does not take whole tiles; of 8-bit inputs, sums of some segments.
-    square: Buffer<Line>,
+    square: Aligned<Line>,
     /// Of 8-bit inputs: sums of earlier segments, scaled, and the scales of rows.
-    totals: Buffer<Line>,
-    row_scales: Buffer<f32>,
+    totals: Aligned<Line>,
+    row_scales: Aligned<f32>,
 }
 
 impl Output {
@@ -305,7 +305,7 @@ unsafe fn panel_times(
     b: &[Line],
     result: Output,
     part: Part,
-    square: &mut Buffer<Line>,
+    square: &mut Aligned<Line>,
     kernel: impl Fn(&[Line], Accumulators),
 ) {
     let i = part.rows.start;
@@ -331,7 +331,7 @@ unsafe fn into(
     i: usize,
     j: usize,
     size: (usize, usize),
-    square: &mut Buffer<Line>,
+    square: &mut Aligned<Line>,
     kernel: impl Fn(Accumulators),
 ) {
     let (at, to) = (result.at(i, j), result.to);
