@@ -1,7 +1,6 @@
 //! The three products of a linear layer, for dense and ternary weights.
 
 use super::operands::{Rhs, Target, Threads, View};
-#[cfg(target_arch = "x86_64")]
 use super::tiles;
 use super::way::{self, Way};
 use super::{dots, gemm, lookup, rounding};
@@ -46,9 +45,7 @@ pub fn forward_to(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
     let y = Target { data: &mut y.data[..(n - 1) * y.stride + out], ..y };
     let rhs = match (way::forward(n, w), w.values(), w.inputs()) {
         (Way::Dots, ..) => return dots::forward(x, w, y),
-        #[cfg(target_arch = "x86_64")]
         (Way::Tiles, Values::Ternary(t), Inputs::F32) => return tiles::forward(x, t, y),
-        #[cfg(target_arch = "x86_64")]
         (Way::Tiles, Values::Ternary(t), Inputs::Int8) => return tiles::forward_int8(x, t, y),
         (Way::LookUp, Values::Ternary(t), Inputs::F32) => return lookup::forward(x, t, y),
         (Way::LookUp, Values::Ternary(t), Inputs::Int8) => return lookup::forward_int8(x, t, y),
@@ -75,7 +72,6 @@ pub fn backward_input_from(dy: &[f32], stride: usize, w: Matrix<'_>, dx: &mut [f
     }
     let dy = &dy[..(n - 1) * stride + out];
     let rhs = match (way::backward_input(n, w), w.values()) {
-        #[cfg(target_arch = "x86_64")]
         (Way::Tiles, Values::Ternary(t)) => return tiles::backward_input(dy, stride, t, dx, to),
         (Way::LookUp, Values::Ternary(t)) => return lookup::backward_input(dy, stride, t, dx, to),
         (_, Values::Dense { data, .. }) => Rhs::Dense(View::rows(data, inputs)),

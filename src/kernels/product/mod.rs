@@ -22,6 +22,9 @@ mod register_tile;
 mod rounding;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "no_tiles.rs"]
+mod tiles;
 mod way;
 
 pub use operands::{Rhs, Target, Threads, View};
@@ -68,7 +71,6 @@ pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>
     let size = Sizes { m, n, k };
     let tasks = if threads == Threads::All && m * n * k >= SERIAL { threads::tasks() } else { 1 };
     match (way::gemm(size, a, b), b) {
-        #[cfg(target_arch = "x86_64")]
         (Way::Tiles, Rhs::Dense(b)) => tiles::gemm(size, a, b, c, tasks),
         _ => blocked::product(size, a, b, c, tasks),
     }

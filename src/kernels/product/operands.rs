@@ -30,7 +30,7 @@ impl<'a> View<'a> {
         Self { data: self.data, rs: self.cs, cs: self.rs }
     }
 
-    /// Whether rows or columns are in one piece.
+    /// Whether rows or columns are contiguous.
     pub(super) fn is_contiguous(&self) -> bool {
         self.rs == 1 || self.cs == 1
     }

@@ -2,8 +2,8 @@
 
 use super::lookup;
 use super::operands::{Rhs, Sizes, View};
+use super::tiles;
 use crate::config::Inputs;
-#[cfg(target_arch = "x86_64")]
 use crate::kernels::isa::Isa;
 use crate::kernels::matrix::{Matrix, Values};
 use crate::ternary::TernaryMatrix;
@@ -14,7 +14,6 @@ const FEW_ROWS: usize = 6;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Dots,
-    #[cfg(target_arch = "x86_64")]
     Tiles,
     LookUp,
     Blocked,
@@ -24,7 +23,6 @@ pub enum Way {
 pub fn forward(n: usize, w: Matrix<'_>) -> Way {
     match w.values() {
         _ if n < FEW_ROWS => Way::Dots,
-        #[cfg(target_arch = "x86_64")]
         Values::Ternary(t) if fit_tiles(n, t) => Way::Tiles,
         Values::Ternary(t) if w.inputs() == Inputs::Int8 || lookup::pays(n, t) => Way::LookUp,
         _ => Way::Blocked,
@@ -34,7 +32,6 @@ pub fn forward(n: usize, w: Matrix<'_>) -> Way {
 /// `dy W` for `n` rows.
 pub fn backward_input(n: usize, w: Matrix<'_>) -> Way {
     match w.values() {
-        #[cfg(target_arch = "x86_64")]
         Values::Ternary(t) if fit_tiles(n, t) => Way::Tiles,
         Values::Ternary(t) if lookup::pays(n, t) => Way::LookUp,
         _ => Way::Blocked,
@@ -44,18 +41,15 @@ pub fn backward_input(n: usize, w: Matrix<'_>) -> Way {
 /// `A B`, and what [`forward`] and [`backward_input`] call blocked, which with dense values is that.
 pub fn gemm(size: Sizes, a: View<'_>, b: Rhs<'_>) -> Way {
     match b {
-        #[cfg(target_arch = "x86_64")]
         Rhs::Dense(b) if tiles_pay(size) && a.is_contiguous() && b.is_contiguous() => Way::Tiles,
         _ => Way::Blocked,
     }
 }
 
-#[cfg(target_arch = "x86_64")]
 fn tiles_pay(size: Sizes) -> bool {
-    Isa::current() == Isa::Amx && super::tiles::pays(size)
+    Isa::current() == Isa::Amx && tiles::pays(size)
 }
 
-#[cfg(target_arch = "x86_64")]
 fn fit_tiles(n: usize, w: &TernaryMatrix) -> bool {
-    tiles_pay(Sizes { m: n, n: w.rows(), k: w.cols() }) && super::tiles::fits(w)
+    tiles_pay(Sizes { m: n, n: w.rows(), k: w.cols() }) && tiles::fits(w)
 }

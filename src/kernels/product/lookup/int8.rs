@@ -200,7 +200,7 @@ fn look_up_all<S: Simd>(records: &[Record], tables: &[Lanes16], sums: &mut [Lane
 /// [`look_up_all`] with `V` vectors to an entry.
 ///
 /// # Safety
-/// As [`tables::look_up`](super::tables::look_up), with 32 integers to an entry; `2 * V * LANES` is 32.
+/// As `look_up` of [`tables`](super::tables), with 32 integers to an entry; `2 * V * LANES` is 32.
 #[inline(always)]
 unsafe fn look_up16<S: Simd, const V: usize>(records: &[Record], tables: *const i16, sums: *mut i16) {
     assert!(2 * V * S::LANES == TOKENS);

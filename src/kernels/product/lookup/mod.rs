@@ -11,7 +11,7 @@
 //!   made: once for each group of 128 columns, which is what the tables are then used for.
 //!
 //! Both are a [`Plan`]: which inputs feed a chunk, which outputs look it up, and where each output's trits point
-//! ([`Record`]). A plan is packed from the 2-bit codes by all threads and then read by every tile.
+//! ([`plan::Record`]). A plan is packed from the 2-bit codes by all threads and then read by every tile.
 //!
 //! The idea of tables over low-bit weights is that of T-MAC (Wei et al., arXiv 2407.00088), there with weights in the
 //! lanes for one token; here tokens are in the lanes, for training.

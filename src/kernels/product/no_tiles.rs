@@ -1,0 +1,31 @@
+//! The door of tiles on processors that have none: they never pay.
+
+use super::operands::{Sizes, Target, View};
+use crate::kernels::to::To;
+use crate::ternary::TernaryMatrix;
+
+const NONE: &str = "there are no tiles here";
+
+pub fn pays(_: Sizes) -> bool {
+    false
+}
+
+pub fn fits(_: &TernaryMatrix) -> bool {
+    false
+}
+
+pub fn forward(_: &[f32], _: &TernaryMatrix, _: Target<'_>) {
+    unreachable!("{NONE}");
+}
+
+pub fn forward_int8(_: &[f32], _: &TernaryMatrix, _: Target<'_>) {
+    unreachable!("{NONE}");
+}
+
+pub fn backward_input(_: &[f32], _: usize, _: &TernaryMatrix, _: &mut [f32], _: To) {
+    unreachable!("{NONE}");
+}
+
+pub fn gemm(_: Sizes, _: View<'_>, _: View<'_>, _: Target<'_>, _: usize) {
+    unreachable!("{NONE}");
+}
