@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use ternlm::config::{Scope, TernaryConfig};
-use ternlm::formats::tensors::{Checkpoint, Data, Dtype, FILE_NAME, INDEX_NAME, Tensor, write_safetensors};
-use ternlm::formats::{Form, hf, npy};
+use ternlm::files::Bundle;
+use ternlm::formats::tensors::{Data, Dtype, FILE_NAME, INDEX_NAME, Tensor, TensorFiles, write_safetensors};
+use ternlm::formats::{Form, ModelFiles, hf, npy};
 use ternlm::measure::verify;
 use ternlm::model::{self, Sequences, State};
 use ternlm::ternary::Grouping;
@@ -32,7 +33,7 @@ fn named(name: &str, shape: &[usize], value: f32) -> Named {
 
 /// The fixture's tensors.
 fn tensors() -> Vec<Named> {
-    let stored = Checkpoint::open(common::fixture("qwen3-tiny")).unwrap();
+    let stored = TensorFiles::open(common::fixture("qwen3-tiny")).unwrap();
     let read = |name: &str| {
         let mut tensor = named(name, stored.shape(name).unwrap(), 0.0);
         stored.read_f32_into(name, &tensor.shape, &mut tensor.values).unwrap();
@@ -141,9 +142,9 @@ fn settings_that_do_nothing_are_let_through() {
         let dir = copy(changes.clone());
         computes(dir.path(), UNTIED, &changes);
         // And what is written of it says the same.
-        let read = hf::read_config(dir.path()).unwrap();
+        let read = hf::read_config(&Bundle::folder(dir.path())).unwrap();
         hf::write_config(dir.path(), &read, Dtype::F32).unwrap();
-        assert_eq!(hf::read_config(dir.path()).unwrap().model, read.model, "{changes}");
+        assert_eq!(hf::read_config(&Bundle::folder(dir.path())).unwrap().model, read.model, "{changes}");
     }
 }
 
@@ -246,10 +247,10 @@ fn a_head_that_differs_from_the_embedding_is_used() {
     let dir = copy(tie.clone());
     computes(dir.path(), UNTIED, &"tied by the configuration, untied by the file");
     let (loaded, latents) = model::load_to_train(dir.path(), None).unwrap();
-    assert!(!loaded.decoder.config.tie_embeddings && !loaded.hf.model.tie_embeddings);
+    assert!(!loaded.decoder.config.tie_embeddings && !loaded.description.model.tie_embeddings);
     let out = tempfile::tempdir().unwrap();
-    model::save(out.path(), &loaded.decoder, &loaded.hf, Some(&latents)).unwrap();
-    assert!(!hf::read_config(out.path()).unwrap().model.tie_embeddings);
+    model::save(out.path(), &loaded.decoder, &loaded.description, Some(&latents)).unwrap();
+    assert!(!hf::read_config(&Bundle::folder(out.path())).unwrap().model.tie_embeddings);
     computes(out.path(), UNTIED, &"saved again");
 
     // Equal to the embedding it says nothing new, in whatever type it is stored; a little less equal, it does.
@@ -261,7 +262,7 @@ fn a_head_that_differs_from_the_embedding_is_used() {
             edit(head);
         })
     };
-    let is_tied = |dir: &Path| model::open(dir).unwrap().0.model.tie_embeddings;
+    let is_tied = |dir: &Path| ModelFiles::open(dir).unwrap().description.model.tie_embeddings;
     for dir in [
         tied(|_| {}),
         tied(|head| head.dtype = Dtype::F32),
@@ -309,8 +310,8 @@ fn tensors_without_a_use_are_named() {
             message.contains(&format!("model.safetensors: tensors: found {name:?}, wanted")),
             "{message}"
         );
-        let (hf, stored) = model::open(dir.path()).unwrap();
-        assert_eq!(model::unused(&hf.model, &stored).unwrap(), [name]);
+        let stored = ModelFiles::open(dir.path()).unwrap();
+        assert_eq!(model::unused(&stored).unwrap(), [name]);
     }
     let dir = with(json!({}), |list| list.push(named(&"x".repeat(1 << 20), &[1], 1.0)));
     assert!(error(dir.path()).len() < 800);
@@ -464,7 +465,7 @@ fn a_claim_names_the_matrices_of_its_scope() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let stored = (form == Form::Latent).then_some(&latents);
-        model::save(dir.path(), &made.decoder, &made.hf, stored).unwrap();
+        model::save(dir.path(), &made.decoder, &made.description, stored).unwrap();
         assert!(verify(dir.path(), &mut |_| {}).unwrap().pass);
         let file = dir.path().join("config.json");
         let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -488,7 +489,7 @@ fn the_proof_names_tensors_that_the_model_does_not_use() {
     let ternary = TernaryConfig { group: Grouping::Size(8), ..TernaryConfig::default() };
     let (made, latents) = model::load_to_train(&common::fixture("qwen3-tiny"), Some(&ternary)).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    model::save(dir.path(), &made.decoder, &made.hf, Some(&latents)).unwrap();
+    model::save(dir.path(), &made.decoder, &made.description, Some(&latents)).unwrap();
     let file = dir.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     // Files, manifest and claim agree about a layer that the configuration leaves out.

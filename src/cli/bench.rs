@@ -163,7 +163,7 @@ fn export(dir: &Path, trainer: &Trainer, steps: u64) -> Result<()> {
     let at = writer.path();
     let model = at.join("model");
     std::fs::create_dir(&model).map_err(Error::io("create", &model))?;
-    crate::model::save(&model, &trainer.model.decoder, &trainer.model.hf, Some(&trainer.latents))?;
+    crate::model::save(&model, &trainer.model.decoder, &trainer.model.description, Some(&trainer.latents))?;
     let t = &trainer.recipe.train;
     let sequences = steps as usize * t.accumulate * t.batch;
     let (mut inputs, mut targets) =

@@ -72,7 +72,7 @@ pub fn finish(trainer: &mut Trainer, out: &Path) -> Result<()> {
 /// The finished model, as weights that any Hugging Face tool reads.
 fn export(trainer: &Trainer, dir: &Path) -> Result<()> {
     let writer = DirectoryWriter::new(dir, IfExists::Replace)?;
-    model::save(writer.path(), &trainer.model.decoder, &trainer.model.hf, None)?;
+    model::save(writer.path(), &trainer.model.decoder, &trainer.model.description, None)?;
     if let Some(tokenizer) = &trainer.tokenizer {
         tokenizer.save(writer.path())?;
     }

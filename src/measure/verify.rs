@@ -5,11 +5,9 @@ use std::path::Path;
 
 use crate::config::Scope;
 use crate::error::{Error, Result};
-use crate::files::sha256_hex;
-use crate::formats::Form;
 use crate::formats::hf;
 use crate::formats::manifest::{self, Manifest};
-use crate::formats::tensors::Checkpoint;
+use crate::formats::{Form, ModelFiles};
 use crate::model::{self, ternary_entry};
 use crate::ternary::{Grouping, Stats, TernaryMatrix};
 
@@ -75,12 +73,12 @@ impl Proof {
 /// # Errors
 /// Files that cannot be read, or a model that makes no claim. A claim that is wrong is no error but a `pass: false`.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proof> {
-    let (config, stored) = model::open(dir)?;
-    let file = dir.join(hf::FILE_NAME);
-    let Some(note) = config.ternary else {
+    let stored = ModelFiles::open(dir)?;
+    let file = stored.files.path_of(hf::FILE_NAME);
+    let Some(note) = &stored.description.ternary else {
         return Err(Error::input(file, "ternlm", "nothing", "the note that says which tensors are ternary"));
     };
-    let manifest = Manifest::read(dir)?;
+    let manifest = Manifest::read(&stored.files)?;
     let mut reasons = Vec::new();
     if manifest.form != note.form || manifest.group != note.group {
         reasons.push(format!(
@@ -103,7 +101,7 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
     }
     let mut not_ternary = Vec::new();
     for name in stored.names().filter(|n| !note.tensors.iter().any(|t| t == n)) {
-        let shape = stored.shape(name)?.to_vec();
+        let shape = stored.tensor(name)?.shape().to_vec();
         let ends = ["model.embed_tokens.weight", "lm_head.weight"].contains(&name);
         let promised = match note.scope {
             Scope::None => false,
@@ -115,7 +113,7 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
         }
         match manifest.tensors.get(name) {
             None => reasons.push(format!("{name} is not in {}", manifest::FILE_NAME)),
-            Some(entry) if entry.stored_sha256 != sha256_hex([stored.bytes(name)?]) => {
+            Some(entry) if entry.stored_sha256 != stored.tensor(name)?.sha256() => {
                 reasons.push(format!("{name}: its bytes are not those that were saved"));
             }
             _ => {}
@@ -125,7 +123,7 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
     for name in manifest.tensors.keys().filter(|n| !stored.contains(n)) {
         reasons.push(format!("{name} is in {} but not in the file", manifest::FILE_NAME));
     }
-    match model::unused(&config.model, &stored) {
+    match model::unused(&stored) {
         Ok(names) => {
             reasons.extend(names.iter().map(|name| format!("{name} is in the file but not in the model")))
         }
@@ -136,13 +134,13 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
 }
 
 fn prove(
-    stored: &Checkpoint,
+    stored: &ModelFiles,
     manifest: &Manifest,
     form: Form,
     group: Grouping,
     name: &str,
 ) -> Result<TensorProof> {
-    let shape = stored.shape(name)?.to_vec();
+    let shape = stored.tensor(name)?.shape().to_vec();
     let mut proof = TensorProof {
         name: name.to_string(),
         shape: shape.clone(),
@@ -156,7 +154,7 @@ fn prove(
         return Ok(proof);
     };
     let mut values = vec![0f32; rows * cols];
-    stored.read_f32_into(name, &shape, &mut values)?;
+    stored.tensor(name)?.read_f32_into(&shape, &mut values)?;
     let matrix = match form {
         Form::Latent => TernaryMatrix::project(name, &values, rows, cols, group).map_err(|e| e.to_string()),
         Form::Unpacked => TernaryMatrix::from_values(&values, rows, cols, group),
@@ -187,7 +185,7 @@ fn prove(
                 }
                 _ => {}
             }
-            if entry.stored_sha256 != sha256_hex([stored.bytes(name)?]) {
+            if entry.stored_sha256 != stored.tensor(name)?.sha256() {
                 proof.reasons.push("its bytes are not those that were saved".into());
             }
         }
