@@ -17,17 +17,27 @@ const FIRST_LAYER: &str = "model.layers.0.";
 /// A tensor that the model needs and that is not there.
 pub fn unused(stored: &ModelFiles) -> Result<Vec<&str>> {
     let config = &stored.description.model;
-    if let Some(name) = tensor_names(config).find(|name| !stored.contains(name)) {
+    let needed = || names(config, Scope::None).map(|(name, _)| name);
+    if let Some(name) = needed().find(|name| !stored.contains(name)) {
         return Err(missing(&name, stored));
     }
-    let used: HashSet<String> = tensor_names(config).collect();
+    let used: HashSet<String> = needed().collect();
     let again = |name: &str| config.tie_embeddings && name == HEAD;
     let unused = |name: &&str| !used.contains(*name) && !again(name) && !says_nothing_new(name, stored);
     Ok(stored.names().filter(unused).collect())
 }
 
-/// The names of a decoder's tensors, whatever its size: those of a decoder of one layer, again for every layer.
-fn tensor_names(config: &ModelConfig) -> impl Iterator<Item = String> {
+/// The names of the matrices that `scope` makes ternary in a model like `stored`.
+pub fn promised(stored: &ModelFiles, scope: Scope) -> HashSet<String> {
+    // A model of more layers than there are tensors lacks some, which `unused` says.
+    let config = &stored.description.model;
+    let config = ModelConfig { layers: config.layers.min(stored.names().count()), ..config.clone() };
+    names(&config, scope).filter(|(_, ternary)| *ternary).map(|(name, _)| name).collect()
+}
+
+/// The names of a decoder's tensors, whatever its size, and which are ternary: those of a decoder of one layer, again for
+/// every layer.
+fn names(config: &ModelConfig, scope: Scope) -> impl Iterator<Item = (String, bool)> {
     let sizes = ModelConfig {
         vocab_size: 1,
         hidden_size: 1,
@@ -39,11 +49,15 @@ fn tensor_names(config: &ModelConfig) -> impl Iterator<Item = String> {
         max_positions: 1,
         ..config.clone()
     };
-    let small = Decoder::new(&sizes, Scope::None, Grouping::default());
-    let (layer, ends): (Vec<String>, Vec<String>) =
-        small.weights().map(|p| p.name.clone()).partition(|name| name.starts_with(FIRST_LAYER));
+    let small = Decoder::new(&sizes, scope, Grouping::default());
+    let (layer, ends): (Vec<_>, Vec<_>) = small
+        .weights()
+        .map(|p| (p.name.clone(), p.ternary().is_some()))
+        .partition(|(name, _)| name.starts_with(FIRST_LAYER));
     let of_layer = move |i: usize| {
-        let named = |name: &String| format!("model.layers.{i}.{}", &name[FIRST_LAYER.len()..]);
+        let named = |(name, ternary): &(String, bool)| {
+            (format!("model.layers.{i}.{}", &name[FIRST_LAYER.len()..]), *ternary)
+        };
         layer.iter().map(named).collect::<Vec<_>>()
     };
     ends.into_iter().chain((0..config.layers).flat_map(of_layer))

@@ -21,7 +21,7 @@ mod workspace;
 pub use attention::{Attention, AttentionSaved, LayerCache};
 pub use cross_entropy::Loss;
 pub use decoder::{Block, Decoder, KvCache, State};
-pub use directory::unused;
+pub use directory::{promised, unused};
 pub use embedding::Embedding;
 pub use feed_forward::{FeedForward, FeedForwardSaved};
 pub use gradients::Gradients;
