@@ -9,8 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use ternlm::config::{Scope, TernaryConfig};
 use ternlm::files::Bundle;
+use ternlm::formats::manifest::Manifest;
 use ternlm::formats::tensors::{Data, Dtype, FILE_NAME, INDEX_NAME, Tensor, TensorFiles, write_safetensors};
-use ternlm::formats::{Form, ModelFiles, hf, npy};
+use ternlm::formats::{Form, ModelFiles, Stored, hf, npy};
 use ternlm::measure::verify;
 use ternlm::model::{self, Sequences, State};
 use ternlm::ternary::Grouping;
@@ -504,6 +505,77 @@ fn the_proof_names_tensors_that_the_model_does_not_use() {
     fs::write(&file, config.to_string()).unwrap();
     let proof = verify(dir.path(), &mut |_| {}).unwrap();
     assert!(!proof.pass && proof.reasons[0].contains("model.layers.2."), "{:?}", proof.reasons);
+}
+
+/// Configuration, manifest and tokenizer do not depend on where the small files lie.
+#[test]
+fn small_files_embedded_in_one_file_say_the_same() {
+    let ternary = TernaryConfig { group: Grouping::Size(8), ..TernaryConfig::default() };
+    let made = model::load(&common::fixture("qwen3-tiny"), Some(&ternary)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    model::save(dir.path(), &made.decoder, &made.description, None).unwrap();
+    Tokenizer::bytes().save(dir.path()).unwrap();
+    fs::write(dir.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
+    let folder = Bundle::folder(dir.path());
+    let read = |name: &str| (name.to_string(), folder.need(name, 1 << 20).unwrap());
+    let small = [
+        "config.json",
+        "generation_config.json",
+        "ternary.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ];
+    let embedded = |names: &[&str]| Bundle::within("x/model.tern", names.iter().map(|n| read(n)).collect());
+
+    let one = embedded(&small);
+    assert_eq!(hf::read_config(&one).unwrap(), hf::read_config(&folder).unwrap());
+    assert_eq!(Manifest::read(&one).unwrap(), Manifest::read(&folder).unwrap());
+    let [a, b] = [&one, &folder].map(|files| Tokenizer::of(files).unwrap());
+    assert_eq!((a.fingerprint(), a.stop_ids(), a.config()), (b.fingerprint(), b.stop_ids(), b.config()));
+    let template = Some(("{{ messages }}", Path::new("x/model.tern: chat_template.jinja")));
+    assert_eq!((a.name(), a.chat_template_file()), ("x/model.tern: tokenizer.json".into(), template));
+
+    let none = embedded(&[]);
+    let errors = [
+        hf::read_config(&none).map(drop).unwrap_err(),
+        Manifest::read(&none).map(drop).unwrap_err(),
+        Tokenizer::of(&none).map(drop).unwrap_err(),
+    ];
+    for (error, name) in errors.iter().zip(["config.json", "ternary.json", "tokenizer.json"]) {
+        let message = error.to_string();
+        assert!(message.starts_with(&format!("cannot read x/model.tern: {name}: ")), "{message}");
+    }
+}
+
+/// Trits arrive as trits, and as weights where these are asked for.
+#[test]
+fn what_is_ternary_is_handed_over_so() {
+    let ternary =
+        TernaryConfig { scope: Scope::Blocks, group: Grouping::Size(8), ..TernaryConfig::default() };
+    let (made, latents) = model::load_to_train(&common::fixture("qwen3-tiny"), Some(&ternary)).unwrap();
+    for form in [Form::Unpacked, Form::Latent] {
+        let dir = tempfile::tempdir().unwrap();
+        let stored = (form == Form::Latent).then_some(&latents);
+        model::save(dir.path(), &made.decoder, &made.description, stored).unwrap();
+        let files = ModelFiles::open(dir.path()).unwrap();
+        for weight in made.decoder.weights() {
+            match (files.tensor(&weight.name).unwrap(), weight.ternary()) {
+                (Stored::Trits(trits), Some(matrix)) => {
+                    assert_eq!((form, trits.grouping), (Form::Unpacked, Grouping::Size(8)));
+                    assert_eq!(&trits.matrix(matrix.rows(), matrix.cols()).unwrap(), matrix);
+                    let (mut row, mut all) = (vec![0.0; matrix.cols()], vec![1.0; weight.len()]);
+                    Stored::Trits(trits).read_f32_into(&weight.shape, &mut all).unwrap();
+                    for (at, values) in all.chunks(matrix.cols()).enumerate() {
+                        matrix.unpack_row(at, &mut row);
+                        assert_eq!(values, row);
+                    }
+                }
+                (Stored::Values(_), matrix) => assert!(form == Form::Latent || matrix.is_none()),
+                (Stored::Trits(_), None) => panic!("{} is no claim", weight.name),
+            }
+        }
+    }
 }
 
 #[test]

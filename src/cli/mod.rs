@@ -143,7 +143,7 @@ fn threads(count: Option<usize>) -> Result<()> {
         .map_err(|e| Error::usage(format!("--threads {count}: {e}")))
 }
 
-/// Where the model lies that `path` means: there itself, or the finished model or else the newest checkpoint of a run.
+/// Where the model lies that `path` means: there, or, of a run, the finished model or else the newest checkpoint.
 fn model_dir(path: &Path) -> Result<PathBuf> {
     let finished = path.join(finish::MODEL);
     let newest = crate::train::checkpoint::list(path).pop();

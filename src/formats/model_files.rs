@@ -3,6 +3,7 @@
 //! So far that is a Hugging Face directory. Another kind of file is found by [`is_model`] and [`files_of`], read by
 //! [`ModelFiles::open`], and is one more case of `Tensors` and, where it holds trits as such, of `Held`.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use super::hf;
@@ -34,7 +35,8 @@ pub struct ModelFiles {
 /// What holds the tensors.
 #[derive(Debug)]
 enum Tensors {
-    Safetensors(TensorFiles),
+    /// `unpacked`: the matrices stored as weights −s, 0, +s, and the inputs that share an s.
+    Safetensors { stored: TensorFiles, unpacked: Option<(HashSet<String>, Grouping)> },
 }
 
 /// One tensor as it is stored.
@@ -77,44 +79,44 @@ impl ModelFiles {
             let (head, embedding) = (stored.tensor(hf::HEAD)?, stored.tensor(hf::EMBEDDING)?);
             description.model.tie_embeddings = head.same_values(&embedding)?;
         }
-        Ok(Self { description, files, tensors: Tensors::Safetensors(stored) })
+        let note = description.ternary.iter().find(|note| note.form == Form::Unpacked);
+        let unpacked = note.map(|note| (note.tensors.iter().cloned().collect(), note.group));
+        Ok(Self { description, files, tensors: Tensors::Safetensors { stored, unpacked } })
     }
 
     /// The file that holds the tensors, or lists those that do: for error messages.
     pub fn source(&self) -> &Path {
         match &self.tensors {
-            Tensors::Safetensors(stored) => stored.source(),
+            Tensors::Safetensors { stored, .. } => stored.source(),
         }
     }
 
     /// The names of the tensors, sorted.
     pub fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         match &self.tensors {
-            Tensors::Safetensors(stored) => Box::new(stored.names()),
+            Tensors::Safetensors { stored, .. } => Box::new(stored.names()),
         }
     }
 
     /// Whether there is a tensor `name`.
     pub fn contains(&self, name: &str) -> bool {
         match &self.tensors {
-            Tensors::Safetensors(stored) => stored.contains(name),
+            Tensors::Safetensors { stored, .. } => stored.contains(name),
         }
     }
 
     /// The tensor `name`, not yet read.
     pub fn tensor(&self, name: &str) -> Result<Stored<'_>> {
         match &self.tensors {
-            Tensors::Safetensors(stored) => {
+            Tensors::Safetensors { stored, unpacked } => {
                 let view = stored.tensor(name)?;
-                let note = self.description.ternary.as_ref();
-                let note = note.filter(|n| n.form == Form::Unpacked && n.tensors.iter().any(|t| t == name));
-                Ok(match note {
-                    Some(note) => Stored::Trits(Trits {
-                        grouping: note.group,
+                Ok(match unpacked {
+                    Some((names, grouping)) if names.contains(name) => Stored::Trits(Trits {
+                        grouping: *grouping,
                         place: self.files.place(),
                         held: Held::Weights(view),
                     }),
-                    None => Stored::Values(view),
+                    _ => Stored::Values(view),
                 })
             }
         }

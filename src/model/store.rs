@@ -23,8 +23,9 @@ pub struct Model {
     pub description: Description,
 }
 
-/// Loads the model at `path`. `ternary` says which matrices are to be ternary and how; without it that is what `config.json` notes,
-/// and a foreign model stays in full precision. Matrices that are ternary already are taken over, never projected again.
+/// Loads the model at `path`. `ternary` says which matrices are to be ternary and how; without it that is what
+/// `config.json` notes, and a foreign model stays in full precision. Matrices that are ternary already are taken over,
+/// never projected again.
 ///
 /// # Errors
 /// Missing or misshapen tensors, tensors that the model would not use, values that are not finite, a tensor that claims

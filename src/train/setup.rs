@@ -6,7 +6,7 @@ use super::{Resume, Source, Trainer, checkpoint, differences};
 use crate::config::{ModelConfig, MomentFormat, OptimizerKind, Recipe, Task, TrainConfig};
 use crate::error::{Error, Result};
 use crate::files::path_text;
-use crate::formats::{Description, ModelFiles};
+use crate::formats::{Description, ModelFiles, files_of};
 use crate::kernels::BLOCK;
 use crate::model::{self, Decoder, Latents, Model};
 use crate::text::{Corpus, Tokenizer, sources};
@@ -117,8 +117,8 @@ fn tokenizer(recipe: &Recipe, resume: Option<&Path>) -> Result<Option<Tokenizer>
     }
     let tokenizer = match (resume, recipe.data.tokenizer.as_str(), &recipe.init) {
         // A checkpoint holds the tokenizer that it was trained with.
-        (Some(dir), _, _) => Tokenizer::at(dir),
-        (None, "", Some(dir)) => Tokenizer::at(dir),
+        (Some(dir), _, _) => Tokenizer::of(&files_of(dir)?),
+        (None, "", Some(model)) => Tokenizer::of(&files_of(model)?),
         (None, "", None) => {
             Err(Error::usage("data.tokenizer: found nothing, wanted bytes, gpt2, or a tokenizer.json"))
         }
