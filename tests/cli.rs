@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use ternlm::config::{Activation, ModelConfig, Scope};
-use ternlm::formats::hf::HfConfig;
+use ternlm::formats::Description;
 use ternlm::model::{self, Decoder, Latents};
 use ternlm::ternary::Grouping;
 use ternlm::text::Tokenizer;
@@ -86,7 +86,7 @@ impl Place {
         Latents::random(decoder.weights_mut(), 1, None).unwrap();
         let dir = self.path(name);
         fs::create_dir_all(&dir).unwrap();
-        model::save(&dir, &decoder, &HfConfig::new(config), None).unwrap();
+        model::save(&dir, &decoder, &Description::new(config), None).unwrap();
         Tokenizer::bytes().save(&dir).unwrap();
     }
 }

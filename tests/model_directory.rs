@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use ternlm::config::{Scope, TernaryConfig};
-use ternlm::formats::tensors::{Checkpoint, Data, Dtype, FILE_NAME, INDEX_NAME, Tensor, write_safetensors};
-use ternlm::formats::{Form, hf, npy};
+use ternlm::files::Bundle;
+use ternlm::formats::manifest::Manifest;
+use ternlm::formats::tensors::{Data, Dtype, FILE_NAME, INDEX_NAME, Tensor, TensorFiles, write_safetensors};
+use ternlm::formats::{Form, ModelFiles, Stored, hf, npy};
 use ternlm::measure::verify;
 use ternlm::model::{self, Sequences, State};
 use ternlm::ternary::Grouping;
@@ -32,7 +34,7 @@ fn named(name: &str, shape: &[usize], value: f32) -> Named {
 
 /// The fixture's tensors.
 fn tensors() -> Vec<Named> {
-    let stored = Checkpoint::open(common::fixture("qwen3-tiny")).unwrap();
+    let stored = TensorFiles::open(common::fixture("qwen3-tiny")).unwrap();
     let read = |name: &str| {
         let mut tensor = named(name, stored.shape(name).unwrap(), 0.0);
         stored.read_f32_into(name, &tensor.shape, &mut tensor.values).unwrap();
@@ -141,9 +143,9 @@ fn settings_that_do_nothing_are_let_through() {
         let dir = copy(changes.clone());
         computes(dir.path(), UNTIED, &changes);
         // And what is written of it says the same.
-        let read = hf::read_config(dir.path()).unwrap();
+        let read = hf::read_config(&Bundle::folder(dir.path())).unwrap();
         hf::write_config(dir.path(), &read, Dtype::F32).unwrap();
-        assert_eq!(hf::read_config(dir.path()).unwrap().model, read.model, "{changes}");
+        assert_eq!(hf::read_config(&Bundle::folder(dir.path())).unwrap().model, read.model, "{changes}");
     }
 }
 
@@ -246,10 +248,10 @@ fn a_head_that_differs_from_the_embedding_is_used() {
     let dir = copy(tie.clone());
     computes(dir.path(), UNTIED, &"tied by the configuration, untied by the file");
     let (loaded, latents) = model::load_to_train(dir.path(), None).unwrap();
-    assert!(!loaded.decoder.config.tie_embeddings && !loaded.hf.model.tie_embeddings);
+    assert!(!loaded.decoder.config.tie_embeddings && !loaded.description.model.tie_embeddings);
     let out = tempfile::tempdir().unwrap();
-    model::save(out.path(), &loaded.decoder, &loaded.hf, Some(&latents)).unwrap();
-    assert!(!hf::read_config(out.path()).unwrap().model.tie_embeddings);
+    model::save(out.path(), &loaded.decoder, &loaded.description, Some(&latents)).unwrap();
+    assert!(!hf::read_config(&Bundle::folder(out.path())).unwrap().model.tie_embeddings);
     computes(out.path(), UNTIED, &"saved again");
 
     // Equal to the embedding it says nothing new, in whatever type it is stored; a little less equal, it does.
@@ -261,7 +263,7 @@ fn a_head_that_differs_from_the_embedding_is_used() {
             edit(head);
         })
     };
-    let is_tied = |dir: &Path| model::open(dir).unwrap().0.model.tie_embeddings;
+    let is_tied = |dir: &Path| ModelFiles::open(dir).unwrap().description.model.tie_embeddings;
     for dir in [
         tied(|_| {}),
         tied(|head| head.dtype = Dtype::F32),
@@ -309,8 +311,8 @@ fn tensors_without_a_use_are_named() {
             message.contains(&format!("model.safetensors: tensors: found {name:?}, wanted")),
             "{message}"
         );
-        let (hf, stored) = model::open(dir.path()).unwrap();
-        assert_eq!(model::unused(&hf.model, &stored).unwrap(), [name]);
+        let stored = ModelFiles::open(dir.path()).unwrap();
+        assert_eq!(model::unused(&stored).unwrap(), [name]);
     }
     let dir = with(json!({}), |list| list.push(named(&"x".repeat(1 << 20), &[1], 1.0)));
     assert!(error(dir.path()).len() < 800);
@@ -464,7 +466,7 @@ fn a_claim_names_the_matrices_of_its_scope() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let stored = (form == Form::Latent).then_some(&latents);
-        model::save(dir.path(), &made.decoder, &made.hf, stored).unwrap();
+        model::save(dir.path(), &made.decoder, &made.description, stored).unwrap();
         assert!(verify(dir.path(), &mut |_| {}).unwrap().pass);
         let file = dir.path().join("config.json");
         let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -488,7 +490,7 @@ fn the_proof_names_tensors_that_the_model_does_not_use() {
     let ternary = TernaryConfig { group: Grouping::Size(8), ..TernaryConfig::default() };
     let (made, latents) = model::load_to_train(&common::fixture("qwen3-tiny"), Some(&ternary)).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    model::save(dir.path(), &made.decoder, &made.hf, Some(&latents)).unwrap();
+    model::save(dir.path(), &made.decoder, &made.description, Some(&latents)).unwrap();
     let file = dir.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     // Files, manifest and claim agree about a layer that the configuration leaves out.
@@ -503,6 +505,77 @@ fn the_proof_names_tensors_that_the_model_does_not_use() {
     fs::write(&file, config.to_string()).unwrap();
     let proof = verify(dir.path(), &mut |_| {}).unwrap();
     assert!(!proof.pass && proof.reasons[0].contains("model.layers.2."), "{:?}", proof.reasons);
+}
+
+/// Configuration, manifest and tokenizer do not depend on where the small files lie.
+#[test]
+fn small_files_embedded_in_one_file_say_the_same() {
+    let ternary = TernaryConfig { group: Grouping::Size(8), ..TernaryConfig::default() };
+    let made = model::load(&common::fixture("qwen3-tiny"), Some(&ternary)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    model::save(dir.path(), &made.decoder, &made.description, None).unwrap();
+    Tokenizer::bytes().save(dir.path()).unwrap();
+    fs::write(dir.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
+    let folder = Bundle::folder(dir.path());
+    let read = |name: &str| (name.to_string(), folder.need(name, 1 << 20).unwrap());
+    let small = [
+        "config.json",
+        "generation_config.json",
+        "ternary.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ];
+    let embedded = |names: &[&str]| Bundle::within("x/model.tern", names.iter().map(|n| read(n)).collect());
+
+    let one = embedded(&small);
+    assert_eq!(hf::read_config(&one).unwrap(), hf::read_config(&folder).unwrap());
+    assert_eq!(Manifest::read(&one).unwrap(), Manifest::read(&folder).unwrap());
+    let [a, b] = [&one, &folder].map(|files| Tokenizer::of(files).unwrap());
+    assert_eq!((a.fingerprint(), a.stop_ids(), a.config()), (b.fingerprint(), b.stop_ids(), b.config()));
+    let template = Some(("{{ messages }}", Path::new("x/model.tern: chat_template.jinja")));
+    assert_eq!((a.name(), a.chat_template_file()), ("x/model.tern: tokenizer.json".into(), template));
+
+    let none = embedded(&[]);
+    let errors = [
+        hf::read_config(&none).map(drop).unwrap_err(),
+        Manifest::read(&none).map(drop).unwrap_err(),
+        Tokenizer::of(&none).map(drop).unwrap_err(),
+    ];
+    for (error, name) in errors.iter().zip(["config.json", "ternary.json", "tokenizer.json"]) {
+        let message = error.to_string();
+        assert!(message.starts_with(&format!("cannot read x/model.tern: {name}: ")), "{message}");
+    }
+}
+
+/// Trits arrive as trits, and as weights where these are asked for.
+#[test]
+fn what_is_ternary_is_handed_over_so() {
+    let ternary =
+        TernaryConfig { scope: Scope::Blocks, group: Grouping::Size(8), ..TernaryConfig::default() };
+    let (made, latents) = model::load_to_train(&common::fixture("qwen3-tiny"), Some(&ternary)).unwrap();
+    for form in [Form::Unpacked, Form::Latent] {
+        let dir = tempfile::tempdir().unwrap();
+        let stored = (form == Form::Latent).then_some(&latents);
+        model::save(dir.path(), &made.decoder, &made.description, stored).unwrap();
+        let files = ModelFiles::open(dir.path()).unwrap();
+        for weight in made.decoder.weights() {
+            match (files.tensor(&weight.name).unwrap(), weight.ternary()) {
+                (Stored::Trits(trits), Some(matrix)) => {
+                    assert_eq!((form, trits.grouping), (Form::Unpacked, Grouping::Size(8)));
+                    assert_eq!(&trits.matrix(matrix.rows(), matrix.cols()).unwrap(), matrix);
+                    let (mut row, mut all) = (vec![0.0; matrix.cols()], vec![1.0; weight.len()]);
+                    Stored::Trits(trits).read_f32_into(&weight.shape, &mut all).unwrap();
+                    for (at, values) in all.chunks(matrix.cols()).enumerate() {
+                        matrix.unpack_row(at, &mut row);
+                        assert_eq!(values, row);
+                    }
+                }
+                (Stored::Values(_), matrix) => assert!(form == Form::Latent || matrix.is_none()),
+                (Stored::Trits(_), None) => panic!("{} is no claim", weight.name),
+            }
+        }
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use ternlm::config::{Scope, TernaryConfig, TrainConfig};
 use ternlm::formats::npy;
-use ternlm::formats::tensors::Checkpoint;
+use ternlm::formats::tensors::TensorFiles;
 use ternlm::kernels::IGNORE;
 use ternlm::model::{self, Decoder, Gradients, KvPool, Latents, Sequences, Span, State, Wanted};
 use ternlm::train::{At, Optimizer, Trained};
@@ -92,7 +92,7 @@ fn gradients_match() {
         let mut grads = Gradients::zeros(decoder.weights());
         let (scale, state) = (1.0 / count as f32, &mut State::default());
         decoder.loss_and_gradient(&tokens, &targets, seqs, scale, state, &mut grads);
-        let stored = Checkpoint::open_file(dir.join("ref_grads.safetensors")).unwrap();
+        let stored = TensorFiles::open_file(dir.join("ref_grads.safetensors")).unwrap();
         for weight in decoder.weights() {
             let mut want = vec![0.0; weight.len()];
             stored.read_f32_into(&weight.name, &weight.shape, &mut want).unwrap();
@@ -255,7 +255,7 @@ fn what_is_saved_loads_and_computes_the_same() {
         let want = loaded.decoder.loss(&tokens, &targets, seqs, &mut state);
         for stored in [Some(&latents), None] {
             let out = tempfile::tempdir().unwrap();
-            model::save(out.path(), &loaded.decoder, &loaded.hf, stored).unwrap();
+            model::save(out.path(), &loaded.decoder, &loaded.description, stored).unwrap();
             let (to_train, again_latents) = model::load_to_train(out.path(), None).unwrap();
             for again in [&to_train.decoder, &model::load(out.path(), None).unwrap().decoder] {
                 assert_eq!(again.scope, scope);

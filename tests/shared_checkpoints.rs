@@ -5,7 +5,8 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 use ternlm::config::ModelConfig;
-use ternlm::formats::tensors::{Checkpoint, Data, Dtype, Tensor, write_safetensors};
+use ternlm::files::Bundle;
+use ternlm::formats::tensors::{Data, Dtype, Tensor, TensorFiles, write_safetensors};
 use ternlm::formats::{hf, npy};
 
 fn checkpoints() -> Option<PathBuf> {
@@ -20,7 +21,7 @@ const TINY: [&str; 5] = [
     "qwen3-tiny-untied-bf16",
 ];
 
-fn values(file: &Checkpoint, name: &str) -> Vec<f32> {
+fn values(file: &TensorFiles, name: &str) -> Vec<f32> {
     let shape = file.shape(name).unwrap().to_vec();
     let mut out = vec![f32::NAN; shape.iter().product()];
     file.read_f32_into(name, &shape, &mut out).unwrap();
@@ -31,10 +32,10 @@ fn values(file: &Checkpoint, name: &str) -> Vec<f32> {
 fn both_spellings_of_a_config_are_one_model() {
     let Some(folder) = checkpoints() else { return };
     for name in TINY.into_iter().chain(["stories260K-hf"]) {
-        let nested = hf::read_config(folder.join(name)).unwrap();
+        let nested = hf::read_config(&Bundle::folder(folder.join(name))).unwrap();
         let dir = tempfile::tempdir().unwrap();
         fs::copy(folder.join(name).join("config.v4style.json"), dir.path().join("config.json")).unwrap();
-        let released = hf::read_config(dir.path()).unwrap();
+        let released = hf::read_config(&Bundle::folder(dir.path())).unwrap();
         assert_eq!(nested.model, released.model, "{name}");
         assert_eq!((&nested.eos[..], nested.bos, nested.ternary), (&[2][..], Some(1), None));
         let m = nested.model;
@@ -49,8 +50,8 @@ fn both_spellings_of_a_config_are_one_model() {
 fn every_tensor_is_read_and_the_parameters_add_up() {
     let Some(folder) = checkpoints() else { return };
     for name in TINY.into_iter().chain(["stories260K-hf"]) {
-        let file = Checkpoint::open(folder.join(name)).unwrap();
-        let model: ModelConfig = hf::read_config(folder.join(name)).unwrap().model;
+        let file = TensorFiles::open(folder.join(name)).unwrap();
+        let model: ModelConfig = hf::read_config(&Bundle::folder(folder.join(name))).unwrap().model;
         let counts = file.names().map(|name| {
             let x = values(&file, name);
             assert!(x.iter().all(|x| x.is_finite()) && x.iter().any(|x| *x != 0.0), "{name}");
@@ -65,8 +66,8 @@ fn every_tensor_is_read_and_the_parameters_add_up() {
 #[test]
 fn shards_hold_what_the_single_file_holds() {
     let Some(folder) = checkpoints() else { return };
-    let single = Checkpoint::open(folder.join("qwen3-tiny-tied-bf16")).unwrap();
-    let sharded = Checkpoint::open(folder.join("qwen3-tiny-tied-bf16-sharded")).unwrap();
+    let single = TensorFiles::open(folder.join("qwen3-tiny-tied-bf16")).unwrap();
+    let sharded = TensorFiles::open(folder.join("qwen3-tiny-tied-bf16-sharded")).unwrap();
     assert!(single.names().eq(sharded.names()));
     for name in single.names() {
         let [a, b] = [&single, &sharded].map(|file| file.tensor(name).unwrap());
@@ -86,7 +87,7 @@ fn embeddings_are_the_first_hidden_state() {
         let reference: serde_json::Value =
             serde_json::from_slice(&fs::read(folder.join("ref.json")).unwrap()).unwrap();
         let ids: Vec<usize> = serde_json::from_value(reference["input_ids"][0].clone()).unwrap();
-        let embedding = values(&Checkpoint::open(&folder).unwrap(), "model.embed_tokens.weight");
+        let embedding = values(&TensorFiles::open(&folder).unwrap(), "model.embed_tokens.weight");
         let (shape, hidden) = npy::read(folder.join("ref_hidden_0.npy")).unwrap();
         assert_eq!(shape, [48, 128]);
         for (id, row) in ids.iter().zip(hidden.chunks(128)) {
@@ -99,7 +100,7 @@ fn embeddings_are_the_first_hidden_state() {
 #[test]
 fn a_rewritten_checkpoint_has_the_same_tensors() {
     let Some(folder) = checkpoints() else { return };
-    let file = Checkpoint::open(folder.join("qwen3-tiny-untied-bf16")).unwrap();
+    let file = TensorFiles::open(folder.join("qwen3-tiny-untied-bf16")).unwrap();
     let all: Vec<_> = file.names().map(|name| (file.tensor(name).unwrap(), values(&file, name))).collect();
     let tensors: Vec<_> = all
         .iter()
@@ -107,7 +108,7 @@ fn a_rewritten_checkpoint_has_the_same_tensors() {
         .collect();
     let dir = tempfile::tempdir().unwrap();
     write_safetensors(dir.path().join("model.safetensors"), &tensors, &Default::default()).unwrap();
-    let again = Checkpoint::open(dir.path()).unwrap();
+    let again = TensorFiles::open(dir.path()).unwrap();
     assert!(file.names().eq(again.names()));
     for (t, _) in &all {
         assert!(

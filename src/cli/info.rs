@@ -4,15 +4,13 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{recipe, thousands};
 use crate::config::{ModelConfig, Scope};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::{if_there, path_text, read_text};
-use crate::formats::Form;
-use crate::formats::hf;
+use crate::formats::{self, Form, ModelFiles};
 use crate::kernels::Isa;
 use crate::model;
 use crate::report::{self, Versions};
@@ -46,7 +44,7 @@ pub fn run(args: InfoArgs) -> Result<()> {
     let Some(path) = &args.path else {
         return show(&Machine::new(), args.json);
     };
-    let is_model = path.join(hf::FILE_NAME).is_file();
+    let is_model = formats::is_model(path);
     let is_run = path.join(recipe::FILE).is_file() || !checkpoint::list(path).is_empty();
     if is_model || !is_run {
         return show(
@@ -260,16 +258,17 @@ impl TensorInfo {
 
 impl ModelInfo {
     fn read(dir: &Path) -> Result<Self> {
-        let (config, stored) = model::open(dir)?;
-        let unused = model::unused(&config.model, &stored)?;
-        let note = config.ternary;
+        let stored = ModelFiles::open(dir)?;
+        let unused = model::unused(&stored)?;
+        let description = &stored.description;
+        let note = description.ternary.as_ref();
         let tensors = stored.names().map(|name| {
             let tensor = stored.tensor(name)?;
             Ok(TensorInfo {
                 name: name.into(),
-                shape: tensor.shape.into(),
-                dtype: tensor.dtype.to_string(),
-                ternary: note.as_ref().is_some_and(|note| note.tensors.iter().any(|t| t == name)),
+                shape: tensor.shape().into(),
+                dtype: tensor.coding(),
+                ternary: note.is_some_and(|note| note.tensors.iter().any(|t| t == name)),
             })
         });
         let tensors: Vec<TensorInfo> = tensors.collect::<Result<_>>()?;
@@ -285,38 +284,24 @@ impl ModelInfo {
                     .then(|| 3f64.log2() + 16.0 * scales as f64 / ternary_weights as f64),
             }
         });
-        let tokenizer = match dir.join("tokenizer.json").is_file() {
-            true => Some(super::tokenizer::describe(&Tokenizer::at(dir)?)),
+        let tokenizer = match stored.files.contains("tokenizer.json") {
+            true => Some(super::tokenizer::describe(&Tokenizer::of(&stored.files)?)),
             false => None,
         };
+        let files = stored.files.list()?;
         Ok(Self {
             dir: dir.into(),
-            architecture: config.raw["model_type"].as_str().unwrap_or_default().into(),
-            parameters: config.model.parameters() as u64,
-            config: config.model,
+            architecture: description.architecture.into(),
+            parameters: description.model.parameters() as u64,
+            config: description.model.clone(),
             ternary_weights,
             ternary,
             tensors,
             unused: unused.into_iter().map(String::from).collect(),
-            files: files(dir)?,
+            files: files.into_iter().map(|(name, size)| (path_text::write(name.as_ref()), size)).collect(),
             tokenizer,
         })
     }
-}
-
-/// Name and size of what lies in `dir`.
-fn files(dir: &Path) -> Result<BTreeMap<String, u64>> {
-    let list = || {
-        fs::read_dir(dir)?
-            .map(|entry| {
-                let entry = entry?;
-                let meta = fs::metadata(entry.path())?;
-                Ok((path_text::write(entry.file_name().as_ref()), meta))
-            })
-            .collect::<std::io::Result<Vec<_>>>()
-    };
-    let list = list().map_err(Error::io("list", dir))?;
-    Ok(list.into_iter().filter(|(_, meta)| meta.is_file()).map(|(name, meta)| (name, meta.len())).collect())
 }
 
 impl Show for ModelInfo {

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use crate::error::{Error, Result};
 use crate::finish::MODEL;
-use crate::formats::hf;
+use crate::formats::{self, hf};
 use crate::model::{self, Model};
 use crate::report::thousands;
 use crate::text::Tokenizer;
@@ -144,27 +144,28 @@ fn threads(count: Option<usize>) -> Result<()> {
         .map_err(|e| Error::usage(format!("--threads {count}: {e}")))
 }
 
-/// The model directory that `path` means: itself, or the finished model or else the newest checkpoint of a run.
+/// Where the model lies that `path` means: there, or, of a run, the finished model or else the newest checkpoint.
 fn model_dir(path: &Path) -> Result<PathBuf> {
     let finished = path.join(MODEL);
     let newest = crate::train::checkpoint::list(path).pop();
     [Some(path.to_path_buf()), Some(finished), newest]
         .into_iter()
         .flatten()
-        .find(|dir| dir.join(hf::FILE_NAME).is_file())
+        .find(|path| formats::is_model(path))
         .ok_or_else(|| {
             let wanted = "a model directory with a config.json, or the folder of a run";
             Error::input(path, "model", if path.exists() { "neither" } else { "nothing there" }, wanted)
         })
 }
 
-/// The tokenizer stored with the model in `dir`.
+/// The tokenizer stored with the model at `dir`.
 fn tokenizer_of(dir: &Path) -> Result<Tokenizer> {
-    if !dir.join("tokenizer.json").is_file() && Tokenizer::other_form(dir).is_none() {
+    let files = formats::files_of(dir)?;
+    if !files.contains("tokenizer.json") && Tokenizer::other_form(&files).is_none() {
         let wanted = "a model of texts (copy and recall make models of bare tokens)";
         return Err(Error::input(dir, "tokenizer.json", "nothing", wanted));
     }
-    Tokenizer::at(dir)
+    Tokenizer::of(&files)
 }
 
 /// The tokenizer that is called so on the command line.

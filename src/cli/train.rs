@@ -11,8 +11,8 @@ use super::{recipe, thousands};
 use crate::config::{Recipe, Task};
 use crate::error::{Error, Result};
 use crate::files::{self, FolderLock, path_text, read_text};
+use crate::formats::ModelFiles;
 use crate::measure::Perplexity;
-use crate::model;
 use crate::text::{Corpus, PassedOver, Tokens, default_cache_dir};
 use crate::train::{self, Observer, Outcome, Resume, Source, StepReport, Trainer, checkpoint};
 
@@ -123,7 +123,7 @@ fn started(args: &TrainArgs, named: &Table, out: &Path) -> Result<(Start, Folder
             // The shape that such a recipe states is the usual one.
             table.remove("model");
         }
-        recipe::set_model(&mut table, &model::open(dir.as_ref())?.0.model);
+        recipe::set_model(&mut table, &ModelFiles::open(dir.as_ref())?.description.model);
         overrides(args, &mut table)?;
     }
     let recipe = absolute(recipe::resolve(&args.recipe, table)?);

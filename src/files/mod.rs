@@ -1,11 +1,13 @@
 //! Reading files that are not to be trusted, and writing files that appear whole or not at all.
 
 mod atomic;
+mod bundle;
 mod bytes;
 mod lock;
 pub mod path_text;
 
 pub use atomic::{DirectoryWriter, IfExists, recover, sweep, write_bytes, write_file};
+pub use bundle::Bundle;
 pub use bytes::Bytes;
 pub use lock::FolderLock;
 

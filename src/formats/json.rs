@@ -10,8 +10,8 @@ use super::quoted;
 use crate::error::{Error, Result};
 use crate::files::read_limited;
 
-/// Twice the largest index of a published model.
-const MAX_BYTES: u64 = 16 << 20;
+/// Of one file. Twice the largest index of a published model.
+pub(super) const MAX_BYTES: u64 = 16 << 20;
 /// Values in one file. A value in memory is far larger than its shortest spelling (`0,`), so bytes alone do not bound
 /// the memory.
 const MAX_VALUES: usize = 1 << 20;

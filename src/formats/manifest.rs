@@ -8,7 +8,7 @@ use std::path::Path;
 use super::json::{self, Fields, as_size, as_type};
 use super::{Form, quoted};
 use crate::error::Result;
-use crate::files;
+use crate::files::{self, Bundle};
 use crate::ternary::Grouping;
 
 /// The manifest's name in a model directory.
@@ -61,13 +61,13 @@ pub struct TernaryEntry {
 }
 
 impl Manifest {
-    /// Reads `ternary.json` in `folder`.
+    /// Reads `ternary.json` among `files`.
     ///
     /// # Errors
     /// Besides damaged JSON: an unknown field or version, counts that do not add up to the shape, a digest that is none.
-    pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
-        let file = folder.as_ref().join(FILE_NAME);
-        let map = json::read_object(&file)?;
+    pub fn read(files: &Bundle) -> Result<Self> {
+        let file = files.path_of(FILE_NAME);
+        let map = json::parse_object(&file, &files.need(FILE_NAME, json::MAX_BYTES)?)?;
         let top = Fields::new(&file, &map);
         top.only(&["format", "form", "group", "tensors"])?;
         let wanted = format!("{FORMAT}");
@@ -174,7 +174,7 @@ mod tests {
             let tensors = [("model.a\"\n".to_string(), matrix.clone()), ("b".into(), norm.clone())];
             let manifest = Manifest { format: FORMAT, form: Form::Unpacked, group, tensors: tensors.into() };
             manifest.write(dir.path()).unwrap();
-            assert_eq!(Manifest::read(dir.path()).unwrap(), manifest);
+            assert_eq!(Manifest::read(&Bundle::folder(dir.path())).unwrap(), manifest);
         }
     }
 }

@@ -1,14 +1,21 @@
 //! Files as bytes: safetensors, Hugging Face configurations, the ternary manifest, .npy. Nothing here knows a layer.
 //!
+//! A stored model has one door, [`ModelFiles::open`], whatever kind of file it is.
+//!
 //! Everything read is untrusted: a damaged or hostile file gives one [`Error`] that names the file and the field, and
 //! nothing is allocated that the file's own size does not justify. Everything written appears whole or not at all
 //! ([`files`](crate::files)).
 
+mod description;
 pub mod hf;
 mod json;
 pub mod manifest;
+mod model_files;
 pub mod npy;
 pub mod tensors;
+
+pub use description::{Description, NOTE_FORMAT, TernaryNote};
+pub use model_files::{ModelFiles, Stored, Trits, files_of, is_model};
 
 use serde::{Deserialize, Serialize};
 

@@ -1,15 +1,14 @@
 //! The proof that a stored model is ternary, from its files alone.
 
 use serde::Serialize;
+use std::collections::HashSet;
 use std::path::Path;
 
 use crate::config::Scope;
 use crate::error::{Error, Result};
-use crate::files::sha256_hex;
-use crate::formats::Form;
 use crate::formats::hf;
 use crate::formats::manifest::{self, Manifest};
-use crate::formats::tensors::Checkpoint;
+use crate::formats::{Form, ModelFiles};
 use crate::model::{self, ternary_entry};
 use crate::ternary::{Grouping, Stats, TernaryMatrix};
 
@@ -23,7 +22,8 @@ pub struct TensorProof {
     pub reasons: Vec<String>,
     #[serde(flatten)]
     pub stats: Stats,
-    /// Largest `|w / s - t|` over all weights, `t` the nearest of −1, 0, +1.
+    /// Largest `|w / s - t|` over the stored weights, `s` the largest `|w|` of a group, `t` the nearest of −1, 0, +1. NaN
+    /// for latents, which are no weights, and for what is no matrix.
     pub max_error: f32,
 }
 
@@ -56,10 +56,7 @@ impl Proof {
 
     /// Over all tensors; NaN if one could not be measured.
     pub fn max_error(&self) -> f32 {
-        self.tensors
-            .iter()
-            .map(|t| t.max_error)
-            .fold(0.0, |a, b| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) })
+        largest(self.tensors.iter().map(|t| t.max_error))
     }
 }
 
@@ -75,12 +72,12 @@ impl Proof {
 /// # Errors
 /// Files that cannot be read, or a model that makes no claim. A claim that is wrong is no error but a `pass: false`.
 pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proof> {
-    let (config, stored) = model::open(dir)?;
-    let file = dir.join(hf::FILE_NAME);
-    let Some(note) = config.ternary else {
+    let stored = ModelFiles::open(dir)?;
+    let file = stored.files.path_of(hf::FILE_NAME);
+    let Some(note) = &stored.description.ternary else {
         return Err(Error::input(file, "ternlm", "nothing", "the note that says which tensors are ternary"));
     };
-    let manifest = Manifest::read(dir)?;
+    let manifest = Manifest::read(&stored.files)?;
     let mut reasons = Vec::new();
     if manifest.form != note.form || manifest.group != note.group {
         reasons.push(format!(
@@ -101,31 +98,27 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
         progress(&proof);
         tensors.push(proof);
     }
+    let claimed: HashSet<&str> = note.tensors.iter().map(String::as_str).collect();
+    let promised = model::promised(&stored, note.scope);
     let mut not_ternary = Vec::new();
-    for name in stored.names().filter(|n| !note.tensors.iter().any(|t| t == n)) {
-        let shape = stored.shape(name)?.to_vec();
-        let ends = ["model.embed_tokens.weight", "lm_head.weight"].contains(&name);
-        let promised = match note.scope {
-            Scope::None => false,
-            Scope::Blocks => !ends,
-            Scope::All => true,
-        };
-        if promised && shape.len() == 2 {
+    for name in stored.names().filter(|name| !claimed.contains(name)) {
+        let tensor = stored.tensor(name)?;
+        if promised.contains(name) {
             reasons.push(format!("{name} is a matrix that scope {:?} promises to be ternary", note.scope));
         }
         match manifest.tensors.get(name) {
             None => reasons.push(format!("{name} is not in {}", manifest::FILE_NAME)),
-            Some(entry) if entry.stored_sha256 != sha256_hex([stored.bytes(name)?]) => {
+            Some(entry) if entry.stored_sha256 != tensor.sha256() => {
                 reasons.push(format!("{name}: its bytes are not those that were saved"));
             }
             _ => {}
         }
-        not_ternary.push((name.to_string(), shape));
+        not_ternary.push((name.to_string(), tensor.shape().to_vec()));
     }
     for name in manifest.tensors.keys().filter(|n| !stored.contains(n)) {
         reasons.push(format!("{name} is in {} but not in the file", manifest::FILE_NAME));
     }
-    match model::unused(&config.model, &stored) {
+    match model::unused(&stored) {
         Ok(names) => {
             reasons.extend(names.iter().map(|name| format!("{name} is in the file but not in the model")))
         }
@@ -136,13 +129,14 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
 }
 
 fn prove(
-    stored: &Checkpoint,
+    stored: &ModelFiles,
     manifest: &Manifest,
     form: Form,
     group: Grouping,
     name: &str,
 ) -> Result<TensorProof> {
-    let shape = stored.shape(name)?.to_vec();
+    let tensor = stored.tensor(name)?;
+    let shape = tensor.shape().to_vec();
     let mut proof = TensorProof {
         name: name.to_string(),
         shape: shape.clone(),
@@ -156,7 +150,10 @@ fn prove(
         return Ok(proof);
     };
     let mut values = vec![0f32; rows * cols];
-    stored.read_f32_into(name, &shape, &mut values)?;
+    tensor.read_f32_into(&shape, &mut values)?;
+    if form == Form::Unpacked {
+        proof.max_error = max_error(&values, cols, group);
+    }
     let matrix = match form {
         Form::Latent => TernaryMatrix::project(name, &values, rows, cols, group).map_err(|e| e.to_string()),
         Form::Unpacked => TernaryMatrix::from_values(&values, rows, cols, group),
@@ -165,17 +162,14 @@ fn prove(
         Ok(matrix) => matrix,
         Err(why) => {
             proof.reasons.push(why);
+            if proof.max_error > 0.0 {
+                let far = format!("a weight is {} scales away from -1, 0 and +1", proof.max_error);
+                proof.reasons.push(far);
+            }
             return Ok(proof);
         }
     };
     proof.stats = Stats::of(&matrix);
-    proof.max_error = max_error(&matrix, (form == Form::Unpacked).then_some(&values[..]));
-    if proof.max_error != 0.0 {
-        proof.reasons.push(format!("a weight is {} scales away from -1, 0 and +1", proof.max_error));
-    }
-    if proof.stats.groups != (rows * cols.div_ceil(group.size(cols))) as u64 {
-        proof.reasons.push(format!("{} scales", proof.stats.groups));
-    }
     match manifest.tensors.get(name) {
         None => proof.reasons.push(format!("not in {}", manifest::FILE_NAME)),
         Some(entry) => {
@@ -187,7 +181,7 @@ fn prove(
                 }
                 _ => {}
             }
-            if entry.stored_sha256 != sha256_hex([stored.bytes(name)?]) {
+            if entry.stored_sha256 != tensor.sha256() {
                 proof.reasons.push("its bytes are not those that were saved".into());
             }
         }
@@ -196,22 +190,280 @@ fn prove(
     Ok(proof)
 }
 
-/// `|w / s - t|` at its largest, of the stored weights or, for latents, of the projected ones.
-fn max_error(matrix: &TernaryMatrix, stored: Option<&[f32]>) -> f32 {
-    let cols = matrix.cols();
-    let mut row_values = vec![0f32; cols];
-    let mut worst = 0f32;
-    for row in 0..matrix.rows() {
-        match stored {
-            Some(values) => row_values.copy_from_slice(&values[row * cols..(row + 1) * cols]),
-            None => matrix.unpack_row(row, &mut row_values),
-        }
-        for (col, w) in row_values.iter().enumerate() {
-            let s = matrix.scale(row, col);
-            let ratio = if s > 0.0 { w / s } else { *w };
-            let nearest = ratio.round().clamp(-1.0, 1.0);
-            worst = worst.max((ratio - nearest).abs());
+/// `|w / s - t|` at its largest, of stored weights in rows of `cols`: `s` is the largest `|w|` of those that share a scale.
+fn max_error(weights: &[f32], cols: usize, grouping: Grouping) -> f32 {
+    let of_group = |group: &[f32]| {
+        let s = largest(group.iter().map(|w| w.abs()));
+        let ratios = group.iter().map(|w| w / s);
+        if s == 0.0 { 0.0 } else { largest(ratios.map(|ratio| (ratio - ratio.round()).abs())) }
+    };
+    match grouping {
+        Grouping::Tensor => of_group(weights),
+        Grouping::Size(_) => {
+            let rows = weights.chunks(cols.max(1));
+            largest(rows.flat_map(|row| row.chunks(grouping.size(cols))).map(of_group))
         }
     }
-    worst
+}
+
+/// 0 of none; NaN if one is.
+fn largest(values: impl Iterator<Item = f32>) -> f32 {
+    values.fold(0.0, |a, b| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Activation, ModelConfig};
+    use crate::formats::Description;
+    use crate::formats::tensors::{self, Data, Dtype, Tensor, TensorFiles, write_safetensors};
+    use crate::model::{Decoder, Latents};
+    use serde_json::{Value, json};
+    use std::fs;
+
+    const Q: &str = "model.layers.0.self_attn.q_proj.weight";
+    const NORM: &str = "model.norm.weight";
+    const LATENT: Form = Form::Latent;
+    const UNPACKED: Form = Form::Unpacked;
+
+    /// A model of one layer whose blocks are ternary.
+    fn saved(form: Form) -> tempfile::TempDir {
+        let config = ModelConfig {
+            vocab_size: 16,
+            hidden_size: 16,
+            layers: 1,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 8,
+            intermediate_size: 24,
+            activation: Activation::SwiGlu,
+            qk_norm: true,
+            qkv_bias: false,
+            causal: true,
+            tie_embeddings: false,
+            rope_theta: 1e4,
+            rms_norm_eps: 1e-6,
+            max_positions: 32,
+        };
+        let mut decoder = Decoder::new(&config, Scope::Blocks, Grouping::Size(8));
+        let latents = Latents::random(decoder.weights_mut(), 1, None).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let latents = (form == Form::Latent).then_some(&latents);
+        model::save(dir.path(), &decoder, &Description::new(config), latents).unwrap();
+        dir
+    }
+
+    struct Held {
+        name: String,
+        shape: Vec<usize>,
+        dtype: Dtype,
+        values: Vec<f32>,
+    }
+
+    fn edit_tensors(dir: &Path, edit: impl FnOnce(&mut Vec<Held>)) {
+        let stored = TensorFiles::open(dir).unwrap();
+        let read = |name: &str| {
+            let view = stored.tensor(name).unwrap();
+            let mut values = vec![0.0; view.shape.iter().product()];
+            view.read_f32_into(view.shape, &mut values).unwrap();
+            Held { name: name.into(), shape: view.shape.into(), dtype: view.dtype, values }
+        };
+        let mut all: Vec<Held> = stored.names().map(read).collect();
+        edit(&mut all);
+        let tensors: Vec<Tensor<'_>> = all
+            .iter()
+            .map(|t| {
+                let data = match t.dtype {
+                    Dtype::F16 => Data::F32AsF16(&t.values),
+                    _ => Data::F32(&t.values),
+                };
+                Tensor { name: t.name.clone(), shape: t.shape.clone(), data }
+            })
+            .collect();
+        write_safetensors(dir.join(tensors::FILE_NAME), &tensors, &Default::default()).unwrap();
+    }
+
+    fn edit(dir: &Path, name: &str, edit: impl FnOnce(&mut Held)) {
+        edit_tensors(dir, |all| edit(all.iter_mut().find(|t| t.name == name).unwrap()));
+    }
+
+    fn edit_json(dir: &Path, file: &str, edit: impl FnOnce(&mut Value)) {
+        let mut value = serde_json::from_slice(&fs::read(dir.join(file)).unwrap()).unwrap();
+        edit(&mut value);
+        fs::write(dir.join(file), value.to_string()).unwrap();
+    }
+
+    fn edit_manifest(dir: &Path, edit: impl FnOnce(&mut Value)) {
+        edit_json(dir, manifest::FILE_NAME, edit);
+    }
+
+    /// The proof of a copy that was changed, and all its reasons.
+    fn changed(form: Form, change: impl FnOnce(&Path)) -> (Proof, Vec<String>) {
+        let dir = saved(form);
+        change(dir.path());
+        let proof = verify(dir.path(), &mut |_| {}).unwrap();
+        let of_tensors = proof.tensors.iter().flat_map(|t| &t.reasons);
+        let reasons: Vec<String> = proof.reasons.iter().chain(of_tensors).cloned().collect();
+        assert_eq!(proof.pass, reasons.is_empty());
+        (proof, reasons)
+    }
+
+    #[test]
+    fn what_is_saved_is_proved() {
+        let (unpacked, reasons) = changed(UNPACKED, |_| {});
+        assert_eq!((reasons, unpacked.max_error(), unpacked.tensors.len()), (vec![], 0.0, 7));
+        let (latent, reasons) = changed(LATENT, |_| {});
+        assert!(reasons.is_empty() && latent.max_error().is_nan());
+        assert_eq!(latent.total(), unpacked.total());
+    }
+
+    #[test]
+    fn every_check_of_a_tensor_can_fail() {
+        let trained = "its trits or scales are not those that were trained";
+        let bytes = "its bytes are not those that were saved";
+        let cases: [(Form, fn(&Path), &[&str], f32); 11] = [
+            (
+                UNPACKED,
+                |dir| {
+                    edit(dir, Q, |t| {
+                        t.values[..8].copy_from_slice(&[1.0, 0.25, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+                    })
+                },
+                &[
+                    "row 0, column 1: 0.25 is none of -1, 0, +1",
+                    "a weight is 0.25 scales away from -1, 0 and +1",
+                ],
+                0.25,
+            ),
+            (
+                UNPACKED,
+                |dir| {
+                    edit(dir, Q, |t| {
+                        t.dtype = Dtype::F32;
+                        t.values[8..16].fill(0.1);
+                    });
+                },
+                &["row 0, column 8: scale 0.1 is not an f16 number"],
+                0.0,
+            ),
+            (
+                UNPACKED,
+                |dir| edit(dir, Q, |t| t.values[..8].fill(f32::NAN)),
+                &["row 0, column 0: NaN"],
+                f32::NAN,
+            ),
+            (UNPACKED, |dir| edit(dir, Q, |t| t.values[..8].fill(0.5)), &[trained, bytes], 0.0),
+            (
+                UNPACKED,
+                |dir| edit(dir, Q, |t| *t.values.iter_mut().find(|w| **w == 0.0).unwrap() = -0.0),
+                &[bytes],
+                0.0,
+            ),
+            (LATENT, |dir| edit(dir, Q, |t| t.values[..8].fill(0.5)), &[trained, bytes], f32::NAN),
+            (LATENT, |dir| edit(dir, Q, |t| t.values[3] *= 1.000_001), &[bytes], f32::NAN),
+            (
+                LATENT,
+                |dir| edit(dir, Q, |t| t.values[3] = f32::NAN),
+                &["the latent at row 0, column 3"],
+                f32::NAN,
+            ),
+            (
+                UNPACKED,
+                |dir| edit_manifest(dir, |m| drop(m["tensors"].as_object_mut().unwrap().remove(Q))),
+                &["not in ternary.json"],
+                0.0,
+            ),
+            (
+                UNPACKED,
+                |dir| edit_manifest(dir, |m| m["tensors"][Q]["ternary"] = Value::Null),
+                &["ternary.json does not call it ternary"],
+                0.0,
+            ),
+            (
+                UNPACKED,
+                |dir| edit_manifest(dir, |m| m["tensors"][Q]["ternary"]["dead_groups"] = json!(31)),
+                &[trained],
+                0.0,
+            ),
+        ];
+        for (at, (form, change, wanted, far)) in cases.into_iter().enumerate() {
+            let (proof, reasons) = changed(form, change);
+            assert_eq!(reasons.len(), wanted.len(), "{at}: {reasons:?}");
+            for (reason, wanted) in reasons.iter().zip(wanted) {
+                assert!(reason.contains(wanted), "{at}: {reason}");
+            }
+            let q = proof.tensors.iter().find(|t| t.name == Q).unwrap();
+            assert!(!q.pass && (q.max_error == far || q.max_error.is_nan() && far.is_nan()), "{at}: {q:?}");
+        }
+        // Any number of dimensions may be claimed.
+        let (_, reasons) = changed(UNPACKED, |dir| {
+            edit_json(dir, hf::FILE_NAME, |c| {
+                c["ternlm"]["tensors"].as_array_mut().unwrap().push(json!(NORM))
+            });
+        });
+        assert_eq!(reasons, ["1 dimensions, wanted a matrix"]);
+    }
+
+    #[test]
+    fn every_check_of_the_whole_can_fail() {
+        let cases: [(fn(&Path), &str); 10] = [
+            (
+                |dir| edit_json(dir, hf::FILE_NAME, |c| c["ternlm"]["group"] = json!(4)),
+                "config.json says Unpacked by groups of 4, ternary.json says Unpacked by 8",
+            ),
+            (
+                |dir| edit_manifest(dir, |m| m["form"] = json!("latent")),
+                "config.json says Unpacked by groups of 8, ternary.json says Latent by 8",
+            ),
+            (
+                |dir| edit_json(dir, hf::FILE_NAME, |c| c["ternlm"]["tensors"] = json!([])),
+                "no tensor claims to be ternary",
+            ),
+            (
+                |dir| {
+                    edit_json(dir, hf::FILE_NAME, |c| {
+                        drop(c["ternlm"]["tensors"].as_array_mut().unwrap().remove(0))
+                    })
+                },
+                "model.layers.0.self_attn.q_proj.weight is a matrix that scope Blocks promises to be ternary",
+            ),
+            (
+                |dir| edit_json(dir, hf::FILE_NAME, |c| c["ternlm"]["scope"] = json!("all")),
+                "lm_head.weight is a matrix that scope All promises to be ternary",
+            ),
+            (
+                |dir| edit_manifest(dir, |m| drop(m["tensors"].as_object_mut().unwrap().remove(NORM))),
+                "model.norm.weight is not in ternary.json",
+            ),
+            (
+                |dir| edit(dir, NORM, |t| t.values[0] = 2.0),
+                "model.norm.weight: its bytes are not those that were saved",
+            ),
+            (
+                |dir| edit_manifest(dir, |m| m["tensors"]["ghost"] = m["tensors"][NORM].clone()),
+                "ghost is in ternary.json but not in the file",
+            ),
+            (
+                |dir| {
+                    edit_tensors(dir, |all| {
+                        all.push(Held {
+                            name: "score".into(),
+                            shape: vec![1],
+                            dtype: Dtype::F32,
+                            values: vec![1.0],
+                        });
+                    });
+                },
+                "score is in the file but not in the model",
+            ),
+            (
+                |dir| edit_json(dir, hf::FILE_NAME, |c| c["num_hidden_layers"] = json!(2)),
+                "model.layers.1.input_layernorm.weight",
+            ),
+        ];
+        for (change, wanted) in cases {
+            let (proof, reasons) = changed(UNPACKED, change);
+            assert!(!proof.pass && reasons.iter().any(|r| r.contains(wanted)), "{wanted}: {reasons:?}");
+        }
+    }
 }

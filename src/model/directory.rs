@@ -1,47 +1,43 @@
-//! What a model directory holds against what its configuration describes.
+//! The tensors that a stored model holds against those that its configuration describes.
 
-use std::path::Path;
+use std::collections::HashSet;
 
 use super::Decoder;
 use crate::config::{ModelConfig, Scope};
 use crate::error::{Error, Result};
-use crate::formats::hf::{self, HfConfig};
-use crate::formats::quoted;
-use crate::formats::tensors::Checkpoint;
+use crate::formats::hf::HEAD;
+use crate::formats::{ModelFiles, quoted};
 use crate::ternary::Grouping;
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-pub(super) const HEAD: &str = "lm_head.weight";
 const FIRST_LAYER: &str = "model.layers.0.";
 
-/// Reads the configuration in `dir` and opens its weights. Where the configuration ties the output head to the embedding
-/// but the files hold a head of other values, that head counts and the model is untied, as in Hugging Face's own loader.
-pub fn open(dir: &Path) -> Result<(HfConfig, Checkpoint)> {
-    let mut hf = hf::read_config(dir)?;
-    let stored = Checkpoint::open(dir)?;
-    if hf.model.tie_embeddings && stored.contains(HEAD) && stored.contains(EMBEDDING) {
-        let (head, embedding) = (stored.tensor(HEAD)?, stored.tensor(EMBEDDING)?);
-        hf.model.tie_embeddings = head.same_values(&embedding)?;
-    }
-    Ok((hf, stored))
-}
-
-/// The names of the tensors that `stored` has and a model of this shape does not use, but for those that say nothing new.
+/// The names of the tensors that `stored` has and its model does not use, but for those that say nothing new.
 ///
 /// # Errors
 /// A tensor that the model needs and that is not there.
-pub fn unused<'a>(config: &ModelConfig, stored: &'a Checkpoint) -> Result<Vec<&'a str>> {
-    if let Some(name) = tensor_names(config).find(|name| !stored.contains(name)) {
+pub fn unused(stored: &ModelFiles) -> Result<Vec<&str>> {
+    let config = &stored.description.model;
+    let needed = || names(config, Scope::None).map(|(name, _)| name);
+    if let Some(name) = needed().find(|name| !stored.contains(name)) {
         return Err(missing(&name, stored));
     }
-    let mut unused = stored.unused(tensor_names(config));
+    let used: HashSet<String> = needed().collect();
     let again = |name: &str| config.tie_embeddings && name == HEAD;
-    unused.retain(|name| !again(name) && !says_nothing_new(name, stored));
-    Ok(unused)
+    let unused = |name: &&str| !used.contains(*name) && !again(name) && !says_nothing_new(name, stored);
+    Ok(stored.names().filter(unused).collect())
 }
 
-/// The names of a decoder's tensors, whatever its size: those of a decoder of one layer, again for every layer.
-fn tensor_names(config: &ModelConfig) -> impl Iterator<Item = String> {
+/// The names of the matrices that `scope` makes ternary in a model like `stored`.
+pub fn promised(stored: &ModelFiles, scope: Scope) -> HashSet<String> {
+    // A model of more layers than there are tensors lacks some, which `unused` says.
+    let config = &stored.description.model;
+    let config = ModelConfig { layers: config.layers.min(stored.names().count()), ..config.clone() };
+    names(&config, scope).filter(|(_, ternary)| *ternary).map(|(name, _)| name).collect()
+}
+
+/// The names of a decoder's tensors, whatever its size, and which are ternary: those of a decoder of one layer, again for
+/// every layer.
+fn names(config: &ModelConfig, scope: Scope) -> impl Iterator<Item = (String, bool)> {
     let sizes = ModelConfig {
         vocab_size: 1,
         hidden_size: 1,
@@ -53,27 +49,31 @@ fn tensor_names(config: &ModelConfig) -> impl Iterator<Item = String> {
         max_positions: 1,
         ..config.clone()
     };
-    let small = Decoder::new(&sizes, Scope::None, Grouping::default());
-    let (layer, ends): (Vec<String>, Vec<String>) =
-        small.weights().map(|p| p.name.clone()).partition(|name| name.starts_with(FIRST_LAYER));
+    let small = Decoder::new(&sizes, scope, Grouping::default());
+    let (layer, ends): (Vec<_>, Vec<_>) = small
+        .weights()
+        .map(|p| (p.name.clone(), p.ternary().is_some()))
+        .partition(|(name, _)| name.starts_with(FIRST_LAYER));
     let of_layer = move |i: usize| {
-        let named = |name: &String| format!("model.layers.{i}.{}", &name[FIRST_LAYER.len()..]);
+        let named = |(name, ternary): &(String, bool)| {
+            (format!("model.layers.{i}.{}", &name[FIRST_LAYER.len()..]), *ternary)
+        };
         layer.iter().map(named).collect::<Vec<_>>()
     };
     ends.into_iter().chain((0..config.layers).flat_map(of_layer))
 }
 
 /// Tables that follow from the configuration, which older programs stored: rotary angles, causal masks.
-fn says_nothing_new(name: &str, stored: &Checkpoint) -> bool {
+fn says_nothing_new(name: &str, stored: &ModelFiles) -> bool {
     let rotary = ["inv_freq", "original_inv_freq", "cos_cached", "sin_cached"];
     let rotary = rotary.iter().any(|table| name.ends_with(&format!("rotary_emb.{table}")));
     let mask = ["attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias"];
     // A bias that is added has one dimension.
-    let shape = || stored.shape(name).unwrap_or_default();
-    rotary || (mask.iter().any(|table| name.ends_with(table)) && matches!(shape(), [] | [1, 1, _, _]))
+    let no_bias = || stored.tensor(name).is_ok_and(|t| matches!(t.shape(), [] | [1, 1, _, _]));
+    rotary || (mask.iter().any(|table| name.ends_with(table)) && no_bias())
 }
 
-fn missing(name: &str, stored: &Checkpoint) -> Error {
+fn missing(name: &str, stored: &ModelFiles) -> Error {
     let rest = name.strip_prefix("model.").unwrap_or(name);
     let place = name.trim_end_matches("weight").trim_end_matches("bias");
     // Under another prefix, or in another tool's packing.

@@ -24,7 +24,7 @@ pub use attention::{Attention, AttentionSaved, Cached};
 pub use cache::{KvCache, KvPool};
 pub use cross_entropy::Loss;
 pub use decoder::{Block, Decoder, Span, State, Wanted};
-pub use directory::{open, unused};
+pub use directory::{promised, unused};
 pub use embedding::Embedding;
 pub use feed_forward::{FeedForward, FeedForwardSaved};
 pub use gradients::Gradients;

@@ -1,52 +1,53 @@
-//! A decoder from and to a Hugging Face directory.
+//! A decoder from a stored model, and to a Hugging Face directory.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use safetensors::Dtype;
 
-use super::directory::{HEAD, open, unused};
+use super::directory::unused;
 use super::{Decoder, Latents, Weight};
 use crate::config::{Inputs, Scope, TernaryConfig};
 use crate::error::{Error, Result};
 use crate::files::sha256_hex;
-use crate::formats::Form;
-use crate::formats::hf::{self, HfConfig, TernaryNote};
+use crate::formats::hf::{self, HEAD};
 use crate::formats::manifest::{self, Entry, Manifest, TernaryEntry};
-use crate::formats::quoted;
-use crate::formats::tensors::{self, Checkpoint, Data, Tensor, write_safetensors};
+use crate::formats::tensors::{self, Data, Tensor, TensorFiles, write_safetensors};
+use crate::formats::{Description, Form, ModelFiles, NOTE_FORMAT, Stored, TernaryNote, quoted};
 use crate::ternary::{Grouping, Stats, TernaryMatrix};
 
-/// A decoder and the configuration it came with.
+/// A decoder, and what its files say of the model besides.
 #[derive(Clone, Debug)]
 pub struct Model {
     pub decoder: Decoder,
-    pub hf: HfConfig,
+    pub description: Description,
 }
 
-/// Loads `dir`. `ternary` says which matrices are to be ternary and how; without it that is what `config.json` notes,
-/// and a foreign model stays in full precision. Matrices that are ternary already are taken over, never projected again.
+/// Loads the model at `path`. `ternary` says which matrices are to be ternary and how; without it that is what
+/// `config.json` notes, and a foreign model stays in full precision. Matrices that are ternary already are taken over,
+/// never projected again.
 ///
 /// # Errors
 /// Missing or misshapen tensors, tensors that the model would not use, values that are not finite, a tensor that claims
 /// to be ternary and is not, a claim of tensors that are no matrices of the model, a model that is ternary by other groups
 /// than asked for.
-pub fn load(dir: &Path, ternary: Option<&TernaryConfig>) -> Result<Model> {
-    read(dir, ternary, None)
+pub fn load(path: &Path, ternary: Option<&TernaryConfig>) -> Result<Model> {
+    read(path, ternary, None)
 }
 
 /// [`load`], with the latents that a training goes on from: those that are stored, or such whose projection the stored
 /// matrix is.
-pub fn load_to_train(dir: &Path, ternary: Option<&TernaryConfig>) -> Result<(Model, Latents)> {
+pub fn load_to_train(path: &Path, ternary: Option<&TernaryConfig>) -> Result<(Model, Latents)> {
     let mut latents = Latents::default();
-    let model = read(dir, ternary, Some(&mut latents))?;
+    let model = read(path, ternary, Some(&mut latents))?;
     Ok((model, latents))
 }
 
-fn read(dir: &Path, ternary: Option<&TernaryConfig>, mut latents: Option<&mut Latents>) -> Result<Model> {
-    let (hf, stored) = open(dir)?;
-    let config_file = dir.join(hf::FILE_NAME);
-    let unused = unused(&hf.model, &stored)?;
+fn read(path: &Path, ternary: Option<&TernaryConfig>, mut latents: Option<&mut Latents>) -> Result<Model> {
+    let stored = ModelFiles::open(path)?;
+    let description = &stored.description;
+    let config_file = stored.files.path_of(hf::FILE_NAME);
+    let unused = unused(&stored)?;
     if !unused.is_empty() {
         let named: Vec<String> = unused.iter().take(3).map(|name| quoted(name)).collect();
         let more = unused.len() - named.len();
@@ -54,24 +55,25 @@ fn read(dir: &Path, ternary: Option<&TernaryConfig>, mut latents: Option<&mut La
         let wanted = format!("only tensors that the model of {} uses", config_file.display());
         return Err(Error::input(stored.source(), "tensors", named.join(", ") + &more, wanted));
     }
-    if !hf.model.tie_embeddings && hf.raw.get("tie_word_embeddings") == Some(&true.into()) {
+    if description.said_tied && !description.model.tie_embeddings {
         tracing::warn!(
             "{}: tie_word_embeddings is true, but {HEAD} is not the embedding: the model gets this head of its own",
             config_file.display()
         );
     }
     // Before anything of that size is allocated.
-    let held: u128 = stored.names().map(|n| stored.shape(n).map_or(0, elements)).sum();
-    if held < hf.model.parameters() {
-        let wanted = format!("the {} that {} describes", hf.model.parameters(), config_file.display());
-        return Err(Error::input(dir, "weights", format!("{held} values"), wanted));
+    let held: u128 = stored.names().map(|n| stored.tensor(n).map_or(0, |t| elements(t.shape()))).sum();
+    if held < description.model.parameters() {
+        let wanted =
+            format!("the {} that {} describes", description.model.parameters(), config_file.display());
+        return Err(Error::input(path, "weights", format!("{held} values"), wanted));
     }
-    let note = hf.ternary.as_ref();
+    let note = description.ternary.as_ref();
     let (scope, grouping, inputs) = ternary
         .map(|t| (t.scope, t.group, t.activations))
         .or(note.map(|n| (n.scope, n.group, n.activations)))
         .unwrap_or((Scope::None, Grouping::default(), Inputs::F32));
-    let mut decoder = Decoder::new(&hf.model, scope, grouping);
+    let mut decoder = Decoder::new(&description.model, scope, grouping);
     decoder.set_inputs(inputs);
     if let Some(note) = note {
         judge_claim(note, &decoder, ternary.is_none(), &config_file)?;
@@ -80,34 +82,34 @@ fn read(dir: &Path, ternary: Option<&TernaryConfig>, mut latents: Option<&mut La
         **latents = Latents::with_places(decoder.weights().count());
     }
     for weight in decoder.weights_mut() {
-        let unpacked = note.filter(|n| n.form == Form::Unpacked && n.tensors.contains(&weight.name));
-        let shape = weight.shape.clone();
-        let mut values = vec![0.0; weight.len()];
-        stored.read_f32_into(&weight.name, &shape, &mut values)?;
-        if !crate::kernels::all_finite(&values) {
-            return Err(Error::input(dir, &weight.name, "a value that is not finite", "finite values"));
-        }
-        match (unpacked, weight.grouping()) {
-            (Some(note), Some(grouping)) if note.group != grouping => {
+        let (tensor, shape) = (stored.tensor(&weight.name)?, weight.shape.clone());
+        match (tensor, weight.grouping()) {
+            (Stored::Trits(trits), Some(grouping)) if trits.grouping != grouping => {
                 let wanted = format!("groups of {grouping}; train from a checkpoint, which has the latents");
-                return Err(Error::input(&config_file, "ternlm.group", note.group, wanted));
+                return Err(Error::input(&config_file, "ternlm.group", trits.grouping, wanted));
             }
-            (Some(_), Some(grouping)) => {
-                let wanted = "the ternary tensor that config.json claims";
-                let matrix = TernaryMatrix::from_values(&values, shape[0], shape[1], grouping)
-                    .map_err(|why| Error::input(dir, &weight.name, why, wanted))?;
+            (Stored::Trits(trits), Some(_)) => {
+                let matrix = trits.matrix(shape[0], shape[1])?;
                 match &mut latents {
                     Some(latents) => latents.adopt(weight, matrix),
                     None => weight.adopt(matrix),
                 }
             }
-            _ => match &mut latents {
-                Some(latents) => latents.set(weight, values)?,
-                None => drop(weight.set(&values)?),
-            },
+            (tensor, _) => {
+                let mut values = vec![0.0; weight.len()];
+                tensor.read_f32_into(&shape, &mut values)?;
+                if !crate::kernels::all_finite(&values) {
+                    let wanted = "finite values";
+                    return Err(Error::input(path, &weight.name, "a value that is not finite", wanted));
+                }
+                match &mut latents {
+                    Some(latents) => latents.set(weight, values)?,
+                    None => drop(weight.set(&values)?),
+                }
+            }
         }
     }
-    Ok(Model { decoder, hf })
+    Ok(Model { decoder, description: stored.description })
 }
 
 /// `ternlm.tensors` may name matrices of the model alone; with the note's own scope, all that the scope promises.
@@ -136,19 +138,25 @@ fn elements(shape: &[usize]) -> u128 {
 /// With `latents` every tensor is stored as f32, from which training goes on ([`Form::Latent`]). Without them a ternary
 /// tensor is stored as its weights −s, 0, +s in f16, which any Hugging Face tool loads, and everything else as f32
 /// ([`Form::Unpacked`]).
-pub fn save(dir: &Path, decoder: &Decoder, hf: &HfConfig, latents: Option<&Latents>) -> Result<()> {
+pub fn save(
+    dir: &Path,
+    decoder: &Decoder,
+    description: &Description,
+    latents: Option<&Latents>,
+) -> Result<()> {
     let form = if latents.is_some() { Form::Latent } else { Form::Unpacked };
     let ternary = decoder.weights().filter(|p| p.ternary().is_some());
     let note = TernaryNote {
-        format: hf::NOTE_FORMAT,
+        format: NOTE_FORMAT,
         form,
         scope: decoder.scope,
         group: decoder.grouping,
         activations: decoder.inputs(),
         tensors: ternary.map(|p| p.name.clone()).collect(),
     };
-    let hf = HfConfig { ternary: Some(note), ..hf.clone() };
-    hf::write_config(dir, &hf, Dtype::F32)?;
+    let mut description = description.clone();
+    description.ternary = Some(note);
+    hf::write_config(dir, &description, Dtype::F32)?;
     let stored: Vec<Tensor<'_>> = decoder
         .weights()
         .map(|p| Tensor { name: p.name.clone(), shape: p.shape.clone(), data: data_of(p, latents) })
@@ -156,7 +164,7 @@ pub fn save(dir: &Path, decoder: &Decoder, hf: &HfConfig, latents: Option<&Laten
     // `format: pt` is what Hugging Face's own loader asks for.
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     write_safetensors(dir.join(tensors::FILE_NAME), &stored, &metadata)?;
-    let written = Checkpoint::open(dir)?;
+    let written = TensorFiles::open(dir)?;
     let entries = decoder.weights().map(|p| Ok((p.name.clone(), entry_of(p, written.bytes(&p.name)?))));
     let manifest = Manifest {
         format: manifest::FORMAT,

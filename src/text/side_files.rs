@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 use super::builtin::END_OF_TEXT;
-use crate::files::{if_there, read_limited, read_text, write_bytes};
+use crate::files::{Bundle, write_bytes};
 use crate::{Error, Result};
 
 const EOS_NAMES: [&str; 7] =
@@ -22,6 +22,7 @@ const BOS_NAMES: [&str; 4] = ["<s>", "<|begin_of_text|>", "<bos>", "[BOS]"];
 /// The names by which templates know the special tokens.
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const JINJA: &str = "chat_template.jinja";
 const MAX_BYTES: u64 = 64 << 20;
 
 /// A JSON object as it was read, byte by byte and parsed.
@@ -51,15 +52,15 @@ impl SideFiles {
         SideFiles { eos, bos, stop: eos.into_iter().collect(), ..Self::default() }
     }
 
-    /// Reads what lies in `dir`; `id_of` and `token_of` are the tokenizer, `vocab` its size.
+    /// Reads what lies among `files`; `id_of` and `token_of` are the tokenizer, `vocab` its size.
     pub fn read(
-        dir: &Path,
+        files: &Bundle,
         id_of: impl Fn(&str) -> Option<u32>,
         token_of: impl Fn(u32) -> Option<String>,
         vocab: usize,
     ) -> Result<Self> {
         let mut side = Self::well_known(&id_of);
-        let read = |name: &'static str| Ok((name, read_object(&dir.join(name))?));
+        let read = |name: &'static str| Ok((name, read_object(files, name)?));
         let (config_name, config) = read("tokenizer_config.json")?;
         let map = read("special_tokens_map.json")?;
         let ids_of = |file: &(&str, Option<Object>), key: &str| {
@@ -78,10 +79,10 @@ impl SideFiles {
                 Some((name, value)) => {
                     let text = value.as_str().or_else(|| value["content"].as_str());
                     let wanted = "a token of tokenizer.json";
-                    let text = text.ok_or_else(|| Error::input(dir.join(name), key, value, wanted))?;
+                    let text = text.ok_or_else(|| Error::input(files.path_of(name), key, value, wanted))?;
                     // A template may mention a token that no text holds.
                     if id_of(text).is_none() && matches!(key, "bos_token" | "eos_token") {
-                        return Err(Error::input(dir.join(name), key, value, wanted));
+                        return Err(Error::input(files.path_of(name), key, value, wanted));
                     }
                     Some(text.to_string())
                 }
@@ -111,12 +112,11 @@ impl SideFiles {
                 side.stop.push(id);
             }
         }
-        let jinja = dir.join("chat_template.jinja");
-        side.jinja = if_there(read_text(&jinja, MAX_BYTES))?;
-        let file = dir.join(config_name);
+        side.jinja = files.read_text(JINJA, MAX_BYTES)?;
+        let file = files.path_of(config_name);
         side.config = config.1;
         side.chat_template = match &side.jinja {
-            Some(text) => Some((text.clone(), jinja)),
+            Some(text) => Some((text.clone(), files.path_of(JINJA))),
             None => side.config().map_or(Ok(None), |config| template(config, &file))?.map(|t| (t, file)),
         };
         Ok(side)
@@ -152,18 +152,18 @@ impl SideFiles {
         };
         write_bytes(dir.join("tokenizer_config.json"), &bytes)?;
         match &self.jinja {
-            Some(text) => write_bytes(dir.join("chat_template.jinja"), text.as_bytes()),
+            Some(text) => write_bytes(dir.join(JINJA), text.as_bytes()),
             None => Ok(()),
         }
     }
 }
 
 /// A JSON object, or `None` where there is no file.
-fn read_object(path: &Path) -> Result<Option<Object>> {
-    let Some(bytes) = if_there(read_limited(path, MAX_BYTES))? else { return Ok(None) };
+fn read_object(files: &Bundle, name: &str) -> Result<Option<Object>> {
+    let Some(bytes) = files.read(name, MAX_BYTES)? else { return Ok(None) };
     match serde_json::from_slice(&bytes) {
         Ok(map) => Ok(Some((bytes, map))),
-        Err(e) => Err(Error::input(path, "JSON", e, "an object")),
+        Err(e) => Err(Error::input(files.path_of(name), "JSON", e, "an object")),
     }
 }
 

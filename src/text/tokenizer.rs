@@ -11,9 +11,11 @@ use super::decoder::{self, Decoders};
 use super::parallel_cuts::Cut;
 use super::side_files::SideFiles;
 use super::{alphabet, builtin, tokenizer_checks};
-use crate::files::{read_limited, sha256_hex, write_bytes};
+use crate::files::{Bundle, read_limited, sha256_hex, write_bytes};
 use crate::{Error, Result};
 
+/// The tokenizer's name among the files of a model.
+const FILE_NAME: &str = "tokenizer.json";
 /// The largest published `tokenizer.json` is below 40 MB.
 const MAX_BYTES: u64 = 256 << 20;
 /// A text to find out what a tokenizer adds to it.
@@ -95,7 +97,7 @@ impl Tokenizer {
     /// # Errors
     /// Those of [`Tokenizer::from_file`].
     pub fn at(path: &Path) -> Result<Tokenizer> {
-        if path.is_dir() { Self::from_folder(path) } else { Self::from_file(path) }
+        if path.is_dir() { Self::of(&Bundle::folder(path)) } else { Self::from_file(path) }
     }
 
     /// `bytes`, `gpt2`, a `tokenizer.json`, or a folder that holds one. (A folder called `gpt2` is `./gpt2`.)
@@ -111,28 +113,31 @@ impl Tokenizer {
         }
     }
 
-    fn from_folder(dir: &Path) -> Result<Tokenizer> {
-        let file = dir.join("tokenizer.json");
-        match Self::other_form(dir) {
-            Some(other) if !file.is_file() => Err(Error::input(
-                dir,
-                "tokenizer.json",
+    /// The tokenizer among the files of a model: `tokenizer.json`, and what [`Tokenizer::from_file`] reads beside it.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::from_file`].
+    pub fn of(files: &Bundle) -> Result<Tokenizer> {
+        match Self::other_form(files) {
+            Some(other) if !files.contains(FILE_NAME) => Err(Error::input(
+                files.place(),
+                FILE_NAME,
                 format!("only {other}"),
                 "this file, which Python's transformers makes of it: \
                  AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
             )),
-            _ => Self::from_file(file),
+            _ => Self::read(&files.path_of(FILE_NAME), files.need(FILE_NAME, MAX_BYTES)?, Some(files)),
         }
     }
 
-    /// A file of `dir` that holds a tokenizer in a form that is not read.
-    pub(crate) fn other_form(dir: &Path) -> Option<&'static str> {
+    /// One of `files` that holds a tokenizer in a form that is not read.
+    pub(crate) fn other_form(files: &Bundle) -> Option<&'static str> {
         let names = [
             ("tokenizer.model", "tokenizer.model (SentencePiece)"),
             ("spiece.model", "spiece.model (SentencePiece)"),
             ("vocab.json", "vocab.json"),
         ];
-        names.iter().find(|(name, _)| dir.join(name).is_file()).map(|(_, said)| *said)
+        names.iter().find(|(name, _)| files.contains(name)).map(|(_, said)| *said)
     }
 
     /// Reads a Hugging Face `tokenizer.json`, and from beside it `tokenizer_config.json`, `special_tokens_map.json`,
@@ -144,13 +149,17 @@ impl Tokenizer {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Tokenizer> {
         let path = path.as_ref();
         let bytes = read_limited(path, MAX_BYTES)?;
-        let json = serde_json::from_slice(&bytes)
-            .map_err(|e| Error::input(path, "JSON", e, "a Hugging Face tokenizer.json"))?;
-        drop(bytes);
-        let dir = path.parent().unwrap_or(Path::new(""));
         // Under another name the files beside it may belong to another tokenizer.
-        let beside = path.file_name().is_some_and(|name| name == "tokenizer.json").then_some(dir);
-        Self::build(path, json, beside)
+        let named = path.file_name().is_some_and(|name| name == FILE_NAME);
+        let beside = named.then(|| Bundle::folder(path.parent().unwrap_or(Path::new(""))));
+        Self::read(path, bytes, beside.as_ref())
+    }
+
+    fn read(name: &Path, bytes: Vec<u8>, beside: Option<&Bundle>) -> Result<Tokenizer> {
+        let json = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::input(name, "JSON", e, "a Hugging Face tokenizer.json"))?;
+        drop(bytes);
+        Self::build(name, json, beside)
     }
 
     /// From a `tokenizer.json` made here; the well-known names decide which token ends a text.
@@ -158,7 +167,7 @@ impl Tokenizer {
         Self::build(name, json, None)
     }
 
-    fn build(name: &Path, mut json: Value, beside: Option<&Path>) -> Result<Tokenizer> {
+    fn build(name: &Path, mut json: Value, beside: Option<&Bundle>) -> Result<Tokenizer> {
         let vocab_size = tokenizer_checks::check(name, &mut json)?;
         let cut = if builtin::is_bytes_json(&json) { Cut::Anywhere } else { Cut::of(&json) };
         let decoders = Decoders::of(&json["decoder"]);
@@ -173,7 +182,7 @@ impl Tokenizer {
         };
         let id_of = |token: &str| hf.token_to_id(token);
         let side = match beside {
-            Some(dir) => SideFiles::read(dir, id_of, |id| hf.id_to_token(id), vocab_size)?,
+            Some(files) => SideFiles::read(files, id_of, |id| hf.id_to_token(id), vocab_size)?,
             None => SideFiles::well_known(id_of),
         };
         let (prefix, fingerprint) = (Vec::new(), OnceLock::new());
@@ -386,7 +395,7 @@ impl Tokenizer {
         let dir = dir.as_ref();
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         self.0.side.write(dir, |id| self.token(id))?;
-        write_bytes(dir.join("tokenizer.json"), self.json(true).as_bytes())
+        write_bytes(dir.join(FILE_NAME), self.json(true).as_bytes())
     }
 
     /// SHA-256 (hexadecimal) of the compact `tokenizer.json`: equal for tokenizers that give the same ids by the same

@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use super::{Progress, Trainer};
 use crate::config::Recipe;
 use crate::error::{Error, Result};
-use crate::files::{self, DirectoryWriter, IfExists, sha256_hex};
+use crate::files::{self, Bundle, DirectoryWriter, IfExists, sha256_hex};
 use crate::formats::Form;
 use crate::formats::manifest::{self, Manifest};
-use crate::formats::tensors::{Checkpoint, Data, Tensor, write_safetensors};
+use crate::formats::tensors::{Data, Tensor, TensorFiles, write_safetensors};
 use crate::ternary::Flips;
 
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -142,8 +142,8 @@ fn check_model(dir: &Path, saved: &Saved) -> Result<()> {
         let wanted = format!("{wanted}, as in {TRAINER}: these files are of two checkpoints");
         return Err(Error::input(dir.join(manifest::FILE_NAME), "SHA-256", found, wanted));
     }
-    let stored = Checkpoint::open(dir)?;
-    let tensors: Vec<_> = Manifest::read(dir)?.tensors.into_iter().collect();
+    let stored = TensorFiles::open(dir)?;
+    let tensors: Vec<_> = Manifest::read(&Bundle::folder(dir))?.tensors.into_iter().collect();
     tensors.into_par_iter().try_for_each(|(name, entry)| {
         let tensor = stored.tensor(&name)?;
         let found = sha256_hex([tensor.bytes]);
@@ -163,7 +163,7 @@ pub fn restore(dir: &Path, trainer: &mut Trainer) -> Result<()> {
     let file = read(dir)?;
     check_model(dir, &file)?;
     let path = dir.join(OPTIMIZER);
-    let stored = Checkpoint::open_file(&path)?;
+    let stored = TensorFiles::open_file(&path)?;
     trainer.optimizer.restore(&trainer.model.decoder, &stored)?;
     let steps = usize::try_from(file.progress.step).unwrap_or(usize::MAX);
     if stored.shape("losses")? != [steps] {

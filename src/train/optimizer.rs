@@ -2,7 +2,7 @@
 
 use crate::config::{MomentFormat, OptimizerKind, TrainConfig};
 use crate::error::{Error, Result};
-use crate::formats::tensors::{Checkpoint, Data, Dtype, Tensor};
+use crate::formats::tensors::{Data, Dtype, Tensor, TensorFiles};
 use crate::kernels::{self, AdamW, BLOCK, Moments, Pass, Rule};
 use crate::model::{Decoder, Gradients, Latents, Weight};
 
@@ -142,7 +142,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// Moments of another optimizer or format, or a tensor that is not as it was given.
-    pub fn restore(&mut self, decoder: &Decoder, stored: &Checkpoint) -> Result<()> {
+    pub fn restore(&mut self, decoder: &Decoder, stored: &TensorFiles) -> Result<()> {
         let coded = stored.names().any(|name| name.starts_with("first.codes."));
         let wanted = if coded { MomentFormat::Int8 } else { MomentFormat::F32 };
         if self.format != wanted {
@@ -189,7 +189,7 @@ impl Optimizer {
 }
 
 /// The optimizer whose moments these are: each keeps second moments of other parameters.
-fn kind_of(decoder: &Decoder, stored: &Checkpoint) -> Option<OptimizerKind> {
+fn kind_of(decoder: &Decoder, stored: &TensorFiles) -> Option<OptimizerKind> {
     let second = |p: &&Weight| {
         ["second", "second.codes"].iter().any(|of| stored.contains(&format!("{of}.{}", p.name)))
     };

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use super::checkpoint::{self, Saved};
 use crate::config::{DataConfig, ModelConfig, OptimizerKind, Order, Recipe, ScheduleKind, Task};
 use crate::error::{Error, Result};
-use crate::formats::hf::{self, HfConfig};
+use crate::files::Bundle;
+use crate::formats::{Description, hf};
 use crate::text::Corpus;
 
 /// A checkpoint to go on from.
@@ -18,15 +19,15 @@ pub struct Resume {
     /// Another text than the one trained on so far is meant.
     pub other_data: bool,
     saved: Saved,
-    config: HfConfig,
+    description: Description,
 }
 
 impl Resume {
     /// # Errors
     /// Files of the checkpoint that do not fit together, by file and key.
     pub fn open(dir: &Path, other_data: bool) -> Result<Self> {
-        let (saved, config) = (checkpoint::read(dir)?, hf::read_config(dir)?);
-        let resume = Self { dir: dir.into(), other_data, saved, config };
+        let (saved, description) = (checkpoint::read(dir)?, hf::read_config(&Bundle::folder(dir))?);
+        let resume = Self { dir: dir.into(), other_data, saved, description };
         if let Some(recipe) = &resume.saved.recipe
             && let Some(d) = differences(&resume.truth(recipe), recipe).into_iter().next()
         {
@@ -38,7 +39,7 @@ impl Resume {
 
     /// The shape of the model in the checkpoint.
     pub fn model(&self) -> &ModelConfig {
-        &self.config.model
+        &self.description.model
     }
 
     /// The recipe at the checkpoint. Those made before they held it have none.
@@ -49,8 +50,8 @@ impl Resume {
     /// `recipe` with what `config.json` says of the model.
     fn truth(&self, recipe: &Recipe) -> Recipe {
         let mut truth = recipe.clone();
-        truth.model = Some(self.config.model.clone());
-        if let Some(note) = &self.config.ternary {
+        truth.model = Some(self.description.model.clone());
+        if let Some(note) = &self.description.ternary {
             truth.ternary.scope = note.scope;
             truth.ternary.group = note.group;
             truth.ternary.activations = note.activations;

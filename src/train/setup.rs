@@ -7,7 +7,7 @@ use super::{Resume, Source, Synthetic, Trainer, checkpoint, differences};
 use crate::config::{ModelConfig, Recipe, Task};
 use crate::error::{Error, Result};
 use crate::files::path_text;
-use crate::formats::hf::HfConfig;
+use crate::formats::{Description, ModelFiles, files_of};
 use crate::model::{self, Decoder, Latents, Model};
 use crate::text::{Corpus, Tokenizer, sources};
 
@@ -39,9 +39,9 @@ pub fn setup(
     let tokenizer = tokenizer(&recipe, dir)?;
     let (mut model, latents) = starting_model(&recipe, dir)?;
     let config = &model.decoder.config;
-    if let Some(t) = tokenizer.as_ref().filter(|_| model.hf.eos.is_empty()) {
-        model.hf.eos = t.stop_ids().to_vec();
-        model.hf.bos = t.bos();
+    if let Some(t) = tokenizer.as_ref().filter(|_| model.description.eos.is_empty()) {
+        model.description.eos = t.stop_ids().to_vec();
+        model.description.bos = t.bos();
     }
     let source = match (recipe.task, &tokenizer) {
         (Task::Lm, Some(t)) => {
@@ -92,7 +92,7 @@ pub fn setup_random(recipe: Recipe) -> Result<Trainer> {
 
 /// The shape of the pretrained model in `dir`, which the recipe may repeat.
 fn shape_of(dir: &Path, recipe: &Recipe) -> Result<ModelConfig> {
-    let shape = model::open(dir)?.0.model;
+    let shape = ModelFiles::open(dir)?.description.model;
     let mut refused: Vec<String> = recipe
         .model
         .iter()
@@ -139,8 +139,8 @@ fn tokenizer(recipe: &Recipe, resume: Option<&Path>) -> Result<Option<Tokenizer>
     }
     let tokenizer = match (resume, recipe.data.tokenizer.as_str(), &recipe.init) {
         // A checkpoint holds the tokenizer that it was trained with.
-        (Some(dir), _, _) => Tokenizer::at(dir),
-        (None, "", Some(dir)) => Tokenizer::at(dir),
+        (Some(dir), _, _) => Tokenizer::of(&files_of(dir)?),
+        (None, "", Some(model)) => Tokenizer::of(&files_of(model)?),
         (None, "", None) => {
             Err(Error::usage("data.tokenizer: found nothing, wanted bytes, gpt2, or a tokenizer.json"))
         }
@@ -198,5 +198,5 @@ fn random_model(recipe: &Recipe) -> Result<(Model, Latents)> {
     let mut decoder = Decoder::new(config, ternary.scope, ternary.group);
     decoder.set_inputs(ternary.activations);
     let latents = Latents::random(decoder.weights_mut(), recipe.seed, ternary.init_std)?;
-    Ok((Model { decoder, hf: HfConfig::new(config.clone()) }, latents))
+    Ok((Model { decoder, description: Description::new(config.clone()) }, latents))
 }

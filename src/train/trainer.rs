@@ -200,7 +200,7 @@ impl Trainer {
     /// Writes the model in that form into the folder `dir`, which is there, and with it its tokenizer, if it has one.
     pub fn save_model(&self, dir: &Path, form: Form) -> Result<()> {
         let latents = (form == Form::Latent).then_some(&self.latents);
-        model::save(dir, &self.model.decoder, &self.model.hf, latents)?;
+        model::save(dir, &self.model.decoder, &self.model.description, latents)?;
         self.tokenizer.as_ref().map_or(Ok(()), |tokenizer| tokenizer.save(dir))
     }
 

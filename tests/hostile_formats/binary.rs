@@ -1,7 +1,7 @@
 //! Headers and lengths of safetensors and .npy files.
 
 use std::fs;
-use ternlm::formats::tensors::Checkpoint;
+use ternlm::formats::tensors::TensorFiles;
 
 use super::{GOOD, NPY, npy_file, refused, safetensors};
 
@@ -79,7 +79,7 @@ fn tensors_of_another_type_or_shape() {
     for dtype in ["I32", "U32"] {
         let header = format!(r#"{{"a\u001b[2J":{{"dtype":"{dtype}","shape":[2,2],"data_offsets":[0,16]}}}}"#);
         fs::write(&path, safetensors(&header, 16)).unwrap();
-        let file = Checkpoint::open_file(&path).unwrap();
+        let file = TensorFiles::open_file(&path).unwrap();
         let name = "a\u{1b}[2J";
         let mut out = [0.0; 4];
         let shape = file.read_f32_into(name, &[4], &mut out).unwrap_err().to_string();
@@ -92,7 +92,7 @@ fn tensors_of_another_type_or_shape() {
         let absent = file.read_f32_into("b", &[4], &mut out).unwrap_err().to_string();
         assert!(absent.contains("t.safetensors: tensor \"b\": found nothing"), "{absent}");
     }
-    let message = Checkpoint::open(dir.path().join("absent")).unwrap_err().to_string();
+    let message = TensorFiles::open(dir.path().join("absent")).unwrap_err().to_string();
     assert!(message.contains("absent: weights: found neither file, wanted model.safetensors"), "{message}");
 }
 

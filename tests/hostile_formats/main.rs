@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use ternlm::files;
+use ternlm::files::{self, Bundle};
 use ternlm::formats::manifest::Manifest;
-use ternlm::formats::tensors::{Checkpoint, INDEX_NAME};
+use ternlm::formats::tensors::{INDEX_NAME, TensorFiles};
 use ternlm::formats::{hf, npy};
 
 /// Every kind of file that is read: its name, a good one, and the reader, which also reads what was accepted.
@@ -32,17 +32,17 @@ fn kinds() -> Vec<Kind> {
         Kind {
             name: "config.json",
             good: config().to_string().into_bytes(),
-            read: |dir| hf::read_config(dir).map(drop),
+            read: |dir| hf::read_config(&Bundle::folder(dir)).map(drop),
         },
         Kind {
             name: "generation_config.json",
             good: br#"{"eos_token_id":[1,2],"bos_token_id":3}"#.to_vec(),
-            read: |dir| hf::read_config(dir).map(drop),
+            read: |dir| hf::read_config(&Bundle::folder(dir)).map(drop),
         },
         Kind {
             name: "ternary.json",
             good: manifest().to_string().into_bytes(),
-            read: |dir| Manifest::read(dir).map(drop),
+            read: |dir| Manifest::read(&Bundle::folder(dir)).map(drop),
         },
         Kind { name: "x.npy", good: npy_file(NPY), read: |dir| npy::read(dir.join("x.npy")).map(drop) },
     ]
@@ -88,7 +88,7 @@ fn manifest() -> Value {
 }
 
 fn read_tensors(dir: &Path) -> ternlm::Result<()> {
-    let file = Checkpoint::open(dir)?;
+    let file = TensorFiles::open(dir)?;
     for name in file.names() {
         let tensor = file.tensor(name)?;
         let mut out = vec![0.0; tensor.bytes.len() / 2];

@@ -11,61 +11,16 @@ mod write;
 pub use read::read_config;
 pub use write::write_config;
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
-use super::Form;
-use crate::config::{Activation, Inputs, ModelConfig, Scope};
-use crate::ternary::Grouping;
+use crate::config::{Activation, ModelConfig};
 
 /// The configuration's name in a model directory.
 pub const FILE_NAME: &str = "config.json";
 /// The generation settings' name in a model directory.
 pub const GENERATION_NAME: &str = "generation_config.json";
-/// The only version of [`TernaryNote`] so far.
-pub const NOTE_FORMAT: u32 = 1;
-
-/// A model directory's configuration.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HfConfig {
-    /// Judged by [`ModelConfig::validate`].
-    pub model: ModelConfig,
-    /// Present in a directory that ternlm wrote.
-    pub ternary: Option<TernaryNote>,
-    /// Token ids that end a text: those of `config.json`, then further ones of `generation_config.json`.
-    pub eos: Vec<u32>,
-    /// The token id that begins a text, from `config.json` or else `generation_config.json`.
-    pub bos: Option<u32>,
-    /// `config.json` as it was read; [`write_config`] keeps the keys it does not know.
-    pub raw: Map<String, Value>,
-    /// `generation_config.json` as it was read; empty without one.
-    pub generation: Map<String, Value>,
-}
-
-impl HfConfig {
-    /// The configuration of a new model.
-    pub fn new(model: ModelConfig) -> Self {
-        Self { model, ternary: None, eos: Vec::new(), bos: None, raw: Map::new(), generation: Map::new() }
-    }
-}
-
-/// The key `ternlm` of `config.json`: which matrices are ternary, and how.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TernaryNote {
-    /// [`NOTE_FORMAT`].
-    pub format: u32,
-    /// What the ternary tensors hold.
-    pub form: Form,
-    /// Which matrices were trained as ternary ones.
-    pub scope: Scope,
-    /// Inputs that share a scale.
-    pub group: Grouping,
-    /// What the inputs of their products are; absent: f32.
-    #[serde(skip_serializing_if = "Inputs::is_f32")]
-    pub activations: Inputs,
-    /// Names of the ternary tensors.
-    pub tensors: Vec<String>,
-}
+/// The embedding's name among the tensors.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output head's name among the tensors, where it is not the embedding.
+pub const HEAD: &str = "lm_head.weight";
 
 /// The values of `model_type` that are understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +78,10 @@ impl Architecture {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Inputs, Scope};
+    use crate::files::Bundle;
+    use crate::formats::{Description, Form, NOTE_FORMAT, TernaryNote};
+    use crate::ternary::Grouping;
     use safetensors::Dtype;
     use serde_json::{Value, json};
     use std::path::Path;
@@ -131,8 +90,12 @@ mod tests {
         std::fs::write(folder.join(name), value.to_string()).unwrap();
     }
 
+    fn read(folder: &Path) -> crate::Result<Description> {
+        read_config(&Bundle::folder(folder))
+    }
+
     /// A small config of `kind` with `changes` merged in; a change to `"absent"` removes the key.
-    fn parse(kind: &str, changes: Value) -> Result<HfConfig, String> {
+    fn parse(kind: &str, changes: Value) -> Result<Description, String> {
         let mut config = json!({
             "model_type": kind, "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 48, "max_position_embeddings": 128,
@@ -146,7 +109,7 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         put(dir.path(), FILE_NAME, config);
-        read_config(dir.path()).map_err(|error| error.to_string())
+        read(dir.path()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -272,50 +235,58 @@ mod tests {
             let mut config = parse(kind, changes).unwrap();
             config.ternary = Some(note.clone());
             write_config(dir.path(), &config, Dtype::BF16).unwrap();
-            let back = read_config(dir.path()).unwrap();
+            let back = read(dir.path()).unwrap();
             assert_eq!((&back.model, &back.eos, back.bos), (&config.model, &config.eos, config.bos));
             assert_eq!(back.ternary, config.ternary);
             assert_eq!(
-                (&back.raw["model_type"], &back.raw["torch_dtype"]),
+                (&back.kept.config["model_type"], &back.kept.config["torch_dtype"]),
                 (&json!(written), &json!("bfloat16"))
             );
-            assert_eq!(back.raw["unheard_of"], json!([1, {"x": null}]));
-            assert!(!back.raw.contains_key("rope_parameters") && !back.raw.contains_key("dtype"));
+            assert_eq!(back.kept.config["unheard_of"], json!([1, {"x": null}]));
+            assert!(
+                !back.kept.config.contains_key("rope_parameters") && !back.kept.config.contains_key("dtype")
+            );
             // A second round changes nothing more; without a note, none is left over.
-            let unmarked = HfConfig { ternary: None, ..back.clone() };
+            let unmarked = Description { ternary: None, ..back.clone() };
             write_config(dir.path(), &back, Dtype::BF16).unwrap();
-            assert_eq!(read_config(dir.path()).unwrap(), back);
+            assert_eq!(read(dir.path()).unwrap(), back);
             write_config(dir.path(), &unmarked, Dtype::F32).unwrap();
-            assert_eq!(read_config(dir.path()).unwrap().ternary, None);
+            assert_eq!(read(dir.path()).unwrap().ternary, None);
         }
         // A model that its old architecture cannot say.
         let mut config = parse("qwen3", json!({})).unwrap();
         config.model.activation = Activation::Relu2;
         write_config(dir.path(), &config, Dtype::F16).unwrap();
-        let back = read_config(dir.path()).unwrap();
-        assert_eq!((&back.raw["model_type"], &back.model), (&json!("ternlm"), &config.model));
+        let back = read(dir.path()).unwrap();
+        assert_eq!((&back.kept.config["model_type"], &back.model), (&json!("ternlm"), &config.model));
         // A new one, with numbers as people write them.
-        let new = HfConfig::new(ModelConfig { rms_norm_eps: 1e-6, rope_theta: 1e6, ..back.model });
+        let new = Description::new(ModelConfig { rms_norm_eps: 1e-6, rope_theta: 1e6, ..back.model });
         write_config(dir.path(), &new, Dtype::F32).unwrap();
-        let back = read_config(dir.path()).unwrap();
+        let back = read(dir.path()).unwrap();
         assert_eq!(back.model, new.model);
-        assert_eq!((&back.raw["rms_norm_eps"], &back.raw["rope_theta"]), (&json!(1e-6), &json!(1e6)));
-        assert_eq!((&back.raw["eos_token_id"], back.eos.len()), (&Value::Null, 0));
+        assert_eq!(
+            (&back.kept.config["rms_norm_eps"], &back.kept.config["rope_theta"]),
+            (&json!(1e-6), &json!(1e6))
+        );
+        assert_eq!((&back.kept.config["eos_token_id"], back.eos.len()), (&Value::Null, 0));
     }
 
     #[test]
     fn generation_settings_add_tokens_and_stay() {
         let dir = tempfile::tempdir().unwrap();
         let config = parse("qwen3", json!({"eos_token_id": 5})).unwrap();
-        put(dir.path(), FILE_NAME, Value::Object(config.raw));
+        put(dir.path(), FILE_NAME, Value::Object(config.kept.config));
         put(dir.path(), GENERATION_NAME, json!({"eos_token_id": [7, 5], "bos_token_id": 3, "top_k": 20}));
-        let config = read_config(dir.path()).unwrap();
+        let config = read(dir.path()).unwrap();
         assert_eq!((&config.eos[..], config.bos), (&[5, 7][..], Some(3)));
         write_config(dir.path(), &config, Dtype::F32).unwrap();
-        let back = read_config(dir.path()).unwrap();
-        assert_eq!((&back.eos[..], back.bos, &back.generation["top_k"]), (&[5, 7][..], Some(3), &json!(20)));
+        let back = read(dir.path()).unwrap();
+        assert_eq!(
+            (&back.eos[..], back.bos, &back.kept.generation["top_k"]),
+            (&[5, 7][..], Some(3), &json!(20))
+        );
         put(dir.path(), GENERATION_NAME, json!({"eos_token_id": 64}));
-        let message = read_config(dir.path()).unwrap_err().to_string();
+        let message = read(dir.path()).unwrap_err().to_string();
         assert!(
             message.contains("generation_config.json: eos_token_id: found 64, wanted token ids below 64"),
             "{message}"

@@ -1,25 +1,26 @@
-//! From JSON to [`HfConfig`].
+//! From JSON to [`Description`].
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::HashSet;
-use std::path::Path;
 
-use super::{Architecture, FILE_NAME, GENERATION_NAME, HfConfig, NOTE_FORMAT, TernaryNote, refuse};
+use super::{Architecture, FILE_NAME, GENERATION_NAME, refuse};
 use crate::config::{Activation, ModelConfig};
 use crate::error::{Error, Result};
+use crate::files::Bundle;
+use crate::formats::description::{Description, Kept, NOTE_FORMAT, TernaryNote};
 use crate::formats::json::{self, Fields, as_f32, as_size, as_type};
 use crate::formats::quoted;
 
-/// Reads `config.json` in `folder`, and `generation_config.json` when it is there.
+/// Reads `config.json` among `files`, and `generation_config.json` when it is there.
 ///
 /// # Errors
 /// A lacking or impossible value; a setting that changes the function and is not supported (a scaled rope, a sliding
 /// window, biases, another activation, factors, soft caps, experts, another tool's packed weights, code of its own); an
 /// unknown key in the rotation's settings or in the key `ternlm`.
-pub fn read_config(folder: impl AsRef<Path>) -> Result<HfConfig> {
-    let [file, generation_file] = [FILE_NAME, GENERATION_NAME].map(|name| folder.as_ref().join(name));
-    let raw = json::read_object(&file)?;
-    let f = Fields::new(&file, &raw);
+pub fn read_config(files: &Bundle) -> Result<Description> {
+    let [file, generation_file] = [FILE_NAME, GENERATION_NAME].map(|name| files.path_of(name));
+    let config = json::parse_object(&file, &files.need(FILE_NAME, json::MAX_BYTES)?)?;
+    let f = Fields::new(&file, &config);
     let architecture = f.need("model_type", Architecture::NAMES, |v| Architecture::from_name(v.as_str()?))?;
     refuse::other_models(&f, architecture)?;
     refuse_unsupported(&f, architecture)?;
@@ -30,8 +31,10 @@ pub fn read_config(folder: impl AsRef<Path>) -> Result<HfConfig> {
     let mut eos = token_ids(&f, "eos_token_id", &model)?;
     let mut bos = token_ids(&f, "bos_token_id", &model)?;
     let ternary = note(&f)?;
-    let generation =
-        if generation_file.exists() { json::read_object(&generation_file)? } else { Default::default() };
+    let generation = match files.read(GENERATION_NAME, json::MAX_BYTES)? {
+        Some(text) => json::parse_object(&generation_file, &text)?,
+        None => Map::new(),
+    };
     let g = Fields::new(&generation_file, &generation);
     for id in token_ids(&g, "eos_token_id", &model)? {
         if !eos.contains(&id) {
@@ -39,7 +42,15 @@ pub fn read_config(folder: impl AsRef<Path>) -> Result<HfConfig> {
         }
     }
     bos.extend(token_ids(&g, "bos_token_id", &model)?);
-    Ok(HfConfig { model, ternary, eos, bos: bos.first().copied(), raw, generation })
+    Ok(Description {
+        said_tied: model.tie_embeddings,
+        model,
+        ternary,
+        eos,
+        bos: bos.first().copied(),
+        architecture: architecture.name(),
+        kept: Kept { config, generation },
+    })
 }
 
 fn model(f: &Fields<'_>, architecture: Architecture) -> Result<ModelConfig> {

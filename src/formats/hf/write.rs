@@ -1,28 +1,28 @@
-//! From [`HfConfig`] to JSON.
+//! From [`Description`] to JSON.
 
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-use super::{Architecture, FILE_NAME, GENERATION_NAME, HfConfig, refuse};
+use super::{Architecture, FILE_NAME, GENERATION_NAME, refuse};
 use crate::error::Result;
 use crate::files;
+use crate::formats::Description;
 
 /// Writes `config.json`, in the form that released models have, and `generation_config.json` into `folder`. `stored` is
 /// the dtype of the weights: F32, F16 or BF16. Unknown keys of a configuration that was read are kept.
-pub fn write_config(folder: impl AsRef<Path>, config: &HfConfig, stored: Dtype) -> Result<()> {
+pub fn write_config(folder: impl AsRef<Path>, config: &Description, stored: Dtype) -> Result<()> {
     let folder = folder.as_ref();
     write_json(&folder.join(FILE_NAME), config_json(config, stored))?;
-    let mut generation = config.generation.clone();
+    let mut generation = config.kept.generation.clone();
     set_tokens(&mut generation, config);
     write_json(&folder.join(GENERATION_NAME), generation)
 }
 
-fn config_json(config: &HfConfig, stored: Dtype) -> Map<String, Value> {
+fn config_json(config: &Description, stored: Dtype) -> Map<String, Value> {
     let m = &config.model;
-    let mut json = config.raw.clone();
-    let read = json.get("model_type").and_then(|v| Architecture::from_name(v.as_str()?));
-    let architecture = Architecture::of(m, read);
+    let mut json = config.kept.config.clone();
+    let architecture = Architecture::of(m, Architecture::from_name(config.architecture));
     // Said by the released form's keys below; two spellings could disagree.
     for key in ["rope_parameters", "dtype", "ternlm"] {
         json.shift_remove(key);
@@ -74,7 +74,7 @@ fn config_json(config: &HfConfig, stored: Dtype) -> Map<String, Value> {
 }
 
 /// `null` where unknown: an absent key would mean an architecture's own default.
-fn set_tokens(json: &mut Map<String, Value>, config: &HfConfig) {
+fn set_tokens(json: &mut Map<String, Value>, config: &Description) {
     let eos = match config.eos.as_slice() {
         [] => Value::Null,
         [one] => json!(one),

@@ -4,11 +4,11 @@
 //! exactly, without gaps. Reading maps the file into memory; writing streams, so neither needs a second copy.
 
 mod beside;
-mod checkpoint;
 mod file;
+mod files;
 mod write;
 
-pub use checkpoint::{Checkpoint, TensorView};
+pub use files::{TensorFiles, TensorView};
 pub use safetensors::Dtype;
 pub use write::{Data, Tensor, write_safetensors};
 
@@ -32,7 +32,7 @@ mod tests {
         write_safetensors(path, tensors, &BTreeMap::new()).unwrap();
     }
 
-    fn read(file: &Checkpoint, name: &str) -> Vec<f32> {
+    fn read(file: &TensorFiles, name: &str) -> Vec<f32> {
         let shape = file.shape(name).unwrap().to_vec();
         let mut out = vec![f32::NAN; shape.iter().product()];
         file.read_f32_into(name, &shape, &mut out).unwrap();
@@ -95,7 +95,7 @@ mod tests {
         // The reference implementation agrees that the file is valid.
         assert_eq!(safetensors::SafeTensors::deserialize(&first).unwrap().len(), tensors.len());
 
-        let file = Checkpoint::open_file(&path).unwrap();
+        let file = TensorFiles::open_file(&path).unwrap();
         for (name, wanted) in [
             ("f32", &x),
             ("rows f32", &x),
@@ -125,10 +125,6 @@ mod tests {
         assert_eq!(file.shape("u64").unwrap(), [] as [usize; 0]);
         assert_eq!(file.dtype("rows bf16").unwrap(), Dtype::BF16);
         assert_eq!((file.metadata("format"), file.metadata("b")), (Some("pt"), None));
-        assert_eq!(
-            file.unused(tensors.iter().map(|t| &t.name).filter(|n| *n != "f16" && *n != "u8")),
-            ["f16", "u8"]
-        );
         let aligned = |t: &Tensor<'_>| {
             let width = t.data.dtype().bitsize() / 8;
             file.bytes(&t.name).unwrap().as_ptr().addr().is_multiple_of(width)
@@ -153,7 +149,7 @@ mod tests {
                 bytes.extend(&bits);
                 let path = dir.path().join("x");
                 std::fs::write(&path, bytes).unwrap();
-                for (b, x) in (0..=u16::MAX).zip(read(&Checkpoint::open_file(&path).unwrap(), "x")) {
+                for (b, x) in (0..=u16::MAX).zip(read(&TensorFiles::open_file(&path).unwrap(), "x")) {
                     let wanted = convert(b);
                     let same = x.to_bits() == wanted.to_bits() || x.is_nan() && wanted.is_nan();
                     assert!(same, "{dtype} {b:#x}: {x} != {wanted}");
@@ -174,7 +170,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         x[299_999] = f32::NEG_INFINITY;
         write(&path, &[tensor("w", &[300_000], Data::F32AsF16(&x))]);
-        assert_eq!(read(&Checkpoint::open_file(&path).unwrap(), "w")[299_999], f32::NEG_INFINITY);
+        assert_eq!(read(&TensorFiles::open_file(&path).unwrap(), "w")[299_999], f32::NEG_INFINITY);
     }
 
     #[test]
@@ -190,12 +186,11 @@ mod tests {
         let open = |map: &str| {
             std::fs::write(at(INDEX_NAME), format!("{{\"metadata\":{{}},\"weight_map\":{{{map}}}}}"))
                 .unwrap();
-            Checkpoint::open(dir.path())
+            TensorFiles::open(dir.path())
         };
         let good = open(r#""b":"2.safetensors","a":"1.safetensors""#).unwrap();
         assert_eq!(good.names().collect::<Vec<_>>(), ["a", "b", "extra"]);
         assert_eq!((read(&good, "a"), read(&good, "b")), (vec![1.0, 2.0], vec![3.0]));
-        assert_eq!(good.unused(["a", "b"]), ["extra"]);
         assert!(good.contains("extra") && !good.contains("c"));
 
         let absolute = format!("\"a\":{:?}", at("1.safetensors"));

@@ -15,7 +15,7 @@ use crate::formats::json::{self, Fields};
 use crate::formats::quoted;
 
 /// Memory-mapped tensors by name. The files must not be truncated by others while this lives.
-pub struct Checkpoint {
+pub struct TensorFiles {
     /// The weights file, or the index.
     source: PathBuf,
     files: Vec<TensorFile>,
@@ -38,13 +38,13 @@ pub struct TensorView<'a> {
     pub bytes: &'a [u8],
 }
 
-impl fmt::Debug for Checkpoint {
+impl fmt::Debug for TensorFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Checkpoint({}, {} tensors)", self.source.display(), self.tensors.len())
+        write!(f, "TensorFiles({}, {} tensors)", self.source.display(), self.tensors.len())
     }
 }
 
-impl Checkpoint {
+impl TensorFiles {
     /// Opens `model.safetensors` in `folder`, or else the shards that `model.safetensors.index.json` lists.
     ///
     /// # Errors
@@ -98,9 +98,9 @@ impl Checkpoint {
     /// Opens one safetensors file of any name.
     pub fn open_file(path: impl AsRef<Path>) -> Result<Self> {
         let file = TensorFile::open(path.as_ref())?;
-        let mut checkpoint = Self { source: file.path.clone(), files: Vec::new(), tensors: BTreeMap::new() };
-        checkpoint.add(file)?;
-        Ok(checkpoint)
+        let mut this = Self { source: file.path.clone(), files: Vec::new(), tensors: BTreeMap::new() };
+        this.add(file)?;
+        Ok(this)
     }
 
     fn open_shards(folder: &Path, index: PathBuf) -> Result<Self> {
@@ -118,7 +118,7 @@ impl Checkpoint {
             weights.need(name, wanted, |value| value.as_str().filter(plain))
         };
 
-        let mut checkpoint = Self { source: index.clone(), files: Vec::new(), tensors: BTreeMap::new() };
+        let mut this = Self { source: index.clone(), files: Vec::new(), tensors: BTreeMap::new() };
         let mut opened = HashSet::new();
         for name in weights.map.keys() {
             let file_name = shard(name)?;
@@ -127,17 +127,17 @@ impl Checkpoint {
                 if !path.exists() {
                     return Err(weights.bad(name, quoted(file_name), "a file that is there"));
                 }
-                checkpoint.add(TensorFile::open(&path)?)?;
+                this.add(TensorFile::open(&path)?)?;
             }
         }
         for name in weights.map.keys() {
             let file_name = shard(name)?;
-            let found = checkpoint.tensors.get(name).map(|&file| checkpoint.files[file].path.file_name());
+            let found = this.tensors.get(name).map(|&file| this.files[file].path.file_name());
             if found != Some(Some(file_name.as_ref())) {
                 return Err(weights.bad(name, quoted(file_name), "a file that holds this tensor"));
             }
         }
-        Ok(checkpoint)
+        Ok(this)
     }
 
     fn add(&mut self, file: TensorFile) -> Result<()> {
@@ -199,15 +199,6 @@ impl Checkpoint {
     /// [`TensorView::read_f32_into`] of the tensor `name`.
     pub fn read_f32_into(&self, name: &str, expected_shape: &[usize], out: &mut [f32]) -> Result<()> {
         self.tensor(name)?.read_f32_into(expected_shape, out)
-    }
-
-    /// The tensors that are not in `used`, sorted.
-    pub fn unused(&self, used: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<&str> {
-        let mut left: BTreeMap<&str, ()> = self.names().map(|name| (name, ())).collect();
-        for name in used {
-            left.remove(name.as_ref());
-        }
-        left.into_keys().collect()
     }
 
     /// A text of the (first) file's `__metadata__`.
