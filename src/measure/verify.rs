@@ -321,7 +321,8 @@ mod tests {
     fn every_check_of_a_tensor_can_fail() {
         let trained = "its trits or scales are not those that were trained";
         let bytes = "its bytes are not those that were saved";
-        let cases: [(Form, fn(&Path), &[&str], f32); 11] = [
+        type Case<'a> = (Form, fn(&Path), &'a [&'a str], f32);
+        let cases: [Case; 11] = [
             (
                 UNPACKED,
                 |dir| {
@@ -406,7 +407,8 @@ mod tests {
 
     #[test]
     fn every_check_of_the_whole_can_fail() {
-        let cases: [(fn(&Path), &str); 10] = [
+        type Case<'a> = (fn(&Path), &'a str);
+        let cases: [Case; 10] = [
             (
                 |dir| edit_json(dir, hf::FILE_NAME, |c| c["ternlm"]["group"] = json!(4)),
                 "config.json says Unpacked by groups of 4, ternary.json says Unpacked by 8",

@@ -130,16 +130,12 @@ impl KvCache {
     pub fn reserve(&mut self, more: usize) -> bool {
         let held = self.pages.len();
         // The page that is written next may be shared.
-        let shared = (self.len < held * PAGE)
-            .then(|| self.len / PAGE)
-            .filter(|at| more > 0 && Arc::strong_count(&self.pages[*at]) > 1);
-        let copy = match shared {
-            Some(at) => match self.pool.page() {
-                Some(page) => Some((at, page)),
-                None => return false,
-            },
-            None => None,
-        };
+        let next = self.len / PAGE;
+        let shared = more > 0 && next < held && Arc::strong_count(&self.pages[next]) > 1;
+        let copy = if shared { self.pool.page() } else { None };
+        if shared && copy.is_none() {
+            return false;
+        }
         while self.pages.len() < (self.len + more).div_ceil(PAGE) {
             let Some(page) = self.pool.page() else {
                 self.pages.truncate(held);
@@ -147,9 +143,9 @@ impl KvCache {
             };
             self.pages.push(Arc::new(page));
         }
-        if let Some((at, mut page)) = copy {
-            kernels::copy(&mut page.values, &self.pages[at].values);
-            self.pages[at] = Arc::new(page);
+        if let Some(mut page) = copy {
+            kernels::copy(&mut page.values, &self.pages[next].values);
+            self.pages[next] = Arc::new(page);
         }
         true
     }

@@ -405,7 +405,7 @@ impl Decoder {
     /// Logits of every position, `[N, V]`: for tests and small models.
     pub fn logits(&self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<f32> {
         let h = self.hidden(tokens, &seqs.into(), &mut state.pass, None, true);
-        let logits = self.logits_of(&h, &[0..tokens.len()], &mut state.pass.ws);
+        let logits = self.logits_of(&h, std::slice::from_ref(&(0..tokens.len())), &mut state.pass.ws);
         state.pass.ws.give(h);
         logits
     }
