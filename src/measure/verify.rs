@@ -253,6 +253,9 @@ mod tests {
         dir
     }
 
+    /// Of a model directory.
+    type Change = fn(&Path);
+
     struct Held {
         name: String,
         shape: Vec<usize>,
@@ -321,7 +324,9 @@ mod tests {
     fn every_check_of_a_tensor_can_fail() {
         let trained = "its trits or scales are not those that were trained";
         let bytes = "its bytes are not those that were saved";
-        let cases: [(Form, fn(&Path), &[&str], f32); 11] = [
+        // The form, what is changed, the reasons, the largest error.
+        type Case<'a> = (Form, Change, &'a [&'a str], f32);
+        let cases: [Case<'_>; 11] = [
             (
                 UNPACKED,
                 |dir| {
@@ -406,7 +411,7 @@ mod tests {
 
     #[test]
     fn every_check_of_the_whole_can_fail() {
-        let cases: [(fn(&Path), &str); 10] = [
+        let cases: [(Change, &str); 10] = [
             (
                 |dir| edit_json(dir, hf::FILE_NAME, |c| c["ternlm"]["group"] = json!(4)),
                 "config.json says Unpacked by groups of 4, ternary.json says Unpacked by 8",
