@@ -2,9 +2,9 @@
 //!
 //! A stored model has one door, [`ModelFiles::open`], whatever kind of file it is.
 //!
-//! Everything read is untrusted: a damaged or hostile file gives one [`Error`] that names the file and the field, and
-//! nothing is allocated that the file's own size does not justify. Everything written appears whole or not at all
-//! ([`files`](crate::files)).
+//! Everything read is untrusted: a damaged or hostile file gives one [`Error`](crate::Error) that names the file and the
+//! field, and nothing is allocated that the file's own size does not justify. Everything written appears whole or not at
+//! all ([`files`](crate::files)).
 
 mod description;
 pub mod hf;

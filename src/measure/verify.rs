@@ -253,6 +253,9 @@ mod tests {
         dir
     }
 
+    /// Of a model directory.
+    type Change = fn(&Path);
+
     struct Held {
         name: String,
         shape: Vec<usize>,
