@@ -15,6 +15,7 @@ use super::reference::AttentionShape;
 use super::scratch::{self, Aligned};
 use super::simd::dot;
 use super::to::To;
+use super::{team, threads};
 
 /// Columns of a tile, keys: a multiple of [`LANES`], up to which a row is computed on.
 const KEYS: usize = 128;
@@ -23,6 +24,10 @@ const ROWS: usize = 256;
 /// Queries of a tile at most: many are multiplied faster, few leave less on the diagonal that is multiplied for nothing.
 const FEW: usize = 32;
 const MANY: usize = 128;
+/// Fewer rows of a tile than this are not packed: packing keys and values would cost more than reading them.
+const FEW_ROWS: usize = 4;
+/// Rows of a pass below which its tiles are shared out by threads that are awake.
+const FEW_QUERIES: usize = 16;
 /// Partial sums of a row.
 const LANES: usize = 16;
 /// The backward pass over a sequence is cut into parts of as many queries at least, and into so many at most. Neither
@@ -288,7 +293,12 @@ pub fn attention_spans(
             .collect::<Vec<_>>()
     };
     let tiles: Vec<(usize, Tile)> = places.iter().enumerate().flat_map(tile).collect();
-    tiles.into_par_iter().for_each(|(span, tile)| forward_tile(tile, &spans[span], q, out, lse));
+    let run = |&(span, tile): &(usize, Tile)| forward_tile(tile, &spans[span], q, out, lse);
+    if q.len() < FEW_QUERIES * heads.q_stride() && threads::count() > 1 {
+        team::share(tiles.len(), |i| run(&tiles[i]));
+    } else {
+        tiles.par_iter().for_each(run);
+    }
 }
 
 fn forward_tile(tile: Tile, span: &AttentionSpan<'_>, q: &[f32], out: Rows, lse: Rows) {
@@ -304,9 +314,7 @@ fn forward_tile(tile: Tile, span: &AttentionSpan<'_>, q: &[f32], out: Rows, lse:
             let (k, v) = (tile.of_head(span.k, j0), tile.of_head(span.v, j0));
             product_t(m, n, dim, queries, k, stride, scores);
             softmax(m, sight, dim, scores, max, sum, acc);
-            let target = Target { data: acc, stride: dim, to: To::Set.part(j0 == 0) };
-            let v = Rhs::Dense(View::rows(v, stride));
-            gemm(m, dim, n, View::rows(scores, KEYS), v, target, Threads::One);
+            product(m, n, dim, scores, v, stride, acc, To::Set.part(j0 == 0));
         }
         divide(dim, &mut acc[..m * dim], sum);
         // SAFETY: these rows belong to this task alone, and `places` has seen the sizes.
@@ -321,12 +329,83 @@ fn forward_tile(tile: Tile, span: &AttentionSpan<'_>, q: &[f32], out: Rows, lse:
 
 /// `scores[i, j] = q[i] . k[j]`, rows of the queries one after the other, rows of the result `KEYS` apart.
 fn product_t(m: usize, n: usize, dim: usize, q: &[f32], k: &[f32], k_stride: usize, scores: &mut [f32]) {
-    if m < 4 {
+    if m < FEW_ROWS {
         return few_dots(m, n, dim, q, k, k_stride, scores);
     }
     let target = Target { data: scores, stride: KEYS, to: To::Set };
     let k = Rhs::Dense(View::rows(k, k_stride).t());
     gemm(m, n, dim, View::rows(q, dim), k, target, Threads::One);
+}
+
+/// `acc[i] (+)= sum of scores[i, j] v[j]`, rows of the scores `KEYS` apart.
+#[allow(clippy::too_many_arguments)]
+fn product(
+    m: usize,
+    n: usize,
+    dim: usize,
+    scores: &[f32],
+    v: &[f32],
+    v_stride: usize,
+    acc: &mut [f32],
+    to: To,
+) {
+    if m < FEW_ROWS {
+        return few_sums(m, n, dim, scores, v, v_stride, acc, to);
+    }
+    let target = Target { data: acc, stride: dim, to };
+    let v = Rhs::Dense(View::rows(v, v_stride));
+    gemm(m, dim, n, View::rows(scores, KEYS), v, target, Threads::One);
+}
+
+kernel! {
+    /// [`product`] for a few queries: each value is read once for all of them.
+    fn few_sums<S>(m: usize, n: usize, dim: usize, scores: &[f32], v: &[f32], v_stride: usize, acc: &mut [f32], to: To) {
+        const VECTORS: usize = 4;
+        assert!(m < FEW_ROWS && scores.len() >= (m - 1) * KEYS + n && acc.len() >= m * dim);
+        assert!(n == 0 || v.len() >= (n - 1) * v_stride + dim);
+        let whole = dim / (VECTORS * S::LANES) * VECTORS * S::LANES;
+        for d in (0..whole).step_by(VECTORS * S::LANES) {
+            // SAFETY: by the assertions all vectors lie inside of the slices.
+            unsafe {
+                let mut sums = [[S::zero(); VECTORS]; FEW_ROWS - 1];
+                if to.adds() {
+                    for (i, sums) in sums.iter_mut().enumerate().take(m) {
+                        for (at, sum) in sums.iter_mut().enumerate() {
+                            *sum = S::load(acc.as_ptr().add(i * dim + d + at * S::LANES));
+                        }
+                    }
+                }
+                for j in 0..n {
+                    let row = v.as_ptr().add(j * v_stride + d);
+                    for at in 0..VECTORS {
+                        let x = S::load(row.add(at * S::LANES));
+                        for (i, sums) in sums.iter_mut().enumerate() {
+                            if i < m {
+                                sums[at] = S::fma(S::splat(scores[i * KEYS + j]), x, sums[at]);
+                            }
+                        }
+                    }
+                }
+                for (i, sums) in sums.iter().enumerate().take(m) {
+                    for (at, sum) in sums.iter().enumerate() {
+                        S::store(acc.as_mut_ptr().add(i * dim + d + at * S::LANES), *sum);
+                    }
+                }
+            }
+        }
+        for i in 0..m {
+            let acc = &mut acc[i * dim + whole..(i + 1) * dim];
+            if !to.adds() {
+                acc.fill(0.0);
+            }
+            for j in 0..n {
+                let p = scores[i * KEYS + j];
+                for (acc, v) in acc.iter_mut().zip(&v[j * v_stride + whole..]) {
+                    *acc += p * v;
+                }
+            }
+        }
+    }
 }
 
 kernel! {

@@ -6,7 +6,7 @@ use super::isa::kernel;
 use super::matrix::{Matrix, Values};
 use super::product::decode;
 use super::profile::{Phase, scope};
-use crate::ternary::TernaryMatrix;
+use crate::ternary::{PackedMatrix, TernaryMatrix};
 
 /// `out[n] = W[tokens[n]]`. Every token must be a row of `w`.
 pub fn gather(w: Matrix<'_>, tokens: &[u32], out: &mut [f32]) {
@@ -18,6 +18,7 @@ pub fn gather(w: Matrix<'_>, tokens: &[u32], out: &mut [f32]) {
         match w.values() {
             Values::Dense { data, .. } => out.copy_from_slice(&data[token as usize * cols..][..cols]),
             Values::Ternary(t) => unpack_row(t, token as usize, out),
+            Values::Packed(p) => unpack_packed(p, token as usize, out),
         }
     });
 }
@@ -41,6 +42,13 @@ kernel! {
             }
         }
     }
+}
+
+fn unpack_packed(p: &PackedMatrix, row: usize, out: &mut [f32]) {
+    let mut one = TernaryMatrix::zeros(1, p.cols(), p.grouping());
+    let (words, scales) = one.parts_mut();
+    p.unpack_row(row, words, scales);
+    unpack_row(&one, 0, out);
 }
 
 /// Backward of [`gather`]: `dW[tokens[n]] += dout[n]`, in the order of the tokens.

@@ -13,22 +13,25 @@ pub enum Isa {
     Avx2 = 2,
     /// AVX-512 F/BW/DQ/VL, 16 lanes.
     Avx512 = 3,
-    /// AVX-512, and AMX tiles of bf16 and 8-bit integers for the products of matrices.
-    Amx = 4,
+    /// AVX-512 with VNNI and VBMI: dot products of 8-bit integers.
+    Vnni = 4,
+    /// The same, and AMX tiles of bf16 and 8-bit integers for the products of matrices.
+    Amx = 5,
 }
 
 /// 0: not yet looked.
 static CURRENT: AtomicU8 = AtomicU8::new(0);
 
 impl Isa {
-    /// The one in use. `TERNLM_ISA` (`portable`, `avx2`, `avx512`, `amx`) lowers the choice, for comparison.
+    /// The one in use. `TERNLM_ISA` (`portable`, `avx2`, `avx512`, `vnni`, `amx`) lowers the choice, for comparison.
     #[inline]
     pub fn current() -> Isa {
         match CURRENT.load(Ordering::Relaxed) {
             1 => Isa::Portable,
             2 => Isa::Avx2,
             3 => Isa::Avx512,
-            4 => Isa::Amx,
+            4 => Isa::Vnni,
+            5 => Isa::Amx,
             _ => Isa::detect(),
         }
     }
@@ -72,7 +75,11 @@ impl Isa {
             if avx2 && avx512 {
                 found.push(Isa::Avx512);
             }
-            if avx2 && avx512 && super::x86_64::amx::available() {
+            let vnni = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi");
+            if avx2 && avx512 && vnni {
+                found.push(Isa::Vnni);
+            }
+            if avx2 && avx512 && vnni && super::x86_64::amx::available() {
                 found.push(Isa::Amx);
             }
         }
@@ -92,6 +99,7 @@ impl fmt::Display for Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Vnni => "vnni",
             Isa::Amx => "amx",
         })
     }
@@ -128,7 +136,9 @@ macro_rules! kernel {
             match $crate::kernels::isa::Isa::current() {
                 // SAFETY: `Isa::current` names an instruction set only after it was detected on this machine.
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::isa::Isa::Avx512 | $crate::kernels::isa::Isa::Amx => unsafe { avx512($($arg),*) },
+                $crate::kernels::isa::Isa::Avx512 | $crate::kernels::isa::Isa::Vnni | $crate::kernels::isa::Isa::Amx => unsafe {
+                    avx512($($arg),*)
+                },
                 #[cfg(target_arch = "x86_64")]
                 $crate::kernels::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 #[allow(unused_unsafe)]
@@ -138,3 +148,42 @@ macro_rules! kernel {
     };
 }
 pub(crate) use kernel;
+
+/// As [`kernel!`], generic over [`Lines`](super::lines::Lines).
+macro_rules! lines_kernel {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$D:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $ty),*) $(-> $out)? {
+            #[inline(always)]
+            fn body<$D: $crate::kernels::lines::Lines>($($arg: $ty),*) $(-> $out)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(
+                enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c,bmi2,lzcnt,popcnt"
+            )]
+            fn vnni($($arg: $ty),*) $(-> $out)? {
+                body::<$crate::kernels::x86_64::lines::Vnni>($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,lzcnt,popcnt")]
+            fn avx512($($arg: $ty),*) $(-> $out)? {
+                body::<$crate::kernels::x86_64::lines::Avx512Lines>($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,bmi2,lzcnt,popcnt")]
+            fn avx2($($arg: $ty),*) $(-> $out)? {
+                body::<$crate::kernels::x86_64::lines::Avx2Lines>($($arg),*)
+            }
+            match $crate::kernels::isa::Isa::current() {
+                // SAFETY: `Isa::current` names an instruction set only after it was detected on this machine.
+                #[cfg(target_arch = "x86_64")]
+                $crate::kernels::isa::Isa::Vnni | $crate::kernels::isa::Isa::Amx => unsafe { vnni($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                $crate::kernels::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                $crate::kernels::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => body::<$crate::kernels::portable::PortableLines>($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use lines_kernel;

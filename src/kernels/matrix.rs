@@ -1,7 +1,7 @@
 //! The weight of a layer: its values, and what its inputs are rounded to.
 
 use crate::config::Inputs;
-use crate::ternary::TernaryMatrix;
+use crate::ternary::{PackedMatrix, TernaryMatrix};
 
 /// The values of a matrix, `[rows, cols]` = `[out, in]`.
 #[derive(Clone, Copy)]
@@ -13,6 +13,8 @@ pub enum Values<'a> {
         cols: usize,
     },
     Ternary(&'a TernaryMatrix),
+    /// Ternary, in the order in which products read it.
+    Packed(&'a PackedMatrix),
 }
 
 impl Values<'_> {
@@ -21,7 +23,7 @@ impl Values<'_> {
     fn partner(self, asked: Inputs) -> Inputs {
         match self {
             Values::Dense { .. } => Inputs::F32,
-            Values::Ternary(_) => asked,
+            Values::Ternary(_) | Values::Packed(_) => asked,
         }
     }
 }
@@ -53,6 +55,10 @@ impl<'a> Matrix<'a> {
         Self::new(Values::Ternary(values), inputs)
     }
 
+    pub fn packed(values: &'a PackedMatrix, inputs: Inputs) -> Self {
+        Self::new(Values::Packed(values), inputs)
+    }
+
     pub fn values(&self) -> Values<'a> {
         self.values
     }
@@ -65,6 +71,7 @@ impl<'a> Matrix<'a> {
         match self.values {
             Values::Dense { rows, .. } => rows,
             Values::Ternary(t) => t.rows(),
+            Values::Packed(p) => p.rows(),
         }
     }
 
@@ -72,6 +79,7 @@ impl<'a> Matrix<'a> {
         match self.values {
             Values::Dense { cols, .. } => cols,
             Values::Ternary(t) => t.cols(),
+            Values::Packed(p) => p.cols(),
         }
     }
 }

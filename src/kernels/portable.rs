@@ -1,5 +1,6 @@
 //! The vector of machines without a hand-written one: four lanes, which every 64-bit target has in hardware.
 
+use super::lines::Lines;
 use super::simd::Simd;
 
 #[derive(Clone, Copy)]
@@ -92,5 +93,89 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn widen16(p: *const i16) -> Self::V {
         std::array::from_fn(|i| unsafe { p.add(i).read_unaligned() } as f32)
+    }
+}
+
+/// [`Lines`] in plain Rust.
+#[derive(Clone, Copy)]
+pub struct PortableLines;
+
+impl Lines for PortableLines {
+    type F = Portable;
+    type Codes = [u32; 4];
+    type Sum = [i32; 4];
+    const TOKENS: usize = 4;
+    const PAIRS: bool = false;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> [u32; 4] {
+        std::array::from_fn(|i| u32::from_le_bytes(unsafe { p.add(4 * i).cast::<[u8; 4]>().read() }))
+    }
+    #[inline(always)]
+    unsafe fn load_half(p: *const u8) -> [u32; 4] {
+        let half = |i: usize| u16::from_le_bytes(unsafe { p.add(2 * i).cast::<[u8; 2]>().read() });
+        std::array::from_fn(|i| half(i) as u32)
+    }
+    #[inline(always)]
+    unsafe fn two_bit(line: [u32; 4]) -> [[u32; 4]; 4] {
+        std::array::from_fn(|d| line.map(|lane| lane >> (2 * d) & 0x0303_0303))
+    }
+    #[inline(always)]
+    unsafe fn base3(line: [u32; 4]) -> [[u32; 4]; 5] {
+        let digit = |lane: u32, power: u8| u32::from_le_bytes(lane.to_le_bytes().map(|b| b / power % 3));
+        [1, 3, 9, 27, 81].map(|power| line.map(|lane| digit(lane, power)))
+    }
+    const IN_PLACE: bool = false;
+    #[inline(always)]
+    unsafe fn in_place<const BASE3: bool>(_: [u32; 4]) -> [[u32; 4]; 5] {
+        unreachable!("not for this instruction set")
+    }
+    #[inline(always)]
+    unsafe fn sized(_: [[i32; 4]; 5]) -> [i32; 4] {
+        unreachable!("not for this instruction set")
+    }
+    #[inline(always)]
+    unsafe fn zero() -> [i32; 4] {
+        [0; 4]
+    }
+    #[inline(always)]
+    unsafe fn dot(sum: [i32; 4], codes: [u32; 4], x: *const i8) -> [i32; 4] {
+        let x = unsafe { x.cast::<[i8; 4]>().read() };
+        let dot = |codes: u32| {
+            let codes = codes.to_le_bytes();
+            (0..4).map(|j| codes[j] as i32 * x[j] as i32).sum::<i32>()
+        };
+        std::array::from_fn(|i| sum[i] + dot(codes[i]))
+    }
+    #[inline(always)]
+    unsafe fn add(a: [i32; 4], b: [i32; 4]) -> [i32; 4] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn total(sum: [i32; 4], offset: i32) -> [f32; 4] {
+        sum.map(|sum| (sum - offset) as f32)
+    }
+    #[inline(always)]
+    unsafe fn base3_as_two_bit(line: [u32; 4]) -> [[u32; 4]; 2] {
+        let digits = unsafe { Self::base3(line) };
+        let four = |i: usize| (0..4).fold(0, |lane, d| lane | digits[d][i] << (2 * d));
+        [std::array::from_fn(four), digits[4].map(|lane| lane | lane >> 6)]
+    }
+    #[inline(always)]
+    unsafe fn look_up(table: *const f32, line: [u32; 4]) -> [f32; 4] {
+        line.map(|lane| unsafe { *table.add(lane as usize & 3) })
+    }
+    #[inline(always)]
+    unsafe fn next(line: [u32; 4]) -> [u32; 4] {
+        line.map(|lane| lane >> 2)
+    }
+    #[inline(always)]
+    unsafe fn upper(line: [u32; 4]) -> [u32; 4] {
+        line.map(|lane| lane >> 16)
+    }
+    #[inline(always)]
+    unsafe fn scales(p: *const u8) -> [f32; 4] {
+        let half = |i: usize| unsafe { p.add(2 * i).cast::<[u8; 2]>().read() };
+        std::array::from_fn(|i| half::f16::from_le_bytes(half(i)).to_f32())
     }
 }

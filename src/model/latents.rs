@@ -68,6 +68,7 @@ impl Latents {
         match weight.form {
             Form::Ternary(..) => &self.values[weight.index()],
             Form::Dense(ref values) => values,
+            Form::Packed(_) => panic!("{} is packed, to run and not to train", weight.name),
         }
     }
 
@@ -87,6 +88,7 @@ impl Latents {
         let (value, ternary) = match &mut weight.form {
             Form::Ternary(grouping, matrix) => (&mut *self.values[index], Some((*grouping, matrix))),
             Form::Dense(values) => (&mut **values, None),
+            Form::Packed(_) => panic!("{} is packed, to run and not to train", weight.name),
         };
         let done = step(kernels::Latents { name: &weight.name, cols, value, grad, ternary })?;
         self.flips[index] += done.flips;

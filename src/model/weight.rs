@@ -6,7 +6,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use crate::config::Inputs;
 use crate::error::Result;
 use crate::kernels::{self, Buffer, Matrix, Values};
-use crate::ternary::{Flips, Grouping, TernaryMatrix};
+use crate::ternary::{Density, Flips, Grouping, PackedMatrix, TernaryMatrix};
 
 /// What a tensor does in its model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ impl Role {
 pub enum Form {
     Dense(Buffer),
     Ternary(Grouping, TernaryMatrix),
+    /// To run, not to train: in the order of products, perhaps where a file is mapped.
+    Packed(PackedMatrix),
 }
 
 /// A tensor under its Hugging Face name. Layers read it; a training changes it through its
@@ -60,11 +62,32 @@ pub struct Weight {
 impl Weight {
     /// Zeros. With a `grouping` the tensor, a matrix, is ternary.
     pub fn new(name: impl Into<String>, shape: &[usize], role: Role, grouping: Option<Grouping>) -> Self {
+        let mut weight = Self::unfilled(name, shape, role, grouping);
+        weight.fill();
+        weight
+    }
+
+    /// As [`Weight::new`], but a ternary one has no trits until it takes some.
+    pub fn unfilled(
+        name: impl Into<String>,
+        shape: &[usize],
+        role: Role,
+        grouping: Option<Grouping>,
+    ) -> Self {
         let form = match grouping {
-            Some(grouping) => Form::Ternary(grouping, TernaryMatrix::zeros(shape[0], shape[1], grouping)),
+            Some(grouping) => Form::Ternary(grouping, TernaryMatrix::default()),
             None => Form::Dense(Buffer::zeros(shape.iter().product())),
         };
         Self { name: name.into(), shape: shape.to_vec(), role, form, inputs: Inputs::default(), index: 0 }
+    }
+
+    /// Gives a ternary weight that is unfilled zeros.
+    pub fn fill(&mut self) {
+        if let Form::Ternary(grouping, matrix) = &mut self.form
+            && [matrix.rows(), matrix.cols()] != self.shape[..]
+        {
+            *matrix = TernaryMatrix::zeros(self.shape[0], self.shape[1], *grouping);
+        }
     }
 
     /// Ones: the gain of a norm.
@@ -88,17 +111,27 @@ impl Weight {
         self.index
     }
 
-    /// The trits and scales, if the tensor is ternary.
+    /// The trits and scales, if the tensor is ternary and not packed.
     pub fn ternary(&self) -> Option<&TernaryMatrix> {
         match &self.form {
             Form::Ternary(_, matrix) => Some(matrix),
-            Form::Dense(_) => None,
+            Form::Dense(_) | Form::Packed(_) => None,
         }
     }
 
+    /// The packed trits and scales, if the tensor is packed.
+    pub fn packed(&self) -> Option<&PackedMatrix> {
+        match &self.form {
+            Form::Packed(matrix) => Some(matrix),
+            _ => None,
+        }
+    }
+
+    /// Of a ternary tensor.
     pub fn grouping(&self) -> Option<Grouping> {
-        match self.form {
-            Form::Ternary(grouping, _) => Some(grouping),
+        match &self.form {
+            Form::Ternary(grouping, _) => Some(*grouping),
+            Form::Packed(matrix) => Some(matrix.grouping()),
             Form::Dense(_) => None,
         }
     }
@@ -107,7 +140,7 @@ impl Weight {
     pub fn dense(&self) -> &[f32] {
         match &self.form {
             Form::Dense(values) => values,
-            Form::Ternary(..) => panic!("{} is ternary", self.name),
+            _ => panic!("{} is ternary", self.name),
         }
     }
 
@@ -115,7 +148,7 @@ impl Weight {
     pub fn dense_mut(&mut self) -> &mut [f32] {
         match &mut self.form {
             Form::Dense(values) => values,
-            Form::Ternary(..) => panic!("{} is ternary", self.name),
+            _ => panic!("{} is ternary", self.name),
         }
     }
 
@@ -126,13 +159,29 @@ impl Weight {
         self.form = Form::Ternary(grouping, matrix);
     }
 
+    /// Takes a matrix that is packed.
+    pub fn adopt_packed(&mut self, matrix: PackedMatrix) {
+        assert_eq!(self.grouping(), Some(matrix.grouping()), "{}", self.name);
+        assert_eq!([matrix.rows(), matrix.cols()], self.shape[..], "{}", self.name);
+        self.form = Form::Packed(matrix);
+    }
+
+    /// Brings trits into the order of products, for models that run: a few tokens take a fraction of the time.
+    pub fn pack(&mut self, density: Density) {
+        if let Form::Ternary(grouping, matrix) = &self.form {
+            self.form = Form::Packed(kernels::pack(matrix, *grouping, density));
+        }
+    }
+
     /// Takes `values`: as they are, or, if the tensor is ternary, their projection. The trits that changed.
     ///
     /// # Errors
     /// A value that is not finite, by the tensor's name.
     pub fn set(&mut self, values: &[f32]) -> Result<Flips> {
         assert_eq!(values.len(), self.len(), "values of {}", self.name);
+        self.fill();
         match &mut self.form {
+            Form::Packed(_) => panic!("{} is packed", self.name),
             Form::Ternary(grouping, matrix) => kernels::project(&self.name, values, *grouping, matrix),
             Form::Dense(own) => {
                 kernels::copy(own, values);
@@ -145,6 +194,7 @@ impl Weight {
     pub fn matrix(&self) -> Matrix<'_> {
         let values = match &self.form {
             Form::Ternary(_, matrix) => Values::Ternary(matrix),
+            Form::Packed(matrix) => Values::Packed(matrix),
             Form::Dense(data) => Values::Dense { data, rows: self.shape[0], cols: self.shape[1] },
         };
         Matrix::new(values, self.inputs)

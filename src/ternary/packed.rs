@@ -1,12 +1,13 @@
 //! A ternary matrix as it is stored and run: in the order in which products read it, so that it can stay where a file is
 //! mapped into memory.
 
+use std::fmt;
 use std::ops::Range;
 
 use half::f16;
 use serde::{Deserialize, Serialize};
 
-use super::{Grouping, TernaryMatrix};
+use super::{CODES_PER_WORD, Grouping, TernaryMatrix, ZERO_WORD};
 use crate::files::Bytes;
 
 /// Rows that stand side by side.
@@ -54,14 +55,6 @@ impl Density {
         whole * LINE_BYTES + tail
     }
 
-    /// Of a byte, the code (trit + 1) at `place`.
-    fn code(self, byte: u8, place: usize) -> u8 {
-        match self {
-            Density::TwoBit => byte >> (2 * place) & 3,
-            Density::Base3 => byte / [1, 3, 9, 27, 81][place] % 3,
-        }
-    }
-
     /// What the code at `place` adds to its byte.
     fn weight(self, place: usize) -> u8 {
         match self {
@@ -70,12 +63,21 @@ impl Density {
         }
     }
 
-    /// The first byte value that no codes make, and whether this one is of that kind.
+    /// Whether no codes make this byte.
     fn is_bad(self, byte: u8) -> bool {
         match self {
             Density::TwoBit => byte & (byte >> 1) & 0x55 != 0,
             Density::Base3 => byte >= 243,
         }
+    }
+}
+
+impl fmt::Display for Density {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Density::TwoBit => "2bit",
+            Density::Base3 => "base3",
+        })
     }
 }
 
@@ -205,12 +207,49 @@ impl PackedMatrix {
         density: Density,
         bytes: Bytes,
     ) -> Result<Self, String> {
+        // Before anything is made that is as long as a row: a segment takes scales and half a line at least.
+        let segments = cols.div_ceil(grouping.size(cols).min(SEGMENT));
+        if rows == 0 || cols == 0 || segments > bytes.len() / (SCALE_BYTES + LINE_BYTES / 2) {
+            return Err(format!("{} bytes for [{rows}, {cols}]", bytes.len()));
+        }
         let layout = Layout::new(rows, cols, grouping, density);
         if layout.bytes() != Some(bytes.len()) {
             let wanted = layout.bytes().map_or("too many".to_string(), |n| n.to_string());
             return Err(format!("{} bytes, wanted {wanted} for [{rows}, {cols}]", bytes.len()));
         }
         Ok(Self { layout, grouping, bytes })
+    }
+
+    /// Random trits and one scale, which keeps outputs as large as inputs: for measurements of speed without a model.
+    pub fn random([rows, cols]: [usize; 2], grouping: Grouping, density: Density, seed: u64) -> Self {
+        let layout = Layout::new(rows, cols, grouping, density);
+        let mut state = seed | 1;
+        let mut next = || {
+            // Marsaglia's xorshift.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        // Bytes that trits make, eight at a time: any two-bit codes below 3, any byte below 243.
+        let fill = |random: u64| match density {
+            Density::TwoBit => random & !(random >> 1 & 0x5555_5555_5555_5555),
+            Density::Base3 => u64::from_le_bytes(random.to_le_bytes().map(|b| ((b as u16 * 243) >> 8) as u8)),
+        };
+        let len = layout.bytes().expect("a size that memory holds");
+        let mut bytes = vec![0u8; len.next_multiple_of(8)];
+        bytes.chunks_exact_mut(8).for_each(|to| to.copy_from_slice(&fill(next()).to_le_bytes()));
+        bytes.truncate(len);
+        let scale = f16::from_f32((1.5 / cols as f32).sqrt()).to_le_bytes();
+        for block in bytes.chunks_mut(layout.block_bytes.max(1)) {
+            for s in 0..layout.segments.len() {
+                for row in 0..BLOCK_ROWS {
+                    let at = layout.scale_at(row, s);
+                    block[at..at + 2].copy_from_slice(&scale);
+                }
+            }
+        }
+        Self { layout, grouping, bytes: bytes.into() }
     }
 
     pub fn layout(&self) -> &Layout {
@@ -236,42 +275,77 @@ impl PackedMatrix {
     /// Some rows as they were packed.
     ///
     /// # Errors
-    /// A byte that no trits make, a place past an end that is not 0, a scale that is not a finite number of 0 or more, or,
-    /// where the parts of a group repeat one, that differs.
+    /// A byte that no trits make, a scale that is not a finite number of 0 or more, or, where the segments of a group repeat
+    /// one, that differs.
     pub fn unpack(&self, rows: Range<usize>) -> Result<TernaryMatrix, String> {
         let mut out = TernaryMatrix::zeros(rows.len(), self.cols(), self.grouping);
+        let (row_words, row_groups) = (out.row_words(), out.row_groups());
+        let (words, scales) = out.parts_mut();
         for (to, row) in rows.enumerate() {
-            self.unpack_into(row, to, &mut out)?;
+            self.judge_row(row)?;
+            let words = &mut words[to * row_words..][..row_words];
+            self.unpack_row(row, words, &mut scales[to * row_groups..][..row_groups]);
         }
         Ok(out)
     }
 
-    fn unpack_into(&self, row: usize, to: usize, out: &mut TernaryMatrix) -> Result<(), String> {
+    /// The codes and scales of a row in the order of [`TernaryMatrix`]; of bytes that no trits make, some or other.
+    pub fn unpack_row(&self, row: usize, words: &mut [u32], scales: &mut [f32]) {
+        let (layout, block) = (&self.layout, self.block(row / BLOCK_ROWS));
+        let (density, lane) = (layout.density, row % BLOCK_ROWS);
+        let spread = &SPREAD[density as usize];
+        // Codes so far that make no whole word, and bits of them.
+        let (mut codes, mut bits) = (0u128, 0);
+        let mut words = words.iter_mut();
+        for (s, (inputs, start)) in layout.segments.iter().enumerate() {
+            let at = layout.scale_at(row, s);
+            scales[inputs.start / layout.group] = f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+            let mut at = *start;
+            for first in inputs.clone().step_by(density.line()) {
+                let left = inputs.end - first;
+                let half = density == Density::Base3 && left <= density.line() / 2;
+                let line = if half {
+                    let bytes = &block[at + 2 * lane..][..2];
+                    at += LINE_BYTES / 2;
+                    (0..2).fold(0, |line, j| line | closer(spread[bytes[j] as usize]) << (2 * j))
+                } else {
+                    let bytes = &block[at + 4 * lane..][..4];
+                    at += LINE_BYTES;
+                    (0..4).fold(0, |line, j| line | spread[bytes[j] as usize] << (2 * j))
+                };
+                let count = left.min(density.line());
+                codes |= ((line & ((1 << (2 * count)) - 1)) as u128) << bits;
+                bits += 2 * count;
+                while bits >= 32 {
+                    *words.next().expect("words of a row") = codes as u32;
+                    (codes, bits) = (codes >> 32, bits - 32);
+                }
+            }
+        }
+        if bits > 0 {
+            *words.next().expect("words of a row") = codes as u32 | ZERO_WORD << bits;
+        }
+    }
+
+    fn judge_row(&self, row: usize) -> Result<(), String> {
         let (layout, block) = (&self.layout, self.block(row / BLOCK_ROWS));
         let bad = |what: String| Err(format!("row {row}: {what}"));
-        let (words, groups) = (out.row_words(), out.row_groups());
+        let mut common = 0.0;
         for (s, (inputs, _)) in layout.segments.iter().enumerate() {
             let at = layout.scale_at(row, s);
             let scale = f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
             if !scale.is_finite() || scale.is_sign_negative() {
                 return bad(format!("scale {scale}, wanted a finite number, 0 or more"));
             }
-            let group = inputs.start / layout.group;
-            let first = inputs.start % layout.group == 0;
-            let (codes, scales) = out.parts_mut();
-            let place = &mut scales[to * groups + group];
-            if !first && *place != scale {
-                return bad(format!("scales {place} and {scale} of one group"));
+            if inputs.start % layout.group != 0 && common != scale {
+                return bad(format!("scales {common} and {scale} of one group"));
             }
-            *place = scale;
+            common = scale;
             for input in inputs.clone() {
-                let (at, place) = layout.at(row, s, input);
+                let (at, _) = layout.at(row, s, input);
                 if layout.density.is_bad(block[at]) {
                     return bad(format!("byte {} at input {input}, wanted one that trits make", block[at]));
                 }
-                let code = layout.density.code(block[at], place) as u32;
-                let (word, shift) = (&mut codes[to * words + input / 16], 2 * (input % 16));
-                *word = *word & !(3 << shift) | code << shift;
             }
         }
         Ok(())
@@ -298,13 +372,55 @@ impl PackedMatrix {
     }
 }
 
+/// The codes of every byte of either density, eight bits apart: those of four bytes of a row, each shifted by two bits
+/// more, are the codes of a line in order.
+static SPREAD: [[u64; 256]; 2] = {
+    let mut table = [[0; 256]; 2];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut rest = byte as u64;
+        let mut i = 0;
+        while i < 5 {
+            if i < 4 {
+                table[0][byte] |= (byte as u64 >> (2 * i) & 3) << (8 * i);
+            }
+            table[1][byte] |= (rest % 3) << (8 * i);
+            rest /= 3;
+            i += 1;
+        }
+        byte += 1;
+    }
+    table
+};
+
+/// Codes eight bits apart brought to four: those of half a line.
+fn closer(codes: u64) -> u64 {
+    (0..5).fold(0, |out, i| out | (codes >> (8 * i) & 3) << (4 * i))
+}
+
 /// Fills the bytes, zeros so far, of block `block` of a matrix.
-fn pack_block(matrix: &TernaryMatrix, layout: &Layout, block: usize, bytes: &mut [u8]) {
+pub(crate) fn pack_block(matrix: &TernaryMatrix, layout: &Layout, block: usize, bytes: &mut [u8]) {
+    let density = layout.density;
+    let mut codes = [0u8; SEGMENT + 20];
     for row in block * BLOCK_ROWS..((block + 1) * BLOCK_ROWS).min(matrix.rows()) {
-        for (s, (inputs, _)) in layout.segments.iter().enumerate() {
-            for input in inputs.clone() {
-                let (at, place) = layout.at(row, s, input);
-                bytes[at] += layout.density.weight(place) * (matrix.trit(row, input) + 1) as u8;
+        let words = &matrix.words()[row * matrix.row_words()..][..matrix.row_words()];
+        for (s, (inputs, start)) in layout.segments.iter().enumerate() {
+            for (code, input) in codes.iter_mut().zip(inputs.clone()) {
+                *code = (words[input / CODES_PER_WORD] >> (2 * (input % CODES_PER_WORD)) & 3) as u8;
+            }
+            // Places past the end have code 0.
+            codes[inputs.len()..].fill(0);
+            let mut at = *start;
+            for first in (0..inputs.len()).step_by(density.line()) {
+                let left = inputs.len() - first;
+                let half = density == Density::Base3 && left <= density.line() / 2;
+                let width = if half { 2 } else { 4 };
+                let to = &mut bytes[at + width * (row % BLOCK_ROWS)..][..width];
+                for (j, byte) in to.iter_mut().enumerate() {
+                    let of = |i: usize| density.weight(i) * codes[first + j + width * i];
+                    *byte = (0..density.trits()).map(of).sum();
+                }
+                at += LINE_BYTES / if half { 2 } else { 1 };
             }
             let at = layout.scale_at(row, s);
             bytes[at..at + 2].copy_from_slice(&f16::from_f32(matrix.scale(row, inputs.start)).to_le_bytes());

@@ -46,6 +46,7 @@ pub fn forward(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
             (Values::Ternary(t), Inputs::F32) => {
                 blocks.for_each(|(b, y)| ternary_dots(x, t, b * block, y, to))
             }
+            (Values::Packed(_), _) => unreachable!("packed weights have a way of their own"),
             (Values::Ternary(t), Inputs::Int8) => scratch::with(|rounded: &mut Rounded| {
                 let x = rounded.fill(x, t);
                 blocks.for_each(|(b, y)| int8_dots(&x, t, b * block, y, to));

@@ -3,7 +3,7 @@
 use super::operands::{Rhs, Target, Threads, View};
 use super::tiles;
 use super::way::{self, Way};
-use super::{dots, gemm, lookup, rounding};
+use super::{dots, gemm, lookup, packed, rounding};
 use crate::config::Inputs;
 use crate::kernels::elementwise::add_assign;
 use crate::kernels::matrix::{Matrix, Values};
@@ -44,6 +44,13 @@ pub fn forward_to(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
     }
     let y = Target { data: &mut y.data[..(n - 1) * y.stride + out], ..y };
     let rhs = match (way::forward(n, w), w.values(), w.inputs()) {
+        (Way::Packed, Values::Packed(p), _) => return packed::forward(x, p, w.inputs(), y),
+        (Way::Unpacked, Values::Packed(p), inputs) => {
+            return packed::each_part(p, |first, rows| {
+                let y = Target { data: &mut y.data[first..], ..y };
+                forward_to(x, Matrix::ternary(rows, inputs), y);
+            });
+        }
         (Way::Dots, ..) => return dots::forward(x, w, y),
         (Way::Tiles, Values::Ternary(t), Inputs::F32) => return tiles::forward(x, t, y),
         (Way::Tiles, Values::Ternary(t), Inputs::Int8) => return tiles::forward_int8(x, t, y),
@@ -51,6 +58,7 @@ pub fn forward_to(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
         (Way::LookUp, Values::Ternary(t), Inputs::Int8) => return lookup::forward_int8(x, t, y),
         (_, Values::Dense { data, .. }, _) => Rhs::Dense(View::rows(data, inputs).t()),
         (_, Values::Ternary(t), _) => Rhs::TernaryT(t),
+        (_, Values::Packed(_), _) => unreachable!("packed weights have a way of their own"),
     };
     gemm(n, out, inputs, View::rows(x, inputs), rhs, y, Threads::All);
 }
@@ -76,6 +84,7 @@ pub fn backward_input_from(dy: &[f32], stride: usize, w: Matrix<'_>, dx: &mut [f
         (Way::LookUp, Values::Ternary(t)) => return lookup::backward_input(dy, stride, t, dx, to),
         (_, Values::Dense { data, .. }) => Rhs::Dense(View::rows(data, inputs)),
         (_, Values::Ternary(t)) => Rhs::Ternary(t),
+        (_, Values::Packed(_)) => panic!("packed weights have no gradients: load the model to train"),
     };
     gemm(n, inputs, out, View::rows(dy, stride), rhs, Target { data: dx, stride: inputs, to }, Threads::All);
 }

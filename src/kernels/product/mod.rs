@@ -2,7 +2,9 @@
 //!
 //! | product | instruction set | shape | way |
 //! |---|---|---|---|
-//! | `x Wᵀ`, any `W` | any | fewer than 6 rows of `x` | dot products (`dots.rs`): `W` is read once a row, and not packed |
+//! | `x Wᵀ`, `W` packed, inputs of 8 bits | any | any | dot products of integers from the packed bytes (`packed/integer.rs`) |
+//! | `x Wᵀ`, `W` packed | any | fewer than 16 rows of `x` | look-up from the packed bytes (`packed/float.rs`); more: some rows of `W` unpacked at a time, and then as below |
+//! | `x Wᵀ`, any other `W` | any | fewer than 6 rows of `x` | dot products (`dots.rs`): `W` is read once a row, and not packed |
 //! | `x Wᵀ`, `dy W`, `W` ternary | AMX | enough rows, and groups of whole words | tiles (`tiles/`) |
 //! | `x Wᵀ`, `W` ternary, inputs of 8 bits | any | any other | look-up of integers (`lookup/int8.rs`) |
 //! | `x Wᵀ`, `dy W`, `W` ternary | any | 32 rows, 64 outputs, groups of 64, or more of each | look-up (`lookup/`) |
@@ -18,6 +20,7 @@ pub mod linear;
 mod lookup;
 mod operands;
 mod pack;
+mod packed;
 mod register_tile;
 mod rounding;
 #[cfg(target_arch = "x86_64")]
@@ -29,6 +32,7 @@ mod way;
 
 pub use operands::{Rhs, Target, Threads, View};
 pub(super) use pack::decode;
+pub use packed::pack;
 
 use crate::kernels::threads;
 use operands::Sizes;

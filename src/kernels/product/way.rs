@@ -6,13 +6,19 @@ use super::tiles;
 use crate::config::Inputs;
 use crate::kernels::isa::Isa;
 use crate::kernels::matrix::{Matrix, Values};
-use crate::ternary::TernaryMatrix;
+use crate::ternary::{CODES_PER_WORD, PackedMatrix, TernaryMatrix};
 
 /// Fewer rows than this are dot products: packing the weight would cost more than using it.
 const FEW_ROWS: usize = 6;
 
+/// From so many rows on, tables that all rows share cost less than tables for each, and unpacking little.
+const MANY_ROWS: usize = 16;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
+    Packed,
+    /// Some rows of packed weights after the other in another form, each its own way.
+    Unpacked,
     Dots,
     Tiles,
     LookUp,
@@ -22,6 +28,10 @@ pub enum Way {
 /// `x Wᵀ` for `n` rows.
 pub fn forward(n: usize, w: Matrix<'_>) -> Way {
     match w.values() {
+        Values::Packed(p) if n >= MANY_ROWS && (w.inputs() == Inputs::F32 || packed_fit_tiles(n, p)) => {
+            Way::Unpacked
+        }
+        Values::Packed(_) => Way::Packed,
         _ if n < FEW_ROWS => Way::Dots,
         Values::Ternary(t) if fit_tiles(n, t) => Way::Tiles,
         Values::Ternary(t) if w.inputs() == Inputs::Int8 || lookup::pays(n, t) => Way::LookUp,
@@ -48,6 +58,13 @@ pub fn gemm(size: Sizes, a: View<'_>, b: Rhs<'_>) -> Way {
 
 fn tiles_pay(size: Sizes) -> bool {
     Isa::current() == Isa::Amx && tiles::pays(size)
+}
+
+/// Whether the unpacked rows of a packed matrix go through tiles.
+fn packed_fit_tiles(n: usize, w: &PackedMatrix) -> bool {
+    let group = w.layout().group();
+    let words = group.is_multiple_of(CODES_PER_WORD) || group == w.cols();
+    words && tiles_pay(Sizes { m: n, n: w.rows(), k: w.cols() })
 }
 
 fn fit_tiles(n: usize, w: &TernaryMatrix) -> bool {

@@ -1,0 +1,116 @@
+//! Products with packed matrices: `y = x Ŵᵀ` for one token or many, from the bytes as they are stored.
+//!
+//! A lane holds four bytes of a row, a vector a *line* of [`Layout`](crate::ternary::Layout). With inputs rounded to 8 bits
+//! each line is taken apart into vectors of codes 0, 1, 2, which are multiplied with four inputs that all rows share, in
+//! integers; what a code is too large by, the sum of a segment's inputs, is taken away once. With inputs in f32 a few bits of
+//! every lane choose from a table of the inputs' signed sums. Either way a block of 16 rows goes through the registers
+//! while it is in the first-level cache, for all tokens: weights are read from memory once.
+
+mod float;
+mod integer;
+
+use rayon::prelude::*;
+
+use super::operands::{Output, Target};
+use crate::config::Inputs;
+use crate::kernels::scratch;
+use crate::kernels::simd::Simd;
+use crate::kernels::{team, threads};
+use crate::ternary::{BLOCK_ROWS, Density, Grouping, Layout, PackedMatrix, TernaryMatrix, pack_block};
+
+/// Bytes between the line in use and the one asked for.
+const AHEAD: usize = 2048;
+/// Bytes of weights below which another thread does not pay.
+const ALONE: usize = 1 << 14;
+/// Parts of a product for each thread: one that something else slows down does fewer.
+const EACH: usize = 4;
+
+/// Rows of weights that are unpacked at a time.
+const UNPACKED: usize = 1024;
+
+/// `y (+)= x Ŵᵀ`, `x` `[n, in]`, rounded to 8 bits or not, `y` `[n, out]`.
+pub fn forward(x: &[f32], w: &PackedMatrix, inputs: Inputs, y: Target<'_>) {
+    match inputs {
+        Inputs::Int8 => integer::forward(x, w, y),
+        Inputs::F32 => float::forward(x, w, y),
+    }
+}
+
+/// [`PackedMatrix::pack`] on all threads.
+pub fn pack(matrix: &TernaryMatrix, grouping: Grouping, density: Density) -> PackedMatrix {
+    let layout = Layout::new(matrix.rows(), matrix.cols(), grouping, density);
+    let mut bytes = vec![0u8; layout.bytes().expect("no larger than the matrix")];
+    let blocks = bytes.par_chunks_mut(layout.block_bytes().max(1)).enumerate();
+    blocks.for_each(|(block, bytes)| pack_block(matrix, &layout, block, bytes));
+    PackedMatrix::from_bytes([matrix.rows(), matrix.cols()], grouping, density, bytes.into())
+        .expect("as many bytes as the layout says")
+}
+
+/// Some rows of weights.
+#[derive(Default)]
+struct SomeRows(TernaryMatrix);
+
+/// Calls `f` with some rows of weights after the other, and the number of the first, as another form.
+pub fn each_part(w: &PackedMatrix, mut f: impl FnMut(usize, &TernaryMatrix)) {
+    scratch::with(|some: &mut SomeRows| {
+        for first in (0..w.rows()).step_by(UNPACKED) {
+            unpack(w, first, UNPACKED.min(w.rows() - first), &mut some.0);
+            f(first, &some.0);
+        }
+    });
+}
+
+/// `count` rows from `first` on as another form.
+fn unpack(w: &PackedMatrix, first: usize, count: usize, to: &mut TernaryMatrix) {
+    if [to.rows(), to.cols(), to.group()] != [count, w.cols(), w.layout().group()] {
+        *to = TernaryMatrix::zeros(count, w.cols(), w.grouping());
+    }
+    let (row_words, row_groups) = (to.row_words(), to.row_groups());
+    let (words, scales) = to.parts_mut();
+    let rows = words.par_chunks_mut(row_words).zip(scales.par_chunks_mut(row_groups));
+    rows.with_min_len(16).enumerate().for_each(|(row, (words, scales))| {
+        w.unpack_row(first + row, words, scales);
+    });
+}
+
+/// Calls `f` with every block of rows, on all threads.
+fn each_block(w: &PackedMatrix, tokens: usize, f: impl Fn(usize) + Sync) {
+    let blocks = w.layout().blocks();
+    let bytes = blocks * w.layout().block_bytes() * tokens;
+    let parts = (EACH * threads::count()).min(bytes / ALONE).min(blocks);
+    if parts < 2 {
+        return (0..blocks).for_each(f);
+    }
+    team::share(parts, |part| (part * blocks / parts..(part + 1) * blocks / parts).for_each(&f));
+}
+
+/// The columns of a result that a block of rows makes.
+#[derive(Clone, Copy)]
+struct Columns(Output);
+
+impl Columns {
+    fn new(y: Target<'_>, tokens: usize, rows: usize) -> Self {
+        Self(Output::new(y, tokens, rows))
+    }
+
+    /// Writes the values of `S::LANES` rows of weights from `row` on; those past the end go nowhere.
+    ///
+    /// # Safety
+    /// As [`Simd`]; nobody else touches these columns.
+    #[inline(always)]
+    unsafe fn put<S: Simd>(self, token: usize, row: usize, values: S::V) {
+        unsafe {
+            let to = self.0.at(token, row);
+            if row + S::LANES <= self.0.columns {
+                S::store(to, if self.0.to.adds() { S::add(S::load(to), values) } else { values });
+                return;
+            }
+            let mut some = [0f32; BLOCK_ROWS];
+            S::store(some.as_mut_ptr(), values);
+            for (i, value) in some.into_iter().enumerate().take(self.0.columns.saturating_sub(row)) {
+                let to = to.add(i);
+                *to = if self.0.to.adds() { *to + value } else { value };
+            }
+        }
+    }
+}
