@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{recipe, thousands};
+use super::{bench_run, recipe, thousands};
 use crate::error::{Error, Result};
 use crate::files::{self, DirectoryWriter, IfExists};
 use crate::formats::Form;
@@ -18,7 +18,8 @@ use crate::train::{Trainer, cost, setup_random};
 #[command(after_help = "\
 Examples:
   ternlm bench train --recipe wiki-75m
-  ternlm bench train --help")]
+  ternlm bench run --shape qwen3-0.6b
+  ternlm bench run --help")]
 pub struct BenchArgs {
     #[command(subcommand)]
     what: Bench,
@@ -28,6 +29,8 @@ pub struct BenchArgs {
 enum Bench {
     /// Training steps of a recipe's shape, from random weights on random tokens
     Train(TrainArgs),
+    /// Prompts read and tokens made by a packed model, or by a random one of a known shape
+    Run(bench_run::RunArgs),
 }
 
 #[derive(Args)]
@@ -61,6 +64,7 @@ struct TrainArgs {
 pub fn run(args: BenchArgs) -> Result<()> {
     match args.what {
         Bench::Train(args) => train(args),
+        Bench::Run(args) => bench_run::run(args),
     }
 }
 
@@ -109,7 +113,7 @@ fn train(args: TrainArgs) -> Result<()> {
     }
     let phases = profile::stop();
     first_losses.extend(&losses);
-    let memory = peak_memory();
+    let memory = super::peak_memory();
     let total: f64 = seconds.iter().sum();
     let mut sorted = seconds.clone();
     sorted.sort_by(f64::total_cmp);
@@ -190,11 +194,4 @@ fn name(phase: profile::Phase) -> &'static str {
         profile::Phase::Data => "data",
         profile::Phase::Other => "other",
     }
-}
-
-/// Most memory that this process has held, in bytes.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }

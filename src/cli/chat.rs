@@ -10,6 +10,7 @@ use super::sampling::{self, SamplingArgs};
 use crate::chat::{ChatTemplate, Message};
 use crate::error::{Error, Result};
 use crate::generate::{Generated, Sampler, Session};
+use crate::ternary::Density;
 use crate::text::Tokenizer;
 
 #[derive(Args)]
@@ -22,8 +23,11 @@ Examples:
 
 Typed in a line of their own, /reset starts a new conversation and /exit ends it.")]
 pub struct ChatArgs {
-    /// A model directory, or the folder of a run
+    /// A model directory, a packed file, or the folder of a run
     model: PathBuf,
+    /// What inputs of ternary products are rounded to
+    #[arg(long, value_enum, default_value = "trained")]
+    precision: super::Precision,
     /// What the model is told before the conversation
     #[arg(long)]
     system: Option<String>,
@@ -54,7 +58,8 @@ pub fn run(args: ChatArgs) -> Result<()> {
             Error::input(&dir, "chat template", "none", wanted)
         })?,
     };
-    let decoder = super::load_model(&dir)?.decoder;
+    let mut decoder = super::load_model(&dir, args.precision)?.decoder;
+    decoder.weights_mut().for_each(|weight| weight.pack(Density::TwoBit));
     let messages: Vec<Message> = args.system.map(|text| Message::new("system", text)).into_iter().collect();
     let mut chat = Chat {
         session: Session::new(&decoder, &tokenizer),

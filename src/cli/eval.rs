@@ -24,8 +24,11 @@ A text is read as a training reads it: a byte order mark is dropped, CRLF become
 are joined as data.join says. For the folder of a run, field and join are those of its recipe unless given here.
 Bits per byte and word perplexity count the bytes and words of the text that the predicted tokens stand for.")]
 pub struct EvalArgs {
-    /// A model directory, or the folder of a run
+    /// A model directory, a packed file, or the folder of a run
     model: PathBuf,
+    /// What inputs of ternary products are rounded to
+    #[arg(long, value_enum, default_value = "trained")]
+    precision: super::Precision,
     /// The text, UTF-8: a text file, .jsonl, .parquet, or a folder of such files
     #[arg(long)]
     data: PathBuf,
@@ -62,7 +65,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         Some(name) => super::named_tokenizer(name)?,
         None => super::tokenizer_of(&dir)?,
     };
-    let decoder = super::load_model(&dir)?.decoder;
+    let decoder = super::load_model(&dir, args.precision)?.decoder;
     let config = &decoder.config;
     let context = args.context.unwrap_or(config.max_positions.min(1024));
     let stride = args.stride.unwrap_or(context);

@@ -7,6 +7,7 @@ use super::output;
 use super::sampling::{self, SamplingArgs};
 use crate::error::Result;
 use crate::generate::{Sampler, Session};
+use crate::ternary::Density;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -15,8 +16,11 @@ Examples:
   echo 'Once upon a time' | ternlm generate MODEL --prompt - --max-tokens 200
   ternlm generate MODEL --prompt 'The' --temperature 1 --top-p 0.9 --seed 7 --json")]
 pub struct GenerateArgs {
-    /// A model directory, or the folder of a run
+    /// A model directory, a packed file, or the folder of a run
     model: PathBuf,
+    /// What inputs of ternary products are rounded to
+    #[arg(long, value_enum, default_value = "trained")]
+    precision: super::Precision,
     /// The text to continue; - reads it from standard input
     #[arg(long, short)]
     prompt: String,
@@ -38,7 +42,8 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let config = args.sampling.config()?;
     let tokenizer = super::tokenizer_of(&dir)?;
     let prompt = super::text_or_stdin(args.prompt)?;
-    let decoder = super::load_model(&dir)?.decoder;
+    let mut decoder = super::load_model(&dir, args.precision)?.decoder;
+    decoder.weights_mut().for_each(|weight| weight.pack(Density::TwoBit));
     let stop = if args.ignore_eos { &[] } else { tokenizer.stop_ids() };
     let mut session = Session::new(&decoder, &tokenizer);
     session.set_tokens(tokenizer.encode_prompt(&prompt)?);

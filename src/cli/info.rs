@@ -26,7 +26,7 @@ Examples:
   ternlm info MODEL --json
   ternlm info --recipe copy > my.toml")]
 pub struct InfoArgs {
-    /// A model directory, or the folder of a run; without it: this machine
+    /// A model directory, a packed file, or the folder of a run; without it: this machine
     path: Option<PathBuf>,
     /// Print the TOML of a recipe, with its comments
     #[arg(long, value_name = "NAME", conflicts_with_all = ["path", "json"])]

@@ -4,8 +4,10 @@
 mod output;
 
 mod bench;
+mod bench_run;
 mod chat;
 mod eval;
+mod export;
 mod finish;
 mod generate;
 mod info;
@@ -23,10 +25,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::config::Inputs;
 use crate::error::{Error, Result};
 use crate::finish::MODEL;
 use crate::formats::{self, hf};
-use crate::model::{self, Model};
+use crate::model::{self, Decoder, Model};
 use crate::report::thousands;
 use crate::text::Tokenizer;
 use output::say_json;
@@ -60,6 +63,8 @@ enum Command {
     Train(train::TrainArgs),
     /// Prove from the stored files that a model is ternary
     Verify(verify::VerifyArgs),
+    /// Write a model in another form: packed, or unpacked for other tools
+    Export(export::ExportArgs),
     /// Measure perplexity on a text
     Eval(eval::EvalArgs),
     /// Continue a text
@@ -72,7 +77,7 @@ enum Command {
     Info(info::InfoArgs),
     /// Make the report of a run again
     Report(report::ReportArgs),
-    /// Measure training speed against the machine's limit
+    /// Measure the speed of training or of running, against the machine's limit
     Bench(bench::BenchArgs),
 }
 
@@ -115,6 +120,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Train(args) => train::run(args),
         Command::Verify(args) => verify::run(args),
+        Command::Export(args) => export::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
@@ -153,7 +159,7 @@ fn model_dir(path: &Path) -> Result<PathBuf> {
         .flatten()
         .find(|path| formats::is_model(path))
         .ok_or_else(|| {
-            let wanted = "a model directory with a config.json, or the folder of a run";
+            let wanted = "a model directory with a config.json, a packed file, or the folder of a run";
             Error::input(path, "model", if path.exists() { "neither" } else { "nothing there" }, wanted)
         })
 }
@@ -176,9 +182,31 @@ fn named_tokenizer(name: &OsStr) -> Result<Tokenizer> {
     }
 }
 
-/// The model in `dir`, ready to run on texts.
-fn load_model(dir: &Path) -> Result<Model> {
-    let model = model::load(dir, None)?;
+/// What inputs of ternary products are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Precision {
+    /// As the model was trained: not rounded, unless it was trained with 8 bits
+    Trained,
+    /// Not rounded: exactly the weights' function
+    F32,
+    /// To 8 bits, a scale for each token: faster on every processor
+    Int8,
+}
+
+impl Precision {
+    fn set(self, decoder: &mut Decoder) {
+        match self {
+            Precision::Trained => {}
+            Precision::F32 => decoder.set_inputs(Inputs::F32),
+            Precision::Int8 => decoder.set_inputs(Inputs::Int8),
+        }
+    }
+}
+
+/// The model at `dir`, ready to run on texts.
+fn load_model(dir: &Path, precision: Precision) -> Result<Model> {
+    let mut model = model::load(dir, None)?;
+    precision.set(&mut model.decoder);
     let config = &model.decoder.config;
     if !config.causal {
         let wanted = "true: a model that sees the tokens to come writes no text";
@@ -201,6 +229,13 @@ fn text_or_stdin(text: String) -> Result<String> {
         }
     }
     Ok(text)
+}
+
+/// Most memory that this process has held, in bytes.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// A bar over bytes; drawn where there is a terminal.

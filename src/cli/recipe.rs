@@ -51,6 +51,9 @@ pub fn parse(path: &Path, text: &str) -> Result<Table> {
 
 /// The recipe of the run in the folder `run`; `None` where there is none.
 pub fn of_run(run: &Path) -> Result<Option<Recipe>> {
+    if run.is_file() {
+        return Ok(None);
+    }
     let file = run.join(FILE);
     let Some(text) = if_there(read_text(&file, MAX_BYTES))? else { return Ok(None) };
     resolve(&file, parse(&file, &text)?).map(Some)

@@ -80,7 +80,7 @@ impl Manifest {
         };
         Ok(Self {
             format: FORMAT,
-            form: top.need("form", "\"latent\" or \"unpacked\"", as_type)?,
+            form: top.need("form", "\"latent\", \"unpacked\" or \"packed\"", as_type)?,
             group: top.need("group", "a number, 1 or more, or \"tensor\"", as_type)?,
             tensors: tensors.map.keys().map(entry).collect::<Result<_>>()?,
         })
@@ -88,9 +88,14 @@ impl Manifest {
 
     /// Writes `ternary.json` into `folder`.
     pub fn write(&self, folder: impl AsRef<Path>) -> Result<()> {
+        files::write_bytes(folder.as_ref().join(FILE_NAME), &self.text())
+    }
+
+    /// The text of `ternary.json`.
+    pub fn text(&self) -> Vec<u8> {
         let mut text = serde_json::to_vec_pretty(self).expect("plain data has a JSON form");
         text.push(b'\n');
-        files::write_bytes(folder.as_ref().join(FILE_NAME), &text)
+        text
     }
 }
 

@@ -12,6 +12,7 @@ mod json;
 pub mod manifest;
 mod model_files;
 pub mod npy;
+pub mod packed;
 pub mod tensors;
 
 pub use description::{Description, NOTE_FORMAT, TernaryNote};
@@ -27,6 +28,8 @@ pub enum Form {
     Latent,
     /// Exactly −s, 0 or +s: any Hugging Face tool reads them.
     Unpacked,
+    /// Trits and scales in the order in which products read them, in a packed file.
+    Packed,
 }
 
 /// A name out of an untrusted file, quoted, escaped and cut for an error message.

@@ -1,26 +1,27 @@
 //! The one door to a stored model: what it is, its tensors by name, and the small files beside them.
 //!
-//! So far that is a Hugging Face directory. Another kind of file is found by [`is_model`] and [`files_of`], read by
-//! [`ModelFiles::open`], and is one more case of `Tensors` and, where it holds trits as such, of `Held`.
+//! That is a Hugging Face directory or a packed file. Another kind of file is found by [`is_model`] and [`files_of`], read
+//! by [`ModelFiles::open`], and is one more case of `Tensors` and, where it holds trits as such, of `Held`.
 
 use std::collections::HashSet;
 use std::path::Path;
 
 use super::hf;
+use super::packed::PackedFile;
 use super::tensors::{TensorFiles, TensorView};
-use super::{Description, Form};
+use super::{Description, Form, quoted};
 use crate::error::{Error, Result};
 use crate::files::{Bundle, sha256_hex};
-use crate::ternary::{Grouping, TernaryMatrix};
+use crate::ternary::{Grouping, PackedMatrix, TernaryMatrix};
 
 /// Whether a model is stored at `path`, good or bad.
 pub fn is_model(path: &Path) -> bool {
-    path.join(hf::FILE_NAME).is_file()
+    path.is_file() || path.join(hf::FILE_NAME).is_file()
 }
 
 /// The small files of the model at `path`: configuration, tokenizer, manifest. Nothing of them is read yet.
 pub fn files_of(path: &Path) -> Result<Bundle> {
-    Ok(Bundle::folder(path))
+    Ok(if path.is_file() { PackedFile::open(path)?.1 } else { Bundle::folder(path) })
 }
 
 /// A stored model, judged as far as that needs none of its values.
@@ -36,7 +37,11 @@ pub struct ModelFiles {
 #[derive(Debug)]
 enum Tensors {
     /// `unpacked`: the matrices stored as weights −s, 0, +s, and the inputs that share an s.
-    Safetensors { stored: TensorFiles, unpacked: Option<(HashSet<String>, Grouping)> },
+    Safetensors {
+        stored: TensorFiles,
+        unpacked: Option<(HashSet<String>, Grouping)>,
+    },
+    Packed(PackedFile),
 }
 
 /// One tensor as it is stored.
@@ -63,6 +68,8 @@ pub struct Trits<'a> {
 enum Held<'a> {
     /// As the weights −s, 0, +s ([`Form::Unpacked`]).
     Weights(TensorView<'a>),
+    /// Packed, and the shape ([`Form::Packed`]).
+    Packed(TensorView<'a>, &'a (PackedMatrix, [usize; 2])),
 }
 
 impl ModelFiles {
@@ -72,7 +79,10 @@ impl ModelFiles {
     /// # Errors
     /// Those of [`hf::read_config`] and [`TensorFiles::open`].
     pub fn open(path: &Path) -> Result<Self> {
-        let files = files_of(path)?;
+        if path.is_file() {
+            return Self::open_packed(path);
+        }
+        let files = Bundle::folder(path);
         let mut description = hf::read_config(&files)?;
         let stored = TensorFiles::open(path)?;
         if description.said_tied && stored.contains(hf::HEAD) && stored.contains(hf::EMBEDDING) {
@@ -84,10 +94,23 @@ impl ModelFiles {
         Ok(Self { description, files, tensors: Tensors::Safetensors { stored, unpacked } })
     }
 
+    fn open_packed(path: &Path) -> Result<Self> {
+        let (packed, files) = PackedFile::open(path)?;
+        let mut description = hf::read_config(&files)?;
+        // A packed file holds what its model uses.
+        description.model.tie_embeddings &= !packed.stored().contains(hf::HEAD);
+        if let Some(note) = description.ternary.iter().find(|note| note.form != Form::Packed) {
+            let found = format!("{:?}", note.form);
+            return Err(Error::input(files.path_of(hf::FILE_NAME), "ternlm.form", found, "\"packed\""));
+        }
+        Ok(Self { description, files, tensors: Tensors::Packed(packed) })
+    }
+
     /// The file that holds the tensors, or lists those that do: for error messages.
     pub fn source(&self) -> &Path {
         match &self.tensors {
             Tensors::Safetensors { stored, .. } => stored.source(),
+            Tensors::Packed(packed) => packed.stored().source(),
         }
     }
 
@@ -95,6 +118,7 @@ impl ModelFiles {
     pub fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         match &self.tensors {
             Tensors::Safetensors { stored, .. } => Box::new(stored.names()),
+            Tensors::Packed(packed) => Box::new(packed.names()),
         }
     }
 
@@ -102,6 +126,7 @@ impl ModelFiles {
     pub fn contains(&self, name: &str) -> bool {
         match &self.tensors {
             Tensors::Safetensors { stored, .. } => stored.contains(name),
+            Tensors::Packed(packed) => packed.stored().contains(name),
         }
     }
 
@@ -119,6 +144,17 @@ impl ModelFiles {
                     _ => Stored::Values(view),
                 })
             }
+            Tensors::Packed(packed) => {
+                let view = packed.stored().tensor(name)?;
+                Ok(match packed.matrix(name) {
+                    Some(matrix) => Stored::Trits(Trits {
+                        grouping: packed.grouping,
+                        place: self.files.place(),
+                        held: Held::Packed(view, matrix),
+                    }),
+                    None => Stored::Values(view),
+                })
+            }
         }
     }
 }
@@ -128,6 +164,7 @@ impl Stored<'_> {
     pub fn shape(&self) -> &[usize] {
         match self {
             Stored::Values(view) | Stored::Trits(Trits { held: Held::Weights(view), .. }) => view.shape,
+            Stored::Trits(Trits { held: Held::Packed(_, (_, shape)), .. }) => shape,
         }
     }
 
@@ -137,13 +174,17 @@ impl Stored<'_> {
             Stored::Values(view) | Stored::Trits(Trits { held: Held::Weights(view), .. }) => {
                 view.dtype.to_string()
             }
+            Stored::Trits(Trits { held: Held::Packed(_, (matrix, _)), .. }) => {
+                matrix.layout().density().to_string()
+            }
         }
     }
 
     /// SHA-256 of the stored bytes, lower-case hexadecimal.
     pub fn sha256(&self) -> String {
         match self {
-            Stored::Values(view) | Stored::Trits(Trits { held: Held::Weights(view), .. }) => {
+            Stored::Values(view)
+            | Stored::Trits(Trits { held: Held::Weights(view) | Held::Packed(view, _), .. }) => {
                 sha256_hex([view.bytes])
             }
         }
@@ -158,11 +199,33 @@ impl Stored<'_> {
             Stored::Values(view) | Stored::Trits(Trits { held: Held::Weights(view), .. }) => {
                 view.read_f32_into(expected_shape, out)
             }
+            Stored::Trits(trits @ Trits { held: Held::Packed(view, (_, shape)), .. }) => {
+                if expected_shape != shape {
+                    let place = format!("tensor {} shape", quoted(view.name));
+                    return Err(Error::input(
+                        view.file,
+                        place,
+                        format!("{shape:?}"),
+                        format!("{expected_shape:?}"),
+                    ));
+                }
+                let matrix = trits.matrix(shape[0], shape[1])?;
+                out.chunks_mut(shape[1]).enumerate().for_each(|(row, out)| matrix.unpack_row(row, out));
+                Ok(())
+            }
         }
     }
 }
 
 impl Trits<'_> {
+    /// The matrix as it lies in a packed file, if that is where it is; its bytes are not judged.
+    pub fn packed(&self) -> Option<&PackedMatrix> {
+        match self.held {
+            Held::Packed(_, (matrix, _)) => Some(matrix),
+            Held::Weights(_) => None,
+        }
+    }
+
     /// The matrix as it is stored, never projected.
     ///
     /// # Errors
@@ -178,6 +241,17 @@ impl Trits<'_> {
                         false => self.bad(view.name, "a value that is not finite".into(), "finite values"),
                     }
                 })
+            }
+            Held::Packed(view, (matrix, shape)) => {
+                if *shape != [rows, cols] {
+                    return Err(self.bad(
+                        view.name,
+                        format!("shape {shape:?}"),
+                        &format!("[{rows}, {cols}]"),
+                    ));
+                }
+                let judged = matrix.judge().and_then(|()| matrix.unpack(0..rows));
+                judged.map_err(|why| self.bad(view.name, why, "packed trits and scales"))
             }
         }
     }

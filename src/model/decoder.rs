@@ -226,6 +226,13 @@ pub struct Decoder {
 impl Decoder {
     /// Matrices all zeros, gains all ones; `config` has been validated.
     pub fn new(config: &ModelConfig, scope: Scope, grouping: Grouping) -> Self {
+        let mut decoder = Self::unfilled(config, scope, grouping);
+        decoder.weights_mut().for_each(Weight::fill);
+        decoder
+    }
+
+    /// [`Decoder::new`] without trits, which take memory: every ternary weight is to take some before it is used.
+    pub fn unfilled(config: &ModelConfig, scope: Scope, grouping: Grouping) -> Self {
         let c = config;
         let blocks = (scope != Scope::None).then_some(grouping);
         let ends = (scope == Scope::All).then_some(grouping);

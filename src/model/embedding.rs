@@ -25,9 +25,11 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// All zeros.
+    /// Zeros, or no trits yet ([`Weight::unfilled`]).
     pub fn new(name: &str, vocab: usize, width: usize, grouping: Option<Grouping>) -> Self {
-        Self { weight: Weight::new(format!("{name}.weight"), &[vocab, width], Role::Embedding, grouping) }
+        Self {
+            weight: Weight::unfilled(format!("{name}.weight"), &[vocab, width], Role::Embedding, grouping),
+        }
     }
 
     /// `x[n] = W[tokens[n]]`

@@ -57,7 +57,8 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// All zeros; `name` is that of the module, `name.weight` and `name.bias` those of the tensors.
+    /// Zeros, or no trits yet ([`Weight::unfilled`]); `name` is that of the module, `name.weight` and `name.bias` those of
+    /// the tensors.
     pub fn new(
         name: &str,
         inputs: usize,
@@ -67,7 +68,7 @@ impl Linear {
         bias: bool,
     ) -> Self {
         Self {
-            weight: Weight::new(format!("{name}.weight"), &[out, inputs], role, grouping),
+            weight: Weight::unfilled(format!("{name}.weight"), &[out, inputs], role, grouping),
             bias: bias.then(|| Weight::new(format!("{name}.bias"), &[out], Role::Bias, None)),
         }
     }

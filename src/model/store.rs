@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
+use half::f16;
 use safetensors::Dtype;
 
 use super::directory::unused;
@@ -12,9 +13,11 @@ use crate::error::{Error, Result};
 use crate::files::sha256_hex;
 use crate::formats::hf::{self, HEAD};
 use crate::formats::manifest::{self, Entry, Manifest, TernaryEntry};
+use crate::formats::packed::{self, Contents, ToPack};
 use crate::formats::tensors::{self, Data, Tensor, TensorFiles, write_safetensors};
 use crate::formats::{Description, Form, ModelFiles, NOTE_FORMAT, Stored, TernaryNote, quoted};
-use crate::ternary::{Grouping, Stats, TernaryMatrix};
+use crate::kernels;
+use crate::ternary::{Density, Grouping, Stats, TernaryMatrix};
 
 /// A decoder, and what its files say of the model besides.
 #[derive(Clone, Debug)]
@@ -32,18 +35,36 @@ pub struct Model {
 /// to be ternary and is not, a claim of tensors that are no matrices of the model, a model that is ternary by other groups
 /// than asked for.
 pub fn load(path: &Path, ternary: Option<&TernaryConfig>) -> Result<Model> {
-    read(path, ternary, None)
+    read(path, ternary, None, Trits::AsStored)
+}
+
+/// [`load`] with every ternary tensor as trits and scales in memory, judged one by one: to write it in another form.
+pub fn load_trits(path: &Path) -> Result<Model> {
+    read(path, None, None, Trits::InMemory)
 }
 
 /// [`load`], with the latents that a training goes on from: those that are stored, or such whose projection the stored
 /// matrix is.
 pub fn load_to_train(path: &Path, ternary: Option<&TernaryConfig>) -> Result<(Model, Latents)> {
     let mut latents = Latents::default();
-    let model = read(path, ternary, Some(&mut latents))?;
+    let model = read(path, ternary, Some(&mut latents), Trits::InMemory)?;
     Ok((model, latents))
 }
 
-fn read(path: &Path, ternary: Option<&TernaryConfig>, mut latents: Option<&mut Latents>) -> Result<Model> {
+/// Where the trits of a packed file are to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trits {
+    /// Where the file is mapped.
+    AsStored,
+    InMemory,
+}
+
+fn read(
+    path: &Path,
+    ternary: Option<&TernaryConfig>,
+    mut latents: Option<&mut Latents>,
+    trits_in: Trits,
+) -> Result<Model> {
     let stored = ModelFiles::open(path)?;
     let description = &stored.description;
     let config_file = stored.files.path_of(hf::FILE_NAME);
@@ -73,7 +94,7 @@ fn read(path: &Path, ternary: Option<&TernaryConfig>, mut latents: Option<&mut L
         .map(|t| (t.scope, t.group, t.activations))
         .or(note.map(|n| (n.scope, n.group, n.activations)))
         .unwrap_or((Scope::None, Grouping::default(), Inputs::F32));
-    let mut decoder = Decoder::new(&description.model, scope, grouping);
+    let mut decoder = Decoder::unfilled(&description.model, scope, grouping);
     decoder.set_inputs(inputs);
     if let Some(note) = note {
         judge_claim(note, &decoder, ternary.is_none(), &config_file)?;
@@ -88,6 +109,14 @@ fn read(path: &Path, ternary: Option<&TernaryConfig>, mut latents: Option<&mut L
                 let wanted = format!("groups of {grouping}; train from a checkpoint, which has the latents");
                 return Err(Error::input(&config_file, "ternlm.group", trits.grouping, wanted));
             }
+            (Stored::Trits(trits), Some(_)) if trits_in == Trits::AsStored && trits.packed().is_some() => {
+                let matrix = trits.packed().expect("just seen");
+                if [matrix.rows(), matrix.cols()] != shape[..] {
+                    let found = format!("shape [{}, {}]", matrix.rows(), matrix.cols());
+                    return Err(Error::input(path, &weight.name, found, format!("{shape:?}")));
+                }
+                weight.adopt_packed(matrix.clone());
+            }
             (Stored::Trits(trits), Some(_)) => {
                 let matrix = trits.matrix(shape[0], shape[1])?;
                 match &mut latents {
@@ -98,7 +127,7 @@ fn read(path: &Path, ternary: Option<&TernaryConfig>, mut latents: Option<&mut L
             (tensor, _) => {
                 let mut values = vec![0.0; weight.len()];
                 tensor.read_f32_into(&shape, &mut values)?;
-                if !crate::kernels::all_finite(&values) {
+                if !kernels::all_finite(&values) {
                     let wanted = "finite values";
                     return Err(Error::input(path, &weight.name, "a value that is not finite", wanted));
                 }
@@ -121,9 +150,9 @@ fn judge_claim(note: &TernaryNote, decoder: &Decoder, own_scope: bool, file: &Pa
         return bad(quoted(name), "names of the model's matrices");
     }
     let claimed: HashSet<&str> = note.tensors.iter().map(|name| name.as_str()).collect();
-    let odd = |p: &&Weight| p.ternary().is_some() != claimed.contains(&*p.name);
+    let odd = |p: &&Weight| p.grouping().is_some() != claimed.contains(&*p.name);
     match decoder.weights().find(odd).filter(|_| own_scope) {
-        Some(p) if p.ternary().is_some() => bad(format!("no {:?}", p.name), "every matrix of ternlm.scope"),
+        Some(p) if p.grouping().is_some() => bad(format!("no {:?}", p.name), "every matrix of ternlm.scope"),
         Some(p) => bad(format!("{:?}", p.name), "only matrices of ternlm.scope"),
         None => Ok(()),
     }
@@ -145,17 +174,7 @@ pub fn save(
     latents: Option<&Latents>,
 ) -> Result<()> {
     let form = if latents.is_some() { Form::Latent } else { Form::Unpacked };
-    let ternary = decoder.weights().filter(|p| p.ternary().is_some());
-    let note = TernaryNote {
-        format: NOTE_FORMAT,
-        form,
-        scope: decoder.scope,
-        group: decoder.grouping,
-        activations: decoder.inputs(),
-        tensors: ternary.map(|p| p.name.clone()).collect(),
-    };
-    let mut description = description.clone();
-    description.ternary = Some(note);
+    let description = described(description, decoder, form);
     hf::write_config(dir, &description, Dtype::F32)?;
     let stored: Vec<Tensor<'_>> = decoder
         .weights()
@@ -165,14 +184,81 @@ pub fn save(
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     write_safetensors(dir.join(tensors::FILE_NAME), &stored, &metadata)?;
     let written = TensorFiles::open(dir)?;
-    let entries = decoder.weights().map(|p| Ok((p.name.clone(), entry_of(p, written.bytes(&p.name)?))));
-    let manifest = Manifest {
-        format: manifest::FORMAT,
+    manifest_of(decoder, form, |name| Ok(sha256_hex([written.bytes(name)?])))?.write(dir)
+}
+
+/// The description with a note of the decoder's ternary tensors.
+fn described(description: &Description, decoder: &Decoder, form: Form) -> Description {
+    let ternary = decoder.weights().filter(|w| w.ternary().is_some());
+    let note = TernaryNote {
+        format: NOTE_FORMAT,
         form,
+        scope: decoder.scope,
         group: decoder.grouping,
-        tensors: entries.collect::<Result<_>>()?,
+        activations: decoder.inputs(),
+        tensors: ternary.map(|w| w.name.clone()).collect(),
     };
-    manifest.write(dir)
+    let mut description = description.clone();
+    description.ternary = Some(note);
+    description
+}
+
+/// `digest`: of the bytes of a tensor as it is stored.
+fn manifest_of(decoder: &Decoder, form: Form, digest: impl Fn(&str) -> Result<String>) -> Result<Manifest> {
+    let entry = |w: &Weight| {
+        let ternary = w.ternary().map(|matrix| ternary_entry(matrix, &Stats::of(matrix)));
+        Ok((w.name.clone(), Entry { shape: w.shape.clone(), ternary, stored_sha256: digest(&w.name)? }))
+    };
+    let tensors = decoder.weights().map(entry).collect::<Result<_>>()?;
+    Ok(Manifest { format: manifest::FORMAT, form, group: decoder.grouping, tensors })
+}
+
+/// Writes a packed model: `files` are what is embedded beside the configuration. A ternary tensor is packed, a matrix that is
+/// not is rounded to f16, and gains and biases stay f32. The decoder holds its trits in memory ([`load_trits`]).
+///
+/// # Errors
+/// A value of a matrix that f16 cannot hold, or a disk that is full.
+pub fn save_packed(
+    path: &Path,
+    decoder: &Decoder,
+    description: &Description,
+    files: Vec<(String, Vec<u8>)>,
+    density: Density,
+) -> Result<()> {
+    let mut digests = BTreeMap::new();
+    let (mut matrices, mut others): (Vec<ToPack<'_>>, Vec<Tensor<'_>>) = Default::default();
+    for weight in decoder.weights() {
+        match weight.ternary() {
+            Some(matrix) => {
+                let pack = move || kernels::pack(matrix, decoder.grouping, density);
+                digests.insert(weight.name.clone(), sha256_hex([pack().bytes()]));
+                matrices.push((weight.name.clone(), [matrix.rows(), matrix.cols()], Box::new(pack)));
+            }
+            None => {
+                let values = weight.dense();
+                let data = if weight.role.is_matrix() { Data::F32AsF16(values) } else { Data::F32(values) };
+                digests.insert(weight.name.clone(), digest_of(values, weight.role.is_matrix()));
+                others.push(Tensor { name: weight.name.clone(), shape: weight.shape.clone(), data });
+            }
+        }
+    }
+    let manifest = manifest_of(decoder, Form::Packed, |name| Ok(digests[name].clone()))?;
+    let mut all = vec![(manifest::FILE_NAME.to_string(), manifest.text())];
+    let description = described(description, decoder, Form::Packed);
+    all.extend(hf::config_files(&description, Dtype::F32).map(|(name, text)| (name.to_string(), text)));
+    all.extend(files);
+    packed::write(path, &Contents { density, grouping: decoder.grouping, matrices, others, files: all })
+}
+
+/// SHA-256 of values as they are stored, f16 or f32.
+fn digest_of(values: &[f32], half: bool) -> String {
+    let chunk = |values: &[f32]| -> Vec<u8> {
+        match half {
+            true => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+            false => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }
+    };
+    sha256_hex(values.chunks(1 << 16).map(chunk))
 }
 
 fn data_of<'a>(weight: &'a Weight, latents: Option<&'a Latents>) -> Data<'a> {
@@ -182,17 +268,12 @@ fn data_of<'a>(weight: &'a Weight, latents: Option<&'a Latents>) -> Data<'a> {
             dtype: Dtype::F16,
             fill: Box::new(|rows, out| {
                 for (row, out) in rows.zip(out.chunks_mut(matrix.cols())) {
-                    crate::kernels::unpack_row(matrix, row, out);
+                    kernels::unpack_row(matrix, row, out);
                 }
             }),
         },
         (None, None) => Data::F32(weight.dense()),
     }
-}
-
-fn entry_of(weight: &Weight, stored: &[u8]) -> Entry {
-    let ternary = weight.ternary().map(|matrix| ternary_entry(matrix, &Stats::of(matrix)));
-    Entry { shape: weight.shape.clone(), ternary, stored_sha256: sha256_hex([stored]) }
 }
 
 /// What the manifest says of a ternary matrix.

@@ -9,7 +9,7 @@ mod refuse;
 mod write;
 
 pub use read::read_config;
-pub use write::write_config;
+pub use write::{config_files, write_config};
 
 use crate::config::{Activation, ModelConfig};
 

@@ -12,11 +12,17 @@ use crate::formats::Description;
 /// Writes `config.json`, in the form that released models have, and `generation_config.json` into `folder`. `stored` is
 /// the dtype of the weights: F32, F16 or BF16. Unknown keys of a configuration that was read are kept.
 pub fn write_config(folder: impl AsRef<Path>, config: &Description, stored: Dtype) -> Result<()> {
-    let folder = folder.as_ref();
-    write_json(&folder.join(FILE_NAME), config_json(config, stored))?;
+    for (name, text) in config_files(config, stored) {
+        files::write_bytes(folder.as_ref().join(name), &text)?;
+    }
+    Ok(())
+}
+
+/// What [`write_config`] writes, by name.
+pub fn config_files(config: &Description, stored: Dtype) -> [(&'static str, Vec<u8>); 2] {
     let mut generation = config.kept.generation.clone();
     set_tokens(&mut generation, config);
-    write_json(&folder.join(GENERATION_NAME), generation)
+    [(FILE_NAME, text_of(config_json(config, stored))), (GENERATION_NAME, text_of(generation))]
 }
 
 fn config_json(config: &Description, stored: Dtype) -> Map<String, Value> {
@@ -89,8 +95,8 @@ fn shortest(x: f32) -> Value {
     json!(x.to_string().parse::<f64>().expect("a float's own text"))
 }
 
-fn write_json(path: &Path, json: Map<String, Value>) -> Result<()> {
+fn text_of(json: Map<String, Value>) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(&json).expect("a value has a JSON form");
     text.push(b'\n');
-    files::write_bytes(path, &text)
+    text
 }

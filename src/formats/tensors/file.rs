@@ -6,6 +6,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -48,8 +49,20 @@ impl TensorFile {
         Some((info.dtype, &info.shape, &self.map[self.start + begin..self.start + end]))
     }
 
+    /// Where a tensor's bytes stand in the file.
+    pub fn range(&self, name: &str) -> Option<Range<usize>> {
+        let (begin, end) = self.header.info(name)?.data_offsets;
+        Some(self.start + begin..self.start + end)
+    }
+
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.header.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+}
+
+impl AsRef<[u8]> for TensorFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.map
     }
 }
 

@@ -7,10 +7,12 @@ use safetensors::Dtype;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use super::file::TensorFile;
 use super::{FILE_NAME, INDEX_NAME, beside};
 use crate::error::{Error, Result};
+use crate::files::Bytes;
 use crate::formats::json::{self, Fields};
 use crate::formats::quoted;
 
@@ -18,7 +20,7 @@ use crate::formats::quoted;
 pub struct TensorFiles {
     /// The weights file, or the index.
     source: PathBuf,
-    files: Vec<TensorFile>,
+    files: Vec<Arc<TensorFile>>,
     /// Tensor name to the position of its file.
     tensors: BTreeMap<String, usize>,
 }
@@ -147,7 +149,7 @@ impl TensorFiles {
                 return Err(Error::input(&file.path, quoted(&name), found, "every tensor in one file"));
             }
         }
-        self.files.push(file);
+        self.files.push(Arc::new(file));
         Ok(())
     }
 
@@ -194,6 +196,14 @@ impl TensorFiles {
     /// The stored bytes: row-major, little-endian, at any alignment.
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
         self.tensor(name).map(|t| t.bytes)
+    }
+
+    /// [`TensorFiles::bytes`], which stay mapped as long as somebody holds them.
+    pub fn shared(&self, name: &str) -> Result<Bytes> {
+        self.tensor(name)?;
+        let file = &self.files[self.tensors[name]];
+        let range = file.range(name).expect("the index was built from the files");
+        Ok(Bytes::of(file.clone(), range))
     }
 
     /// [`TensorView::read_f32_into`] of the tensor `name`.

@@ -100,10 +100,19 @@ pub fn write_safetensors(
     tensors: &[Tensor<'_>],
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    let path = path.as_ref();
     let mut order: Vec<&Tensor<'_>> = tensors.iter().collect();
     order.sort_by(|a, b| b.data.dtype().cmp(&a.data.dtype()).then_with(|| a.name.cmp(&b.name)));
-    let header = header(&order, metadata);
+    write_in_order(path.as_ref(), &order, metadata, 8)
+}
+
+/// [`write_safetensors`] in the order given, data beginning at a multiple of `alignment` bytes.
+pub fn write_in_order(
+    path: &Path,
+    order: &[&Tensor<'_>],
+    metadata: &BTreeMap<String, String>,
+    alignment: usize,
+) -> Result<()> {
+    let header = header(order, metadata, alignment);
     files::write_file(path, |out| {
         let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io("write", path));
         put(&(header.len() as u64).to_le_bytes())?;
@@ -117,8 +126,8 @@ pub fn write_safetensors(
     })
 }
 
-/// The JSON header, padded with spaces to a multiple of 8.
-fn header(order: &[&Tensor<'_>], metadata: &BTreeMap<String, String>) -> Vec<u8> {
+/// The JSON header, padded with spaces so that what follows it and its length begins at a multiple of `alignment`.
+fn header(order: &[&Tensor<'_>], metadata: &BTreeMap<String, String>, alignment: usize) -> Vec<u8> {
     let mut json = Map::new();
     if !metadata.is_empty() {
         json.insert("__metadata__".into(), json!(metadata));
@@ -143,7 +152,7 @@ fn header(order: &[&Tensor<'_>], metadata: &BTreeMap<String, String>) -> Vec<u8>
     }
     Metadata::new(None, infos).expect("a header made by the rules is valid");
     let mut bytes = serde_json::to_vec(&json).expect("plain data has a JSON form");
-    bytes.resize(bytes.len().next_multiple_of(8), b' ');
+    bytes.resize((bytes.len() + 8).next_multiple_of(alignment) - 8, b' ');
     bytes
 }
 

@@ -1,0 +1,221 @@
+//! `ternlm bench run`: how fast this machine reads prompts and makes tokens.
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::{Precision, peak_memory, thousands};
+use crate::config::{Activation, ModelConfig, Scope};
+use crate::error::{Error, Result};
+use crate::kernels::{self, peak};
+use crate::model::{Decoder, KvCache, KvPool, Role, Span, State, Wanted};
+use crate::ternary::{Density, Grouping, PackedMatrix};
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  ternlm bench run wiki-75m.tern
+  ternlm bench run --shape qwen3-0.6b --prompt 512 --gen 64
+  ternlm bench run --shape qwen3-1.7b --density 2bit --batch 1,8 --json
+
+Every figure is the median of the rounds. Bytes are those of the weights that a token needs, read once.")]
+pub struct RunArgs {
+    /// A model directory, a packed file, or the folder of a run
+    #[arg(required_unless_present = "shape", conflicts_with = "shape")]
+    model: Option<PathBuf>,
+    /// A random model of this shape
+    #[arg(long, value_enum)]
+    shape: Option<Shape>,
+    /// Trits of the random model: base3 or 2bit
+    #[arg(long, value_parser = super::export::density, default_value = "base3")]
+    density: Density,
+    /// What inputs of ternary products are rounded to
+    #[arg(long, value_enum, default_value = "int8")]
+    precision: Precision,
+    /// Tokens of the prompt
+    #[arg(long, default_value_t = 512)]
+    prompt: usize,
+    /// Tokens made after it
+    #[arg(long = "gen", default_value_t = 64)]
+    made: usize,
+    /// Sequences that make tokens together
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    batch: Vec<usize>,
+    /// Rounds
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Published shapes.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Shape {
+    /// That of the recipe wiki-75m
+    #[value(name = "75m")]
+    Wiki75m,
+    #[value(name = "qwen3-0.6b")]
+    Qwen3Small,
+    #[value(name = "qwen3-1.7b")]
+    Qwen3Middle,
+    #[value(name = "qwen3-8b")]
+    Qwen3Large,
+}
+
+impl Shape {
+    fn config(self, positions: usize) -> ModelConfig {
+        // Width, layers, query and key heads and their width, feed-forward, vocabulary, one matrix for embedding and head.
+        let (hidden_size, layers, heads, kv_heads, head_dim, intermediate_size, vocab_size, tied) = match self
+        {
+            Shape::Wiki75m => (512, 8, 8, 4, 64, 1376, 50257, false),
+            Shape::Qwen3Small => (1024, 28, 16, 8, 128, 3072, 151_936, true),
+            Shape::Qwen3Middle => (2048, 28, 16, 8, 128, 6144, 151_936, true),
+            Shape::Qwen3Large => (4096, 36, 32, 8, 128, 12_288, 151_936, false),
+        };
+        ModelConfig {
+            vocab_size,
+            hidden_size,
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+            intermediate_size,
+            activation: Activation::SwiGlu,
+            qk_norm: true,
+            qkv_bias: false,
+            causal: true,
+            tie_embeddings: tied,
+            rope_theta: 1e6,
+            rms_norm_eps: 1e-6,
+            max_positions: positions,
+        }
+    }
+}
+
+pub fn run(args: RunArgs) -> Result<()> {
+    let least = [("--prompt", args.prompt), ("--gen", args.made), ("--rounds", args.rounds)];
+    if let Some((name, _)) =
+        least.into_iter().chain(args.batch.iter().map(|n| ("--batch", *n))).find(|p| p.1 == 0)
+    {
+        return Err(Error::usage(format!("{name} 0: wanted 1 or more")));
+    }
+    let positions = args.prompt + args.made + 1;
+    let start = Instant::now();
+    let mut decoder = match (&args.model, args.shape) {
+        (Some(path), _) => super::load_model(&super::model_dir(path)?, args.precision)?.decoder,
+        (None, Some(shape)) => random(&shape.config(positions), args.density, args.precision),
+        (None, None) => unreachable!("one of the two is required"),
+    };
+    decoder.weights_mut().for_each(|weight| weight.pack(args.density));
+    let loaded = start.elapsed().as_secs_f64();
+    if positions > decoder.config.max_positions {
+        let most = decoder.config.max_positions;
+        return Err(Error::usage(format!("--prompt and --gen: {positions} positions, the model has {most}")));
+    }
+    let bytes = bytes_of_a_token(&decoder);
+    let prompt: Vec<u32> = (0..args.prompt).map(|i| (i * 7919 % decoder.config.vocab_size) as u32).collect();
+    let mut prefill = Vec::new();
+    let mut decode: Vec<Vec<f64>> = vec![Vec::new(); args.batch.len()];
+    for _ in 0..args.rounds {
+        for (batch, rates) in args.batch.iter().zip(&mut decode) {
+            let (read, made) = round(&decoder, &prompt, args.made, *batch);
+            prefill.push(read);
+            rates.push(made);
+        }
+    }
+    let bandwidth = peak::read_gbps();
+    let read = median(&mut prefill);
+    let rates: Vec<f64> = decode.iter_mut().map(|rates| median(rates)).collect();
+    let name = match (&args.model, args.shape) {
+        (Some(path), _) => path.display().to_string(),
+        (_, shape) => {
+            shape.and_then(|s| Some(s.to_possible_value()?.get_name().to_string())).unwrap_or_default()
+        }
+    };
+    if args.json {
+        super::say_json(&json!({
+            "model": name, "density": args.density.to_string(), "inputs": format!("{:?}", decoder.inputs()),
+            "isa": kernels::Isa::current().to_string(), "threads": rayon::current_num_threads(),
+            "parameters": decoder.weights().map(|w| w.len() as u64).sum::<u64>(), "load_seconds": loaded,
+            "prompt": args.prompt, "gen": args.made, "prefill_tok_per_s": read,
+            "first_token_seconds": args.prompt as f64 / read, "batch": args.batch, "decode_tok_per_s": rates,
+            "bytes_per_token": bytes, "read_gb_per_s": bandwidth, "peak_memory_bytes": peak_memory(),
+        }));
+        return Ok(());
+    }
+    say!(
+        "{name}: {} parameters, {} inputs, {} on {} threads, ready in {loaded:.2} s",
+        thousands(decoder.weights().map(|w| w.len() as u64).sum()),
+        format!("{:?}", decoder.inputs()).to_lowercase(),
+        kernels::Isa::current(),
+        rayon::current_num_threads()
+    );
+    say!(
+        "prefill of {}: {read:.0} tok/s, {:.3} s to the first token",
+        args.prompt,
+        args.prompt as f64 / read
+    );
+    for (batch, rate) in args.batch.iter().zip(&rates) {
+        let gbps = rate / *batch as f64 * bytes as f64 / 1e9;
+        say!(
+            "decode of {batch} together: {rate:.1} tok/s, {:.3} ms a pass, {gbps:.1} GB/s of weights, {:.0} % of the \
+             {bandwidth:.1} GB/s that this machine reads",
+            1e3 * *batch as f64 / rate,
+            100.0 * gbps / bandwidth
+        );
+    }
+    if let Some(bytes) = peak_memory() {
+        say!("peak memory {:.2} GiB", bytes as f64 / (1u64 << 30) as f64);
+    }
+    Ok(())
+}
+
+/// Random trits, gains of 1.
+fn random(config: &ModelConfig, density: Density, precision: Precision) -> Decoder {
+    let mut decoder = Decoder::unfilled(config, Scope::All, Grouping::default());
+    for (i, weight) in decoder.weights_mut().enumerate() {
+        if let (Some(grouping), &[rows, cols]) = (weight.grouping(), &weight.shape[..]) {
+            weight.adopt_packed(PackedMatrix::random([rows, cols], grouping, density, 77 + i as u64));
+        }
+    }
+    precision.set(&mut decoder);
+    decoder
+}
+
+/// Bytes of weights that every token meets: all but an embedding that is no head, of which it needs a row.
+fn bytes_of_a_token(decoder: &Decoder) -> usize {
+    let head = decoder.config.tie_embeddings;
+    let met = decoder.weights().filter(|w| w.role != Role::Embedding || head);
+    met.map(|w| w.packed().map_or(4 * w.len(), |packed| packed.bytes().len())).sum()
+}
+
+/// Tokens a second of the prompt, and of what `batch` sequences make after it.
+fn round(decoder: &Decoder, prompt: &[u32], made: usize, batch: usize) -> (f64, f64) {
+    let mut state = State::default();
+    let pool = KvPool::new(&decoder.config, batch * (prompt.len() + made + 2 * kernels::PAGE));
+    let mut first = pool.sequence();
+    let start = Instant::now();
+    // In the chunks that a prompt is read in.
+    for (i, tokens) in prompt.chunks(512).enumerate() {
+        let wanted = if (i + 1) * 512 >= prompt.len() { Wanted::Last } else { Wanted::None };
+        decoder.advance(&mut [Span { tokens, cache: &mut first, wanted }], &mut state);
+    }
+    let read = prompt.len() as f64 / start.elapsed().as_secs_f64();
+    let mut caches: Vec<KvCache> = (0..batch).map(|_| first.fork(prompt.len())).collect();
+    drop(first);
+    let start = Instant::now();
+    for step in 0..made {
+        let tokens = [(step * 31 % decoder.config.vocab_size) as u32];
+        let span = |cache| Span { tokens: &tokens, cache, wanted: Wanted::Last };
+        let mut spans: Vec<Span<'_>> = caches.iter_mut().map(span).collect();
+        decoder.advance(&mut spans, &mut state);
+    }
+    (read, (batch * made) as f64 / start.elapsed().as_secs_f64())
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
