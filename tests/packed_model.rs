@@ -193,6 +193,10 @@ fn a_header_that_does_not_fit_its_file_is_refused() {
         let error = model::load(&bad, None).unwrap_err().to_string();
         assert!(error.contains("wanted the size of its shape"), "{error}");
     }
+    // A folder that says it were packed.
+    let config = std::fs::read_to_string(from.join("config.json")).unwrap();
+    std::fs::write(from.join("config.json"), config.replace("\"unpacked\"", "\"packed\"")).unwrap();
+    assert!(model::load(&from, None).unwrap_err().to_string().contains("ternlm.form: found \"packed\""));
     // Another file, and a folder's weights, are no packed models.
     std::fs::write(&bad, b"not a model at all").unwrap();
     assert!(model::load(&bad, None).unwrap_err().to_string().contains("header length"));

@@ -84,6 +84,10 @@ impl ModelFiles {
         }
         let files = Bundle::folder(path);
         let mut description = hf::read_config(&files)?;
+        if description.ternary.as_ref().is_some_and(|note| note.form == Form::Packed) {
+            let (file, wanted) = (files.path_of(hf::FILE_NAME), "\"latent\" or \"unpacked\" in a folder");
+            return Err(Error::input(file, "ternlm.form", "\"packed\"", wanted));
+        }
         let stored = TensorFiles::open(path)?;
         if description.said_tied && stored.contains(hf::HEAD) && stored.contains(hf::EMBEDDING) {
             let (head, embedding) = (stored.tensor(hf::HEAD)?, stored.tensor(hf::EMBEDDING)?);

@@ -409,12 +409,52 @@ kernel! {
 }
 
 kernel! {
-    /// [`product_t`] for a few queries (decode): packing the keys would cost more than reading them.
+    /// [`product_t`] for a few queries (decode): packing the keys would cost more than reading them. Queries stay in
+    /// registers, as many values at a time as fit there, while the keys pass by.
     fn few_dots<S>(m: usize, n: usize, dim: usize, q: &[f32], k: &[f32], k_stride: usize, scores: &mut [f32]) {
-        for j in 0..n {
-            let k = &k[j * k_stride..][..dim];
+        const VECTORS: usize = 8;
+        assert!(m < FEW_ROWS && q.len() >= m * dim && scores.len() >= (m - 1) * KEYS + n);
+        assert!(n == 0 || k.len() >= (n - 1) * k_stride + dim);
+        let whole = dim / S::LANES * S::LANES;
+        for first in (0..whole).step_by(VECTORS * S::LANES) {
+            let vectors = VECTORS.min((whole - first) / S::LANES);
+            // SAFETY: by the assertions all vectors lie inside of the slices.
+            unsafe {
+                let mut queries = [[S::zero(); VECTORS]; FEW_ROWS - 1];
+                for (i, queries) in queries.iter_mut().enumerate().take(m) {
+                    for (at, query) in queries.iter_mut().enumerate().take(vectors) {
+                        *query = S::load(q.as_ptr().add(i * dim + first + at * S::LANES));
+                    }
+                }
+                for j in 0..n {
+                    let key = k.as_ptr().add(j * k_stride + first);
+                    let mut sums = [[S::zero(); 2]; FEW_ROWS - 1];
+                    for at in 0..VECTORS {
+                        if at < vectors {
+                            let x = S::load(key.add(at * S::LANES));
+                            for (i, sums) in sums.iter_mut().enumerate() {
+                                if i < m {
+                                    sums[at % 2] = S::fma(queries[i][at], x, sums[at % 2]);
+                                }
+                            }
+                        }
+                    }
+                    for (i, [a, b]) in sums.into_iter().enumerate().take(m) {
+                        let score = &mut scores[i * KEYS + j];
+                        let sum = S::sum(S::add(a, b));
+                        *score = if first == 0 { sum } else { *score + sum };
+                    }
+                }
+            }
+        }
+        if whole < dim {
             for i in 0..m {
-                scores[i * KEYS + j] = dot::<S>(&q[i * dim..][..dim], k);
+                for j in 0..n {
+                    let (q, k) = (&q[i * dim + whole..(i + 1) * dim], &k[j * k_stride + whole..][..dim - whole]);
+                    let sum: f32 = q.iter().zip(k).map(|(q, k)| q * k).sum();
+                    let score = &mut scores[i * KEYS + j];
+                    *score = if whole == 0 { sum } else { *score + sum };
+                }
             }
         }
     }

@@ -73,7 +73,7 @@ fn configs() {
     }
     for (key, value) in [
         ("format", json!(2)),
-        ("form", json!("packed")),
+        ("form", json!("rounded")),
         ("scope", json!(7)),
         ("group", json!(0)),
         ("group", json!("row")),
