@@ -7,6 +7,7 @@
 use rayon::prelude::*;
 use std::ops::Range;
 
+use super::attention_products::{KEYS, Passing, mix, scores_of};
 use super::elementwise::{add_assign, exp};
 use super::isa::kernel;
 use super::product::{Rhs, Target, Threads, View, gemm};
@@ -17,15 +18,11 @@ use super::simd::dot;
 use super::to::To;
 use super::{team, threads};
 
-/// Columns of a tile, keys: a multiple of [`LANES`], up to which a row is computed on.
-const KEYS: usize = 128;
 /// Rows of a tile, unless a group has more heads.
 const ROWS: usize = 256;
 /// Queries of a tile at most: many are multiplied faster, few leave less on the diagonal that is multiplied for nothing.
 const FEW: usize = 32;
 const MANY: usize = 128;
-/// Fewer rows of a tile than this are not packed: packing keys and values would cost more than reading them.
-const FEW_ROWS: usize = 4;
 /// Rows of a pass below which its tiles are shared out by threads that are awake.
 const FEW_QUERIES: usize = 16;
 /// Partial sums of a row.
@@ -312,9 +309,10 @@ fn forward_tile(tile: Tile, span: &AttentionSpan<'_>, q: &[f32], out: Rows, lse:
         for (j0, sight) in tile.sights() {
             let n = sight.keys;
             let (k, v) = (tile.of_head(span.k, j0), tile.of_head(span.v, j0));
-            product_t(m, n, dim, queries, k, stride, scores);
+            let [k, v] = [k, v].map(|data| Passing { data, stride, count: n });
+            scores_of(m, dim, queries, k, scores);
             softmax(m, sight, dim, scores, max, sum, acc);
-            product(m, n, dim, scores, v, stride, acc, To::Set.part(j0 == 0));
+            mix(m, dim, scores, v, acc, To::Set.part(j0 == 0));
         }
         divide(dim, &mut acc[..m * dim], sum);
         // SAFETY: these rows belong to this task alone, and `places` has seen the sizes.
@@ -325,139 +323,6 @@ fn forward_tile(tile: Tile, span: &AttentionSpan<'_>, q: &[f32], out: Rows, lse:
             }
         }
     });
-}
-
-/// `scores[i, j] = q[i] . k[j]`, rows of the queries one after the other, rows of the result `KEYS` apart.
-fn product_t(m: usize, n: usize, dim: usize, q: &[f32], k: &[f32], k_stride: usize, scores: &mut [f32]) {
-    if m < FEW_ROWS {
-        return few_dots(m, n, dim, q, k, k_stride, scores);
-    }
-    let target = Target { data: scores, stride: KEYS, to: To::Set };
-    let k = Rhs::Dense(View::rows(k, k_stride).t());
-    gemm(m, n, dim, View::rows(q, dim), k, target, Threads::One);
-}
-
-/// `acc[i] (+)= sum of scores[i, j] v[j]`, rows of the scores `KEYS` apart.
-#[allow(clippy::too_many_arguments)]
-fn product(
-    m: usize,
-    n: usize,
-    dim: usize,
-    scores: &[f32],
-    v: &[f32],
-    v_stride: usize,
-    acc: &mut [f32],
-    to: To,
-) {
-    if m < FEW_ROWS {
-        return few_sums(m, n, dim, scores, v, v_stride, acc, to);
-    }
-    let target = Target { data: acc, stride: dim, to };
-    let v = Rhs::Dense(View::rows(v, v_stride));
-    gemm(m, dim, n, View::rows(scores, KEYS), v, target, Threads::One);
-}
-
-kernel! {
-    /// [`product`] for a few queries: each value is read once for all of them.
-    fn few_sums<S>(m: usize, n: usize, dim: usize, scores: &[f32], v: &[f32], v_stride: usize, acc: &mut [f32], to: To) {
-        const VECTORS: usize = 4;
-        assert!(m < FEW_ROWS && scores.len() >= (m - 1) * KEYS + n && acc.len() >= m * dim);
-        assert!(n == 0 || v.len() >= (n - 1) * v_stride + dim);
-        let whole = dim / (VECTORS * S::LANES) * VECTORS * S::LANES;
-        for d in (0..whole).step_by(VECTORS * S::LANES) {
-            // SAFETY: by the assertions all vectors lie inside of the slices.
-            unsafe {
-                let mut sums = [[S::zero(); VECTORS]; FEW_ROWS - 1];
-                if to.adds() {
-                    for (i, sums) in sums.iter_mut().enumerate().take(m) {
-                        for (at, sum) in sums.iter_mut().enumerate() {
-                            *sum = S::load(acc.as_ptr().add(i * dim + d + at * S::LANES));
-                        }
-                    }
-                }
-                for j in 0..n {
-                    let row = v.as_ptr().add(j * v_stride + d);
-                    for at in 0..VECTORS {
-                        let x = S::load(row.add(at * S::LANES));
-                        for (i, sums) in sums.iter_mut().enumerate() {
-                            if i < m {
-                                sums[at] = S::fma(S::splat(scores[i * KEYS + j]), x, sums[at]);
-                            }
-                        }
-                    }
-                }
-                for (i, sums) in sums.iter().enumerate().take(m) {
-                    for (at, sum) in sums.iter().enumerate() {
-                        S::store(acc.as_mut_ptr().add(i * dim + d + at * S::LANES), *sum);
-                    }
-                }
-            }
-        }
-        for i in 0..m {
-            let acc = &mut acc[i * dim + whole..(i + 1) * dim];
-            if !to.adds() {
-                acc.fill(0.0);
-            }
-            for j in 0..n {
-                let p = scores[i * KEYS + j];
-                for (acc, v) in acc.iter_mut().zip(&v[j * v_stride + whole..]) {
-                    *acc += p * v;
-                }
-            }
-        }
-    }
-}
-
-kernel! {
-    /// [`product_t`] for a few queries (decode): packing the keys would cost more than reading them. Queries stay in
-    /// registers, as many values at a time as fit there, while the keys pass by.
-    fn few_dots<S>(m: usize, n: usize, dim: usize, q: &[f32], k: &[f32], k_stride: usize, scores: &mut [f32]) {
-        const VECTORS: usize = 8;
-        assert!(m < FEW_ROWS && q.len() >= m * dim && scores.len() >= (m - 1) * KEYS + n);
-        assert!(n == 0 || k.len() >= (n - 1) * k_stride + dim);
-        let whole = dim / S::LANES * S::LANES;
-        for first in (0..whole).step_by(VECTORS * S::LANES) {
-            let vectors = VECTORS.min((whole - first) / S::LANES);
-            // SAFETY: by the assertions all vectors lie inside of the slices.
-            unsafe {
-                let mut queries = [[S::zero(); VECTORS]; FEW_ROWS - 1];
-                for (i, queries) in queries.iter_mut().enumerate().take(m) {
-                    for (at, query) in queries.iter_mut().enumerate().take(vectors) {
-                        *query = S::load(q.as_ptr().add(i * dim + first + at * S::LANES));
-                    }
-                }
-                for j in 0..n {
-                    let key = k.as_ptr().add(j * k_stride + first);
-                    let mut sums = [[S::zero(); 2]; FEW_ROWS - 1];
-                    for at in 0..VECTORS {
-                        if at < vectors {
-                            let x = S::load(key.add(at * S::LANES));
-                            for (i, sums) in sums.iter_mut().enumerate() {
-                                if i < m {
-                                    sums[at % 2] = S::fma(queries[i][at], x, sums[at % 2]);
-                                }
-                            }
-                        }
-                    }
-                    for (i, [a, b]) in sums.into_iter().enumerate().take(m) {
-                        let score = &mut scores[i * KEYS + j];
-                        let sum = S::sum(S::add(a, b));
-                        *score = if first == 0 { sum } else { *score + sum };
-                    }
-                }
-            }
-        }
-        if whole < dim {
-            for i in 0..m {
-                for j in 0..n {
-                    let (q, k) = (&q[i * dim + whole..(i + 1) * dim], &k[j * k_stride + whole..][..dim - whole]);
-                    let sum: f32 = q.iter().zip(k).map(|(q, k)| q * k).sum();
-                    let score = &mut scores[i * KEYS + j];
-                    *score = if whole == 0 { sum } else { *score + sum };
-                }
-            }
-        }
-    }
 }
 
 kernel! {
@@ -642,8 +507,9 @@ fn backward_tile(
         for (j0, sight) in tile.sights() {
             let n = sight.keys;
             let (k, v) = (tile.of_head(span.k, j0), tile.of_head(span.v, j0));
-            product_t(m, n, dim, queries, k, stride, p);
-            product_t(m, n, dim, douts, v, stride, ds);
+            let passing = |data| Passing { data, stride, count: n };
+            scores_of(m, dim, queries, passing(k), p);
+            scores_of(m, dim, douts, passing(v), ds);
             softmax_backward(m, sight, p, ds, logs, delta);
             let rows = j0 * dim..(j0 + n) * dim;
             let into = |data, to| Target { data, stride: dim, to };

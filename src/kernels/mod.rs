@@ -5,6 +5,7 @@
 //! machine against it.
 
 mod attention;
+mod attention_products;
 mod buffer;
 mod cross_entropy;
 mod elementwise;
