@@ -170,6 +170,25 @@ fn killed_at_any_moment_and_resumed_is_uninterrupted() {
 }
 
 #[test]
+fn a_kill_between_save_and_tidying_is_made_good_by_the_next_start() {
+    let lab = Lab::new();
+    success(lab.train("run", &[]));
+    let run = lab.path("run");
+    // The newest is saved, an older one not yet removed, another in the middle of it.
+    for name in ["step-00000010", "step-00000009.partial-1"] {
+        let folder = run.join("checkpoints").join(name);
+        fs::create_dir(&folder).unwrap();
+        fs::copy(step(&run, 11).join("trainer.json"), folder.join("trainer.json")).unwrap();
+    }
+    fs::remove_file(run.join("report.json")).unwrap();
+    success(lab.train("run", &["--resume"]));
+    let mut left: Vec<_> =
+        fs::read_dir(run.join("checkpoints")).unwrap().flatten().map(|e| e.path()).collect();
+    left.sort();
+    assert_eq!(left, [step(&run, 11), step(&run, 12)]);
+}
+
+#[test]
 fn moments_of_8_bits_resume_and_share_out_bit_for_bit() {
     let lab = Lab::new();
     for (optimizer, more) in [("adamw", "train.lr=1e-2"), ("sgd", "train.lr=0.3"), ("muon", "train.lr=1e-2")]

@@ -6,7 +6,8 @@
 //!
 //! To replace a folder, the old one is renamed to `NAME.ternlm-old-<pid>`, the new one is renamed in, the old one is
 //! removed. A crash between the two renames leaves no `NAME`, but the complete old one: [`recover`], which [`sweep`]
-//! and [`DirectoryWriter::new`] call, renames it back.
+//! and [`DirectoryWriter::new`] call, renames it back. [`remove_folder`] gives a folder a partial name first, so that no
+//! crash leaves half of it under its own.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -117,6 +118,17 @@ impl Drop for DirectoryWriter {
             let _ = fs::remove_dir_all(&self.partial);
         }
     }
+}
+
+/// Removes a folder so that it is there whole or, for every reader of its name, gone.
+pub fn remove_folder(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    let free = |attempt| suffixed(path, PARTIAL, attempt).map(|name| (!name.exists()).then_some(name));
+    let Some(doomed) = (0..1000).find_map(|attempt| free(attempt).transpose()).transpose()? else {
+        return Err(Error::usage(format!("too many leftovers {}{PARTIAL}* : remove them", path.display())));
+    };
+    fs::rename(path, &doomed).map_err(Error::io("remove", path))?;
+    fs::remove_dir_all(&doomed).map_err(Error::io("remove", &doomed))
 }
 
 /// Removes from `folder` what dead processes left there, and finishes their interrupted replacements. Returns the

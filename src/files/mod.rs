@@ -6,7 +6,7 @@ mod bytes;
 mod lock;
 pub mod path_text;
 
-pub use atomic::{DirectoryWriter, IfExists, recover, sweep, write_bytes, write_file};
+pub use atomic::{DirectoryWriter, IfExists, recover, remove_folder, sweep, write_bytes, write_file};
 pub use bundle::Bundle;
 pub use bytes::Bytes;
 pub use lock::FolderLock;

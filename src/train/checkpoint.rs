@@ -88,13 +88,20 @@ pub fn save(run: &Path, trainer: &Trainer) -> Result<PathBuf> {
     text.push(b'\n');
     files::write_bytes(dir.join(TRAINER), &text)?;
     writer.commit()?;
-
-    let all = list(run);
-    for old in &all[..all.len().saturating_sub(trainer.recipe.train.keep)] {
-        fs::remove_dir_all(old).map_err(Error::io("remove", old))?;
-    }
-    files::sweep(&parent)?;
+    tidy(run, trainer.recipe.train.keep)?;
     Ok(target)
+}
+
+/// Removes all but the newest `keep` checkpoints of a run, and what killed processes left among them.
+pub fn tidy(run: &Path, keep: usize) -> Result<()> {
+    let all = list(run);
+    for old in &all[..all.len().saturating_sub(keep)] {
+        files::remove_folder(old)?;
+    }
+    match folder(run) {
+        parent if parent.is_dir() => files::sweep(parent).map(drop),
+        _ => Ok(()),
+    }
 }
 
 /// How far the training had come when the checkpoint in `dir` was made.

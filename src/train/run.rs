@@ -35,6 +35,8 @@ pub fn run(
     stop: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
+    // A process killed between its last save and this work leaves it to the next one.
+    checkpoint::tidy(run, trainer.recipe.train.keep)?;
     let diary = run.join(METRICS);
     let mut metrics = match trainer.progress.step {
         0 => MetricsLog::create(&diary)?,
