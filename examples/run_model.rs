@@ -5,6 +5,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use ternlm::config::KvFormat;
 use ternlm::generate::{Sampler, SamplingConfig, Session};
 use ternlm::measure;
 use ternlm::model::{self, Sequences, State};
@@ -43,7 +44,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let tokenizer = Tokenizer::open(&dir.to_string_lossy())?;
-    let mut session = Session::new(&decoder, &tokenizer);
+    let mut session = Session::new(&decoder, &tokenizer, KvFormat::F16);
     session.set_tokens(tokenizer.encode_prompt(&prompt)?);
     let mut sampler = Sampler::new(SamplingConfig { temperature: 0.8, ..SamplingConfig::default() });
     print!("{prompt}");

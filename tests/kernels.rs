@@ -3,10 +3,11 @@
 mod common;
 
 use common::{At, Rng, attention_gradient_rows, attention_row, close, on_every_isa, wide};
+use ternlm::config::KvFormat;
 use ternlm::config::MomentFormat;
 use ternlm::kernels::{
-    self as k, Attended, AttentionGradients, AttentionShape, AttentionSpan, Heads, Latents, Moments, PAGE,
-    Pass, Positions, RopeTable, Rule, Turn, reference,
+    self as k, Attended, AttentionGradients, AttentionShape, AttentionSpan, Heads, KvMemory, KvRows, Latents,
+    Moments, PAGE, Pass, Positions, RopeTable, Rule, Turn, reference,
 };
 use ternlm::ternary::{Grouping, TernaryMatrix};
 
@@ -70,45 +71,90 @@ fn attention_equals_the_reference() {
     });
 }
 
-/// Spans of different lengths whose keys and values stand in pages, against one sequence at a time.
+/// Keys or values in pages, as a cache keeps them, and what they are after rounding.
+struct Paged {
+    pages: Vec<KvMemory>,
+    rounded: Vec<f64>,
+}
+
+impl Paged {
+    fn new(format: KvFormat, heads: &Heads, x: &[f32]) -> Self {
+        let (kv, dim) = (heads.kv_heads, heads.dim);
+        let mut paged = Paged { pages: Vec::new(), rounded: Vec::new() };
+        for rows in x.chunks(PAGE * kv * dim) {
+            let mut page = KvMemory::zeros(format, PAGE + 1, kv, dim);
+            // What stands behind the last key of a page is never read.
+            page.write(1, &vec![f32::NAN; PAGE * kv * dim]);
+            page.write(1, rows);
+            match page.rows(1..1 + rows.len() / (kv * dim)) {
+                KvRows::F32(x) => paged.rounded.extend(x.iter().map(|x| *x as f64)),
+                KvRows::F16(x) => paged.rounded.extend(x.iter().map(|x| x.to_f64())),
+                KvRows::Int8 { codes, scales } => {
+                    let of = codes.iter().enumerate().map(|(i, code)| *code as f64 * scales[i / dim] as f64);
+                    paged.rounded.extend(of);
+                }
+            }
+            paged.pages.push(page);
+        }
+        paged
+    }
+
+    fn views(&self) -> Vec<KvRows<'_>> {
+        self.pages.iter().map(|page| page.rows(1..PAGE + 1)).collect()
+    }
+}
+
+/// Spans of different lengths whose keys and values stand in pages of every format, against one sequence at a time.
 #[test]
 fn attention_of_spans_in_pages_equals_the_reference() {
     on_every_isa(|rng| {
-        let heads = Heads { heads: 4, kv_heads: 2, dim: 12, causal: true };
-        let (width, kv_width) = (48, 24);
-        let sizes = [(1, 1), (1, 2 * PAGE), (5, PAGE + 3), (40, 40), (130, 3 * PAGE + 17)];
-        let rows: usize = sizes.iter().map(|(queries, _)| queries).sum();
-        let q = rng.normal(rows * width);
-        let kept: Vec<[Vec<f32>; 2]> =
-            sizes.iter().map(|(_, keys)| [(); 2].map(|_| rng.normal(keys * kv_width))).collect();
-        // What stands behind the last key of a page is never read.
-        let page = |rows: &[f32]| [rows, &vec![f32::NAN; PAGE * kv_width - rows.len()]].concat();
-        let paged: Vec<[Vec<Vec<f32>>; 2]> =
-            kept.iter().map(|kv| [0, 1].map(|i| kv[i].chunks(PAGE * kv_width).map(page).collect())).collect();
-        let views: Vec<[Vec<&[f32]>; 2]> =
-            paged.iter().map(|kv| [0, 1].map(|i| kv[i].iter().map(|page| &page[..]).collect())).collect();
-        let spans: Vec<AttentionSpan> = sizes
-            .iter()
-            .zip(&views)
-            .map(|(&(queries, keys), [k, v])| AttentionSpan {
-                queries,
-                keys,
-                k: Positions::Pages(k),
-                v: Positions::Pages(v),
-            })
-            .collect();
-        let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; rows * heads.heads]);
-        k::attention_spans(heads, &spans, &q, &mut out, &mut lse);
-        let mut row = 0;
-        for ((queries, keys), [k, v]) in sizes.into_iter().zip(&kept) {
-            let Heads { heads, kv_heads, dim, causal } = heads;
-            let s = AttentionShape { batch: 1, queries, keys, heads, kv_heads, dim, causal };
-            let part = row * width..(row + queries) * width;
-            let want = reference::attention(&s, &wide(&q[part.clone()]), &wide(k), &wide(v));
-            close(&out[part], &want, 4 * dim, &format!("{queries} queries of {keys} keys"));
-            row += queries;
+        for (format, dim) in
+            [(KvFormat::F32, 12), (KvFormat::F16, 76), (KvFormat::Int8, 12), (KvFormat::Int8, 64)]
+        {
+            let heads = Heads { heads: 4, kv_heads: 2, dim, causal: true };
+            let (width, kv_width) = (4 * dim, 2 * dim);
+            // The last ones are cut into parts, which the first query does not all see.
+            let sizes =
+                [(1, 1), (1, 2 * PAGE), (5, PAGE + 3), (40, 40), (130, 3 * PAGE + 17), (3, 16 * PAGE + 1)];
+            let rows: usize = sizes.iter().map(|(queries, _)| queries).sum();
+            let q = rng.normal(rows * width);
+            let kept: Vec<[Paged; 2]> = sizes
+                .iter()
+                .map(|(_, keys)| [(); 2].map(|_| Paged::new(format, &heads, &rng.normal(keys * kv_width))))
+                .collect();
+            let views: Vec<[Vec<KvRows>; 2]> =
+                kept.iter().map(|kv| [0, 1].map(|i: usize| kv[i].views())).collect();
+            let spans: Vec<AttentionSpan> = sizes
+                .iter()
+                .zip(&views)
+                .map(|(&(queries, keys), [k, v])| AttentionSpan {
+                    queries,
+                    keys,
+                    k: Positions::Pages(k),
+                    v: Positions::Pages(v),
+                })
+                .collect();
+            let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; rows * heads.heads]);
+            k::attention_spans(heads, &spans, &q, &mut out, &mut lse);
+            let mut row = 0;
+            for (((queries, keys), [k, v]), span) in sizes.into_iter().zip(&kept).zip(&spans) {
+                let part = row * width..(row + queries) * width;
+                let Heads { heads: h, kv_heads, dim, causal } = heads;
+                let s = AttentionShape { batch: 1, queries, keys, heads: h, kv_heads, dim, causal };
+                let want = reference::attention(&s, &wide(&q[part.clone()]), &k.rounded, &v.rounded);
+                close(&out[part], &want, 4 * dim, &format!("{format:?}, {queries} queries of {keys} keys"));
+                // A few queries get what each gets alone, to the bit: what speculation accepts is what would be made.
+                for i in 0..if queries < 16 { queries } else { 0 } {
+                    let alone = AttentionSpan { queries: 1, keys: keys - queries + i + 1, ..*span };
+                    let at = (row + i) * width..(row + i + 1) * width;
+                    let (mut one, mut lse) = (vec![f32::NAN; width], vec![f32::NAN; heads.heads]);
+                    k::attention_spans(heads, &[alone], &q[at.clone()], &mut one, &mut lse);
+                    assert!(one == out[at], "{format:?}: query {i} of {queries} after {keys} keys");
+                }
+                row += queries;
+            }
+            assert!(lse.iter().all(|x| x.is_finite()));
         }
-        assert!(lse.iter().all(|x| x.is_finite()));
     });
 }
 

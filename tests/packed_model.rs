@@ -7,7 +7,7 @@ use common::Rng;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use ternlm::config::{Inputs, Scope, TernaryConfig};
+use ternlm::config::{Inputs, KvFormat, Scope, TernaryConfig};
 use ternlm::formats::packed::{EMBEDDED, PackedFile};
 use ternlm::formats::tensors::{Data, Tensor, TensorFiles, write_safetensors};
 use ternlm::measure;
@@ -45,7 +45,7 @@ fn logits(path: &Path, inputs: Inputs) -> Vec<f32> {
     let mut state = State::default();
     let mut all = decoder.logits(&tokens, Sequences::new(1, tokens.len()), &mut state);
     // Token by token too, which other products compute.
-    let mut cache = decoder.cache();
+    let mut cache = decoder.cache(KvFormat::F32);
     tokens.iter().for_each(|token| all.extend(decoder.step(&[*token], &mut cache, &mut state)));
     all
 }

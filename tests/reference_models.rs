@@ -5,7 +5,7 @@ mod common;
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use ternlm::config::{Scope, TernaryConfig, TrainConfig};
+use ternlm::config::{KvFormat, Scope, TernaryConfig, TrainConfig};
 use ternlm::formats::npy;
 use ternlm::formats::tensors::TensorFiles;
 use ternlm::kernels::IGNORE;
@@ -154,7 +154,7 @@ fn stories260k_is_itself() {
 
     // The same greedy story, token by token through the cache.
     let want = ids(&reference["greedy_ids_256"]);
-    let (mut cache, mut got) = (decoder.cache(), vec![want[0]]);
+    let (mut cache, mut got) = (decoder.cache(KvFormat::F32), vec![want[0]]);
     while got.len() < want.len() {
         let logits = decoder.step(&got[got.len() - 1..], &mut cache, &mut state);
         let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
@@ -190,7 +190,7 @@ fn a_cache_changes_nothing() {
             let all = decoder.logits(tokens, Sequences::new(1, seqs.len), &mut state);
             let vocab = decoder.config.vocab_size;
             // In pieces of every kind: a long one, one token, a few, the rest.
-            let mut cache = decoder.cache();
+            let mut cache = decoder.cache(KvFormat::F32);
             for piece in [&tokens[..12], &tokens[12..13], &tokens[13..16], &tokens[16..]] {
                 let logits = decoder.step(piece, &mut cache, &mut state);
                 let at = (cache.len() - 1) * vocab;
@@ -215,7 +215,7 @@ fn sequences_that_differ_share_a_pass_and_pages() {
         let (error, size) = difference(got, want);
         assert!(error < 2e-5 * size, "{what}: off by {error}");
     };
-    let pool = KvPool::new(&decoder.config, 1024);
+    let pool = KvPool::new(&decoder.config, KvFormat::F32, 1024);
     let mut state = State::default();
     let (mut a, mut c) = (pool.sequence(), pool.sequence());
     // The beginning that `a` and `b` have in common, and something else beside it.
@@ -282,7 +282,7 @@ fn a_generated_story_continues_its_prompt_letter_by_letter() {
     let decoder = model::load(&dir, None).unwrap().decoder;
     let tokenizer = Tokenizer::open(&dir.to_string_lossy()).unwrap();
     for prompt in ["Once upon a time", "Once upon a time, there was a little"] {
-        let mut session = Session::new(&decoder, &tokenizer);
+        let mut session = Session::new(&decoder, &tokenizer, KvFormat::F32);
         session.set_tokens(tokenizer.encode_prompt(prompt).unwrap());
         let mut pieces = String::new();
         let made = session

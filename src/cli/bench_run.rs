@@ -5,8 +5,8 @@ use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::{Precision, peak_memory, thousands};
-use crate::config::{Activation, ModelConfig, Scope};
+use super::{KvArgs, Precision, peak_memory, thousands};
+use crate::config::{Activation, KvFormat, ModelConfig, Scope};
 use crate::error::{Error, Result};
 use crate::kernels::{self, peak};
 use crate::model::{Decoder, KvCache, KvPool, Role, Span, State, Wanted};
@@ -33,6 +33,8 @@ pub struct RunArgs {
     /// What inputs of ternary products are rounded to
     #[arg(long, value_enum, default_value = "int8")]
     precision: Precision,
+    #[command(flatten)]
+    kv: KvArgs,
     /// Tokens of the prompt
     #[arg(long, default_value_t = 512)]
     prompt: usize,
@@ -116,11 +118,12 @@ pub fn run(args: RunArgs) -> Result<()> {
     }
     let bytes = bytes_of_a_token(&decoder);
     let prompt: Vec<u32> = (0..args.prompt).map(|i| (i * 7919 % decoder.config.vocab_size) as u32).collect();
+    let kv = args.kv.format(args.precision);
     let mut prefill = Vec::new();
     let mut decode: Vec<Vec<f64>> = vec![Vec::new(); args.batch.len()];
     for _ in 0..args.rounds {
         for (batch, rates) in args.batch.iter().zip(&mut decode) {
-            let (read, made) = round(&decoder, &prompt, args.made, *batch);
+            let (read, made) = round(&decoder, kv, &prompt, args.made, *batch);
             prefill.push(read);
             rates.push(made);
         }
@@ -192,9 +195,9 @@ fn bytes_of_a_token(decoder: &Decoder) -> usize {
 }
 
 /// Tokens a second of the prompt, and of what `batch` sequences make after it.
-fn round(decoder: &Decoder, prompt: &[u32], made: usize, batch: usize) -> (f64, f64) {
+fn round(decoder: &Decoder, kv: KvFormat, prompt: &[u32], made: usize, batch: usize) -> (f64, f64) {
     let mut state = State::default();
-    let pool = KvPool::new(&decoder.config, batch * (prompt.len() + made + 2 * kernels::PAGE));
+    let pool = KvPool::new(&decoder.config, kv, batch * (prompt.len() + made + 2 * kernels::PAGE));
     let mut first = pool.sequence();
     let start = Instant::now();
     // In the chunks that a prompt is read in.

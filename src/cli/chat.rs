@@ -28,6 +28,8 @@ pub struct ChatArgs {
     /// What inputs of ternary products are rounded to
     #[arg(long, value_enum, default_value = "trained")]
     precision: super::Precision,
+    #[command(flatten)]
+    kv: super::KvArgs,
     /// What the model is told before the conversation
     #[arg(long)]
     system: Option<String>,
@@ -62,7 +64,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
     decoder.weights_mut().for_each(|weight| weight.pack(Density::TwoBit));
     let messages: Vec<Message> = args.system.map(|text| Message::new("system", text)).into_iter().collect();
     let mut chat = Chat {
-        session: Session::new(&decoder, &tokenizer),
+        session: Session::new(&decoder, &tokenizer, args.kv.format(args.precision)),
         tokenizer: &tokenizer,
         template,
         start: messages.len(),

@@ -21,6 +21,8 @@ pub struct GenerateArgs {
     /// What inputs of ternary products are rounded to
     #[arg(long, value_enum, default_value = "trained")]
     precision: super::Precision,
+    #[command(flatten)]
+    kv: super::KvArgs,
     /// The text to continue; - reads it from standard input
     #[arg(long, short)]
     prompt: String,
@@ -45,7 +47,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let mut decoder = super::load_model(&dir, args.precision)?.decoder;
     decoder.weights_mut().for_each(|weight| weight.pack(Density::TwoBit));
     let stop = if args.ignore_eos { &[] } else { tokenizer.stop_ids() };
-    let mut session = Session::new(&decoder, &tokenizer);
+    let mut session = Session::new(&decoder, &tokenizer, args.kv.format(args.precision));
     session.set_tokens(tokenizer.encode_prompt(&prompt)?);
     if !args.json {
         output::piece(&prompt);

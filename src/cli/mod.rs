@@ -25,7 +25,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::config::Inputs;
+use crate::config::{Inputs, KvFormat};
 use crate::error::{Error, Result};
 use crate::finish::MODEL;
 use crate::formats::{self, hf};
@@ -199,6 +199,36 @@ impl Precision {
             Precision::Trained => {}
             Precision::F32 => decoder.set_inputs(Inputs::F32),
             Precision::Int8 => decoder.set_inputs(Inputs::Int8),
+        }
+    }
+}
+
+/// How the keys and values of a text are kept.
+#[derive(clap::Args)]
+struct KvArgs {
+    /// How keys and values are kept; f16 unless --precision f32 asks for everything as computed
+    #[arg(long, value_enum)]
+    kv: Option<Kv>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Kv {
+    /// As computed
+    F32,
+    /// Half precision
+    F16,
+    /// 8 bits, a scale for each head and position
+    Int8,
+}
+
+impl KvArgs {
+    fn format(&self, precision: Precision) -> KvFormat {
+        match self.kv {
+            Some(Kv::F32) => KvFormat::F32,
+            Some(Kv::F16) => KvFormat::F16,
+            Some(Kv::Int8) => KvFormat::Int8,
+            None if precision == Precision::F32 => KvFormat::F32,
+            None => KvFormat::F16,
         }
     }
 }

@@ -4,7 +4,7 @@
 mod model;
 mod recipe;
 
-pub use model::{Activation, ModelConfig};
+pub use model::{Activation, KvFormat, ModelConfig};
 pub use recipe::{
     DataConfig, Inputs, Join, MomentFormat, OptimizerKind, Order, Recipe, ReportConfig, ScheduleKind, Scope,
     Task, TernaryConfig, TrainConfig,

@@ -17,6 +17,18 @@ pub enum Activation {
     Relu2,
 }
 
+/// How the keys and values of positions that a model has read are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvFormat {
+    /// As they were computed.
+    F32,
+    /// Half precision.
+    F16,
+    /// 8 bits, one f32 scale for each head of each position.
+    Int8,
+}
+
 /// The shape of a decoder. The field names are ours; `formats::hf` knows the Hugging Face ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -5,7 +5,7 @@ mod bar;
 
 use std::path::{Path, PathBuf};
 
-use crate::config::Task;
+use crate::config::{KvFormat, Task};
 use crate::error::Result;
 use crate::files::{DirectoryWriter, IfExists, path_text};
 use crate::formats::Form;
@@ -105,7 +105,7 @@ fn written(trainer: &Trainer, decoder: &Decoder, tokenizer: &Tokenizer) -> Resul
         ..SamplingConfig::default()
     };
     let sample = |prompt: &String| {
-        let mut session = Session::new(decoder, tokenizer);
+        let mut session = Session::new(decoder, tokenizer, KvFormat::F32);
         session.set_tokens(tokenizer.encode_prompt(prompt)?);
         let mut sampler = Sampler::new(sampling.clone());
         let made =

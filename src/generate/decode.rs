@@ -4,6 +4,7 @@ use serde::Serialize;
 use std::time::Instant;
 
 use super::Sampler;
+use crate::config::KvFormat;
 use crate::error::{Error, Result};
 use crate::model::{Decoder, KvCache, State};
 use crate::text::{TokenStream, Tokenizer};
@@ -14,7 +15,7 @@ const PREFILL: usize = 512;
 /// One conversation with a model: the tokens so far and their cache.
 ///
 /// ```
-/// # use ternlm::config::{Activation, ModelConfig, Scope};
+/// # use ternlm::config::{Activation, KvFormat, ModelConfig, Scope};
 /// # use ternlm::{model::Decoder, ternary::Grouping};
 /// use ternlm::generate::{Sampler, SamplingConfig, Session};
 /// use ternlm::text::Tokenizer;
@@ -27,7 +28,7 @@ const PREFILL: usize = 512;
 /// # ternlm::model::Latents::random(decoder.weights_mut(), 0, None)?;
 /// // A decoder over bytes; `model::load` reads one from a directory, with the ids that end a text.
 /// let tokenizer = Tokenizer::bytes();
-/// let mut session = Session::new(&decoder, &tokenizer);
+/// let mut session = Session::new(&decoder, &tokenizer, KvFormat::F16);
 /// session.set_tokens(tokenizer.encode_prompt("To be")?);
 /// let mut shown = String::new();
 /// let made = session.generate(&mut Sampler::new(SamplingConfig::default()), 8, &[], &mut |piece| {
@@ -67,8 +68,9 @@ impl Generated {
 }
 
 impl<'a> Session<'a> {
-    pub fn new(decoder: &'a Decoder, tokenizer: &'a Tokenizer) -> Self {
-        let cache = decoder.cache();
+    /// A conversation that keeps keys and values in this format.
+    pub fn new(decoder: &'a Decoder, tokenizer: &'a Tokenizer, kv: KvFormat) -> Self {
+        let cache = decoder.cache(kv);
         Self { decoder, tokenizer, cache, state: State::default(), tokens: Vec::new() }
     }
 

@@ -5,12 +5,12 @@
 //! machine against it.
 
 mod attention;
-mod attention_products;
 mod buffer;
 mod cross_entropy;
 mod elementwise;
 mod embedding;
 mod isa;
+mod kv;
 mod lines;
 mod matrix;
 mod memory;
@@ -44,6 +44,7 @@ pub use elementwise::{
 };
 pub use embedding::{gather, scatter_add, unpack_row};
 pub use isa::Isa;
+pub use kv::{KvMemory, KvRows};
 pub use matrix::{Matrix, Values};
 pub use memory::LargePages;
 pub use moments::{BLOCK, Codes, Moments, dither_key};

@@ -1,5 +1,7 @@
 //! The vector of machines without a hand-written one: four lanes, which every 64-bit target has in hardware.
 
+use half::f16;
+
 use super::lines::Lines;
 use super::simd::Simd;
 
@@ -93,6 +95,14 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn widen16(p: *const i16) -> Self::V {
         std::array::from_fn(|i| unsafe { p.add(i).read_unaligned() } as f32)
+    }
+    #[inline(always)]
+    unsafe fn widen_half(p: *const f16) -> Self::V {
+        std::array::from_fn(|i| unsafe { p.add(i).read_unaligned() }.to_f32())
+    }
+    #[inline(always)]
+    unsafe fn widen8(p: *const i8) -> Self::V {
+        std::array::from_fn(|i| unsafe { p.add(i).read() } as f32)
     }
 }
 

@@ -1,6 +1,8 @@
 //! The few vector operations that the matrix kernels are written in. Element-wise kernels are plain loops instead, which
 //! the compiler vectorises inside of `kernel!`.
 
+use half::f16;
+
 /// One instruction set's vector of `f32`.
 ///
 /// # Safety
@@ -54,6 +56,10 @@ pub trait Simd: Copy + 'static {
     unsafe fn sub16(a: Self::V16, b: Self::V16) -> Self::V16;
     /// `LANES` 16-bit integers as `f32`.
     unsafe fn widen16(p: *const i16) -> Self::V;
+    /// `LANES` values of half precision as `f32`.
+    unsafe fn widen_half(p: *const f16) -> Self::V;
+    /// `LANES` 8-bit integers as `f32`.
+    unsafe fn widen8(p: *const i8) -> Self::V;
 }
 
 /// `a * b + c`, fused where that is one instruction.

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::config::ModelConfig;
-use crate::kernels::{self, Buffer, PAGE};
+use crate::config::{KvFormat, ModelConfig};
+use crate::kernels::{Buffer, KvMemory, KvRows, PAGE};
 
 /// Pages that sequences share among themselves and give back when they end.
 ///
@@ -14,9 +14,10 @@ pub struct KvPool(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    format: KvFormat,
     layers: usize,
-    /// Values of a key: `KV * D`.
-    width: usize,
+    heads: usize,
+    dim: usize,
     /// Pages at most.
     limit: usize,
     pages: Mutex<Pages>,
@@ -24,16 +25,18 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Pages {
-    free: Vec<Buffer>,
+    free: Vec<KvMemory>,
     in_use: usize,
 }
 
 impl KvPool {
     /// A pool that grows as it is asked for pages, to so many positions, rounded up to whole pages.
-    pub fn new(config: &ModelConfig, positions: usize) -> Self {
+    pub fn new(config: &ModelConfig, format: KvFormat, positions: usize) -> Self {
         KvPool(Arc::new(Inner {
+            format,
             layers: config.layers,
-            width: config.kv_heads * config.head_dim,
+            heads: config.kv_heads,
+            dim: config.head_dim,
             limit: positions.div_ceil(PAGE),
             pages: Mutex::default(),
         }))
@@ -51,7 +54,8 @@ impl KvPool {
 
     /// Bytes of a page.
     pub fn page_bytes(&self) -> usize {
-        4 * self.0.page_len()
+        let Inner { format, heads, dim, .. } = *self.0;
+        KvMemory::bytes(format, self.0.rows(), heads, dim)
     }
 
     fn page(&self) -> Option<Page> {
@@ -60,14 +64,17 @@ impl KvPool {
             return None;
         }
         pages.in_use += 1;
-        let values = pages.free.pop().unwrap_or_else(|| Buffer::zeros(self.0.page_len()));
-        Some(Page { pool: self.clone(), values })
+        let Inner { format, heads, dim, .. } = *self.0;
+        let memory = pages.free.pop();
+        let memory = memory.unwrap_or_else(|| KvMemory::zeros(format, self.0.rows(), heads, dim));
+        Some(Page { pool: self.clone(), memory: Some(memory) })
     }
 }
 
 impl Inner {
-    fn page_len(&self) -> usize {
-        self.layers * 2 * PAGE * self.width
+    /// Rows of a page, `[KV, D]` each.
+    fn rows(&self) -> usize {
+        self.layers * 2 * PAGE
     }
 }
 
@@ -75,14 +82,24 @@ impl Inner {
 #[derive(Debug)]
 struct Page {
     pool: KvPool,
-    values: Buffer,
+    /// Taken when it is dropped.
+    memory: Option<KvMemory>,
+}
+
+impl Page {
+    fn memory(&self) -> &KvMemory {
+        self.memory.as_ref().expect("a page has memory while it lives")
+    }
+    fn memory_mut(&mut self) -> &mut KvMemory {
+        self.memory.as_mut().expect("a page has memory while it lives")
+    }
 }
 
 impl Drop for Page {
     fn drop(&mut self) {
         if let Ok(mut pages) = self.pool.0.pages.lock() {
             pages.in_use -= 1;
-            pages.free.push(std::mem::take(&mut self.values));
+            pages.free.extend(self.memory.take());
         }
     }
 }
@@ -144,7 +161,7 @@ impl KvCache {
             self.pages.push(Arc::new(page));
         }
         if let Some(mut page) = copy {
-            kernels::copy(&mut page.values, &self.pages[next].values);
+            page.memory_mut().copy_from(self.pages[next].memory());
             self.pages[next] = Arc::new(page);
         }
         true
@@ -157,24 +174,23 @@ impl KvCache {
 
     /// Writes `rows`, `[n, KV, D]`, of the positions that follow those seen. There is room for them.
     pub(super) fn write(&mut self, layer: usize, part: Part, rows: &Buffer, from: usize, count: usize) {
-        let width = self.pool.0.width;
+        let width = self.pool.0.heads * self.pool.0.dim;
         let mut done = 0;
         while done < count {
             let position = self.len + done;
             let some = (PAGE - position % PAGE).min(count - done);
             let first = self.row(layer, part, position);
             let page = Arc::get_mut(&mut self.pages[position / PAGE]).expect("a reserved page is not shared");
-            let to = page.values.rows_mut(width, first..first + some);
-            kernels::copy(to, rows.rows(width, from + done..from + done + some));
+            page.memory_mut().write(first, rows.rows(width, from + done..from + done + some));
             done += some;
         }
     }
 
     /// The pages of a layer that hold the first `positions`.
-    pub(super) fn read(&self, layer: usize, part: Part, positions: usize) -> Vec<&[f32]> {
+    pub(super) fn read(&self, layer: usize, part: Part, positions: usize) -> Vec<KvRows<'_>> {
         let first = self.row(layer, part, 0);
         let pages = self.pages[..positions.div_ceil(PAGE)].iter();
-        pages.map(|page| page.values.rows(self.pool.0.width, first..first + PAGE)).collect()
+        pages.map(|page| page.memory().rows(first..first + PAGE)).collect()
     }
 
     /// Counts the positions that every layer has written.
@@ -191,7 +207,7 @@ mod tests {
     fn pool(positions: usize) -> KvPool {
         let recipe: Recipe = toml::from_str(include_str!("../../recipes/copy.toml")).unwrap();
         let config = ModelConfig { layers: 2, kv_heads: 1, head_dim: 2, ..recipe.model.unwrap() };
-        KvPool::new(&config, positions)
+        KvPool::new(&config, KvFormat::F32, positions)
     }
 
     fn push(cache: &mut KvCache, rows: usize, value: f32) {
@@ -213,14 +229,16 @@ mod tests {
         assert_eq!((b.len(), pool.in_use()), (PAGE + 5, 2));
         push(&mut b, 3, 7.0);
         assert_eq!(pool.in_use(), 3, "the first page is still shared");
-        let key =
-            |cache: &KvCache, at: usize| cache.read(1, Part::Keys, cache.len())[at / PAGE][at % PAGE * 2];
+        let key = |cache: &KvCache, at: usize| match cache.read(1, Part::Keys, cache.len())[at / PAGE] {
+            KvRows::F32(rows) => rows[at % PAGE * 2],
+            other => panic!("{other:?}"),
+        };
         assert_eq!([key(&a, 3), key(&a, PAGE + 6)], [2.0, 2.0]);
         assert_eq!([key(&b, 3), key(&b, PAGE + 4), key(&b, PAGE + 6)], [2.0, 2.0, 8.0]);
         // Many rows run over the ends of pages.
         push(&mut b, PAGE + 2, 20.0);
         assert_eq!([key(&b, PAGE + 7), key(&b, 2 * PAGE + 9)], [8.0, 21.0]);
-        assert_eq!(b.read(0, Part::Values, b.len())[2].len(), PAGE * 2);
+        assert_eq!(b.read(0, Part::Values, b.len()).len(), 3);
         drop(b);
         assert_eq!(pool.in_use(), 2);
     }

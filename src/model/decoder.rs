@@ -10,7 +10,7 @@ use super::sequences::{Rows, Sequences};
 use super::weight::number;
 use super::workspace::{Context, Workspace};
 use super::{Embedding, Gradients, Latents, Linear, Loss, RmsNorm, Role, Weight, cross_entropy};
-use crate::config::{Inputs, ModelConfig, Scope};
+use crate::config::{Inputs, KvFormat, ModelConfig, Scope};
 use crate::kernels::{self, Buffer, RopeTable, To};
 use crate::ternary::Grouping;
 
@@ -427,8 +427,8 @@ impl Decoder {
     }
 
     /// An empty cache for one sequence, with a pool of its own.
-    pub fn cache(&self) -> KvCache {
-        KvPool::new(&self.config, self.config.max_positions).sequence()
+    pub fn cache(&self, format: KvFormat) -> KvCache {
+        KvPool::new(&self.config, format, self.config.max_positions).sequence()
     }
 
     /// Appends `tokens` to the cached sequence; the logits after the last of them, `[V]`.

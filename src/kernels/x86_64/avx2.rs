@@ -1,6 +1,7 @@
 //! AVX2 with FMA: 8 lanes, 16 registers, a 6 x 16 tile.
 
 use crate::kernels::simd::Simd;
+use half::f16;
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -128,5 +129,13 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn widen16(p: *const i16) -> Self::V {
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn widen_half(p: *const f16) -> Self::V {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn widen8(p: *const i8) -> Self::V {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadu_si64(p.cast()))) }
     }
 }

@@ -1,6 +1,7 @@
 //! AVX-512: 16 lanes, 32 registers, a 14 x 32 tile.
 
 use crate::kernels::simd::Simd;
+use half::f16;
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -146,5 +147,13 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn widen16(p: *const i16) -> Self::V {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn widen_half(p: *const f16) -> Self::V {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn widen8(p: *const i8) -> Self::V {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
     }
 }

@@ -1,0 +1,262 @@
+//! The two products of a tile of attention, queries by keys and weights by values: for many rows the blocked product, for a
+//! few straight from keys and values as they are stored, which are then not packed.
+
+use half::f16;
+
+use crate::kernels::isa::kernel;
+use crate::kernels::kv::{KvRows, Stored};
+use crate::kernels::product::{Rhs, Target, Threads, View, gemm};
+use crate::kernels::simd::Simd;
+use crate::kernels::to::To;
+
+/// Columns of a tile of scores, keys: a multiple of the partial sums of a row, up to which a row is computed on.
+pub(super) const KEYS: usize = 128;
+/// Rows that a key or a value is read once for, of few.
+const TOGETHER: usize = 3;
+
+/// Keys or values of one head, as many rows as the tile sees of them.
+#[derive(Clone, Copy)]
+pub(super) struct Passing<'a> {
+    pub data: &'a [f32],
+    pub stride: usize,
+    pub count: usize,
+}
+
+/// The same as they are stored: rows of all heads, from the first value of this one on.
+#[derive(Clone, Copy)]
+pub(super) struct HeadRows<'a> {
+    pub rows: KvRows<'a>,
+    pub heads: usize,
+    pub dim: usize,
+    pub count: usize,
+}
+
+impl<'a> HeadRows<'a> {
+    /// In f32, where they stand if they are, otherwise in `wide`, which has room for a tile of them.
+    pub fn dense(self, wide: &'a mut [f32]) -> Passing<'a> {
+        let HeadRows { rows, heads, dim, count } = self;
+        match rows {
+            KvRows::F32(data) => Passing { data, stride: heads * dim, count },
+            _ => {
+                widen(rows, heads, dim, &mut wide[..count * dim]);
+                Passing { data: wide, stride: dim, count }
+            }
+        }
+    }
+}
+
+/// `scores[i, j] = q[i] . k[j]`, rows of the queries one after the other, rows of the result `KEYS` apart.
+pub(super) fn scores_of(m: usize, dim: usize, q: &[f32], keys: Passing<'_>, scores: &mut [f32]) {
+    let Passing { data: k, stride: k_stride, count: n } = keys;
+    let target = Target { data: scores, stride: KEYS, to: To::Set };
+    let k = Rhs::Dense(View::rows(k, k_stride).t());
+    gemm(m, n, dim, View::rows(q, dim), k, target, Threads::One);
+}
+
+/// `acc[i] (+)= sum of scores[i, j] v[j]`, rows of the scores `KEYS` apart.
+pub(super) fn mix(m: usize, dim: usize, scores: &[f32], values: Passing<'_>, acc: &mut [f32], to: To) {
+    let Passing { data: v, stride: v_stride, count: n } = values;
+    let target = Target { data: acc, stride: dim, to };
+    let v = Rhs::Dense(View::rows(v, v_stride));
+    gemm(m, dim, n, View::rows(scores, KEYS), v, target, Threads::One);
+}
+
+/// [`scores_of`] for a few rows, each of which gets the same bits alone.
+pub(super) fn few_scores(m: usize, q: &[f32], keys: HeadRows<'_>, scores: &mut [f32]) {
+    let HeadRows { rows, heads, dim, count } = keys;
+    for first in (0..m).step_by(TOGETHER) {
+        let some = TOGETHER.min(m - first);
+        few_dots(some, count, dim, &q[first * dim..], rows, heads, &mut scores[first * KEYS..]);
+    }
+}
+
+/// [`mix`] for a few rows, each of which gets the same bits alone. Scores of values with a scale are multiplied by it.
+pub(super) fn few_mix(m: usize, scores: &mut [f32], values: HeadRows<'_>, acc: &mut [f32], to: To) {
+    let HeadRows { rows, heads, dim, count } = values;
+    for first in (0..m).step_by(TOGETHER) {
+        let some = TOGETHER.min(m - first);
+        few_sums(some, count, dim, &mut scores[first * KEYS..], rows, heads, &mut acc[first * dim..], to);
+    }
+}
+
+kernel! {
+    fn widen<S>(rows: KvRows<'_>, heads: usize, dim: usize, to: &mut [f32]) {
+        match rows {
+            KvRows::F32(x) => widen_rows::<S, f32>(x, heads, dim, to),
+            KvRows::F16(x) => widen_rows::<S, f16>(x, heads, dim, to),
+            KvRows::Int8 { codes, scales } => {
+                widen_rows::<S, i8>(codes, heads, dim, to);
+                for (row, scale) in to.chunks_exact_mut(dim).zip(scales.iter().step_by(heads)) {
+                    row.iter_mut().for_each(|x| *x *= scale);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn widen_rows<S: Simd, T: Stored>(x: &[T], heads: usize, dim: usize, to: &mut [f32]) {
+    for (j, to) in to.chunks_exact_mut(dim).enumerate() {
+        let from = &x[j * heads * dim..][..dim];
+        let whole = dim / S::LANES * S::LANES;
+        for at in (0..whole).step_by(S::LANES) {
+            // SAFETY: a vector from `at` on lies inside of both rows.
+            unsafe { S::store(to.as_mut_ptr().add(at), T::load::<S>(from.as_ptr().add(at))) };
+        }
+        to[whole..].iter_mut().zip(&from[whole..]).for_each(|(to, x)| *to = x.wide());
+    }
+}
+
+kernel! {
+    fn few_sums<S>(
+        m: usize, n: usize, dim: usize, scores: &mut [f32], v: KvRows<'_>, heads: usize, acc: &mut [f32], to: To,
+    ) {
+        match v {
+            KvRows::F32(v) => sums::<S, f32>(m, n, dim, scores, v, heads * dim, acc, to),
+            KvRows::F16(v) => sums::<S, f16>(m, n, dim, scores, v, heads * dim, acc, to),
+            KvRows::Int8 { codes, scales } => {
+                scale_rows(m, n, scores, scales, heads);
+                sums::<S, i8>(m, n, dim, scores, codes, heads * dim, acc, to);
+            }
+        }
+    }
+}
+
+kernel! {
+    fn few_dots<S>(m: usize, n: usize, dim: usize, q: &[f32], k: KvRows<'_>, heads: usize, scores: &mut [f32]) {
+        match k {
+            KvRows::F32(k) => keys_by::<S, f32>(m, n, dim, q, k, heads * dim, scores),
+            KvRows::F16(k) => keys_by::<S, f16>(m, n, dim, q, k, heads * dim, scores),
+            KvRows::Int8 { codes, scales } => {
+                keys_by::<S, i8>(m, n, dim, q, codes, heads * dim, scores);
+                scale_rows(m, n, scores, scales, heads);
+            }
+        }
+    }
+}
+
+/// Multiplies column `j` by the scale of row `j` of the keys or values.
+#[inline(always)]
+fn scale_rows(m: usize, n: usize, scores: &mut [f32], scales: &[f32], heads: usize) {
+    for row in scores.chunks_mut(KEYS).take(m) {
+        row[..n].iter_mut().zip(scales.iter().step_by(heads)).for_each(|(score, scale)| *score *= scale);
+    }
+}
+
+/// Each value is read once for all rows.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn sums<S: Simd, T: Stored>(
+    m: usize,
+    n: usize,
+    dim: usize,
+    scores: &[f32],
+    v: &[T],
+    v_stride: usize,
+    acc: &mut [f32],
+    to: To,
+) {
+    const VECTORS: usize = 4;
+    assert!(m <= TOGETHER && scores.len() >= (m - 1) * KEYS + n && acc.len() >= m * dim);
+    assert!(n == 0 || v.len() >= (n - 1) * v_stride + dim);
+    let whole = dim / (VECTORS * S::LANES) * VECTORS * S::LANES;
+    for d in (0..whole).step_by(VECTORS * S::LANES) {
+        // SAFETY: by the assertions all vectors lie inside of the slices.
+        unsafe {
+            let mut sums = [[S::zero(); VECTORS]; TOGETHER];
+            if to.adds() {
+                for (i, sums) in sums.iter_mut().enumerate().take(m) {
+                    for (at, sum) in sums.iter_mut().enumerate() {
+                        *sum = S::load(acc.as_ptr().add(i * dim + d + at * S::LANES));
+                    }
+                }
+            }
+            for j in 0..n {
+                let row = v.as_ptr().add(j * v_stride + d);
+                for at in 0..VECTORS {
+                    let x = T::load::<S>(row.add(at * S::LANES));
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        if i < m {
+                            sums[at] = S::fma(S::splat(scores[i * KEYS + j]), x, sums[at]);
+                        }
+                    }
+                }
+            }
+            for (i, sums) in sums.iter().enumerate().take(m) {
+                for (at, sum) in sums.iter().enumerate() {
+                    S::store(acc.as_mut_ptr().add(i * dim + d + at * S::LANES), *sum);
+                }
+            }
+        }
+    }
+    for i in 0..m {
+        let acc = &mut acc[i * dim + whole..(i + 1) * dim];
+        if !to.adds() {
+            acc.fill(0.0);
+        }
+        for j in 0..n {
+            let p = scores[i * KEYS + j];
+            for (acc, v) in acc.iter_mut().zip(&v[j * v_stride + whole..]) {
+                *acc += p * v.wide();
+            }
+        }
+    }
+}
+
+/// Queries stay in registers, as many values at a time as fit there, while the keys pass by.
+#[inline(always)]
+fn keys_by<S: Simd, T: Stored>(
+    m: usize,
+    n: usize,
+    dim: usize,
+    q: &[f32],
+    k: &[T],
+    k_stride: usize,
+    scores: &mut [f32],
+) {
+    const VECTORS: usize = 8;
+    assert!(m <= TOGETHER && q.len() >= m * dim && scores.len() >= (m - 1) * KEYS + n);
+    assert!(n == 0 || k.len() >= (n - 1) * k_stride + dim);
+    let whole = dim / S::LANES * S::LANES;
+    for first in (0..whole).step_by(VECTORS * S::LANES) {
+        let vectors = VECTORS.min((whole - first) / S::LANES);
+        // SAFETY: by the assertions all vectors lie inside of the slices.
+        unsafe {
+            let mut queries = [[S::zero(); VECTORS]; TOGETHER];
+            for (i, queries) in queries.iter_mut().enumerate().take(m) {
+                for (at, query) in queries.iter_mut().enumerate().take(vectors) {
+                    *query = S::load(q.as_ptr().add(i * dim + first + at * S::LANES));
+                }
+            }
+            for j in 0..n {
+                let key = k.as_ptr().add(j * k_stride + first);
+                let mut sums = [[S::zero(); 2]; TOGETHER];
+                for at in 0..VECTORS {
+                    if at < vectors {
+                        let x = T::load::<S>(key.add(at * S::LANES));
+                        for (i, sums) in sums.iter_mut().enumerate() {
+                            if i < m {
+                                sums[at % 2] = S::fma(queries[i][at], x, sums[at % 2]);
+                            }
+                        }
+                    }
+                }
+                for (i, [a, b]) in sums.into_iter().enumerate().take(m) {
+                    let score = &mut scores[i * KEYS + j];
+                    let sum = S::sum(S::add(a, b));
+                    *score = if first == 0 { sum } else { *score + sum };
+                }
+            }
+        }
+    }
+    if whole < dim {
+        for i in 0..m {
+            for j in 0..n {
+                let (q, k) = (&q[i * dim + whole..(i + 1) * dim], &k[j * k_stride + whole..][..dim - whole]);
+                let sum: f32 = q.iter().zip(k).map(|(q, k)| q * k.wide()).sum();
+                let score = &mut scores[i * KEYS + j];
+                *score = if whole == 0 { sum } else { *score + sum };
+            }
+        }
+    }
+}
