@@ -90,6 +90,38 @@ fn with_f32_inputs_products_equal_the_reference() {
     });
 }
 
+/// Several matrices of the same inputs, alike and not: each product is what it is alone.
+#[test]
+fn products_of_the_same_inputs_are_those_of_each() {
+    on_every_isa(|rng| {
+        let group = Grouping::Size(128);
+        for (n, inputs, densities) in [
+            (1, 300, [Density::Base3; 3]),
+            (3, 384, [Density::TwoBit; 3]),
+            (20, 256, [Density::Base3; 3]),
+            (2, 128, [Density::Base3, Density::TwoBit, Density::Base3]),
+        ] {
+            let x = rng.normal(n * inputs);
+            let packed = [70, 1, 250].iter().zip(densities).map(|(out, density)| {
+                let w = TernaryMatrix::project("w", &rng.normal(out * inputs), *out, inputs, group).unwrap();
+                PackedMatrix::pack(&w, group, density)
+            });
+            let packed: Vec<PackedMatrix> = packed.collect();
+            for rounding in [Inputs::Int8, Inputs::F32] {
+                let mut together: Vec<Vec<f32>> =
+                    packed.iter().map(|w| vec![f32::NAN; n * w.rows()]).collect();
+                let matrices = packed.iter().map(|w| Matrix::packed(w, rounding));
+                linear::forward_each(&x, matrices.zip(together.iter_mut().map(|y| &mut y[..])));
+                for (w, got) in packed.iter().zip(together) {
+                    let mut alone = vec![0.0; n * w.rows()];
+                    linear::forward(&x, Matrix::packed(w, rounding), &mut alone, To::Set);
+                    assert_eq!(got, alone, "{} rows of {inputs}, {n} tokens", w.rows());
+                }
+            }
+        }
+    });
+}
+
 /// The largest sums that there are: all inputs and all trits at their ends.
 #[test]
 fn no_sum_overflows() {

@@ -92,9 +92,8 @@ impl Attention {
         saved.v.resize(n * kv_heads * dim);
         saved.out.resize(n * heads * dim);
         saved.lse.resize(n * heads);
-        self.q_proj.forward(h, &mut saved.q, To::Set);
-        self.k_proj.forward(h, &mut saved.k, To::Set);
-        self.v_proj.forward(h, &mut saved.v, To::Set);
+        let AttentionSaved { q, k, v, .. } = saved;
+        Linear::forward_each(h, [(&self.q_proj, q), (&self.k_proj, k), (&self.v_proj, v)]);
         let (mut q, mut k) = (cx.ws.take(saved.q.len()), cx.ws.take(saved.k.len()));
         rotate(&self.q_norm, &saved.q, heads, cx, &mut q);
         rotate(&self.k_norm, &saved.k, kv_heads, cx, &mut k);

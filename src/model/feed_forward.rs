@@ -44,12 +44,11 @@ impl FeedForward {
     /// `out += down(act(h))` for `h` `[n, C]`.
     pub fn forward(&self, h: &[f32], cx: &mut Context<'_>, saved: &mut FeedForwardSaved, out: &mut [f32]) {
         let len = cx.rows.count() * self.up_proj.weight.shape[0];
-        if let Some(gate) = &self.gate_proj {
-            saved.gate.resize(len);
-            gate.forward(h, &mut saved.gate, To::Set);
-        }
-        saved.up.resize(len);
-        self.up_proj.forward(h, &mut saved.up, To::Set);
+        let FeedForwardSaved { gate, up } = saved;
+        gate.resize(if self.gate_proj.is_some() { len } else { 0 });
+        up.resize(len);
+        let gated = self.gate_proj.iter().zip([gate]);
+        Linear::forward_each(h, gated.chain([(&self.up_proj, up)]));
         let mut act = cx.ws.take(len);
         self.activate(saved, &mut act);
         self.down_proj.forward(&act, out, To::Add);

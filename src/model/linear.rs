@@ -1,7 +1,7 @@
 //! Linear layers, full-precision and ternary, behind one interface.
 
 use super::{Gradients, Role, Weight};
-use crate::kernels::{To, linear as kernel};
+use crate::kernels::{Buffer, To, linear as kernel};
 use crate::ternary::Grouping;
 
 /// `y = x Wᵀ + b`. Without a grouping the weight is in full precision. With one it is `Ŵ = s t`: trits `t` and one scale
@@ -78,6 +78,17 @@ impl Linear {
         kernel::forward(x, self.weight.matrix(), y, to);
         if let Some(bias) = &self.bias {
             kernel::add_bias(bias.dense(), y);
+        }
+    }
+
+    /// [`Linear::forward`] of several that share their inputs, each to its own `y`.
+    pub fn forward_each<'a>(x: &[f32], several: impl IntoIterator<Item = (&'a Linear, &'a mut Buffer)>) {
+        let mut several: Vec<_> = several.into_iter().collect();
+        kernel::forward_each(x, several.iter_mut().map(|(linear, y)| (linear.weight.matrix(), &mut y[..])));
+        for (linear, y) in several {
+            if let Some(bias) = &linear.bias {
+                kernel::add_bias(bias.dense(), y);
+            }
         }
     }
 

@@ -32,6 +32,32 @@ pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], to: To) {
     forward_to(x, w, Target { data: y, stride: w.rows(), to });
 }
 
+/// `y = x Wᵀ` for several matrices of the same inputs. Where all are packed alike, `x` is rounded or tabulated once, and
+/// the threads start once.
+pub fn forward_each<'a>(x: &[f32], several: impl IntoIterator<Item = (Matrix<'a>, &'a mut [f32])>) {
+    let several: Vec<_> = several.into_iter().collect();
+    for (w, y) in &several {
+        let (inputs, out) = (w.cols(), w.rows());
+        assert!(x.len().is_multiple_of(inputs), "{} inputs in rows of {inputs}", x.len());
+        assert_eq!(x.len() / inputs * out, y.len(), "rows of {inputs} and of {out}");
+    }
+    let packed = |(w, _): &(Matrix<'a>, _)| match (way::forward(x.len() / w.cols(), *w), w.values()) {
+        (Way::Packed, Values::Packed(p)) => Some((p.cols(), p.grouping(), p.layout().density(), w.inputs())),
+        _ => None,
+    };
+    let first = several.first().and_then(packed);
+    if first.is_none() || several.iter().any(|one| packed(one) != first) {
+        return several.into_iter().for_each(|(w, y)| forward(x, w, y, To::Set));
+    }
+    let _time = scope(Phase::Forward);
+    let inputs = several[0].0.inputs();
+    let products = several.into_iter().filter_map(|(w, data)| match w.values() {
+        Values::Packed(p) => Some((p, Target { data, stride: w.rows(), to: To::Set })),
+        _ => None,
+    });
+    packed::forward(x, inputs, products);
+}
+
 /// [`forward`] to rows that may stand apart; more of them stay as they are.
 pub fn forward_to(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
     let _time = scope(Phase::Forward);
@@ -44,7 +70,7 @@ pub fn forward_to(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
     }
     let y = Target { data: &mut y.data[..(n - 1) * y.stride + out], ..y };
     let rhs = match (way::forward(n, w), w.values(), w.inputs()) {
-        (Way::Packed, Values::Packed(p), _) => return packed::forward(x, p, w.inputs(), y),
+        (Way::Packed, Values::Packed(p), _) => return packed::forward(x, w.inputs(), [(p, y)]),
         (Way::Unpacked, Values::Packed(p), inputs) => {
             return packed::each_part(p, |first, rows| {
                 let y = Target { data: &mut y.data[first..], ..y };

@@ -5,13 +5,12 @@
 
 use rayon::prelude::*;
 
-use super::{AHEAD, Columns, each_block};
+use super::{AHEAD, Columns, Product, each_block};
 use crate::kernels::isa::lines_kernel;
 use crate::kernels::lines::Lines;
-use crate::kernels::product::operands::Target;
 use crate::kernels::scratch;
 use crate::kernels::simd::Simd;
-use crate::ternary::{BLOCK_ROWS, Density, LINE_BYTES, Layout, PackedMatrix};
+use crate::ternary::{BLOCK_ROWS, Density, LINE_BYTES, Layout};
 
 /// Tables of some tokens.
 #[derive(Default)]
@@ -89,12 +88,14 @@ lines_kernel! {
     }
 }
 
-/// `y (+)= x Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`.
-pub fn forward(x: &[f32], w: &PackedMatrix, y: Target<'_>) {
+/// `y (+)= x Ŵᵀ` for each.
+pub fn forward(x: &[f32], several: &[Product<'_>]) {
+    let Some(Product { w, .. }) = several.first() else { return };
     scratch::with(|tables: &mut Tables| {
         tables.fill(x, w.layout());
-        let y = Columns::new(y, tables.tokens, w.rows());
-        each_block(w, tables.tokens, |block| block_of(w.layout(), w.block(block), tables, block, y));
+        each_block(several, tables.tokens, |Product { w, y }, block| {
+            block_of(w.layout(), w.block(block), tables, block, *y);
+        });
     });
 }
 

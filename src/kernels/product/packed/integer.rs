@@ -3,14 +3,13 @@
 
 use rayon::prelude::*;
 
-use super::{AHEAD, Columns, each_block};
+use super::{AHEAD, Columns, Product, each_block};
 use crate::kernels::isa::{kernel, lines_kernel};
 use crate::kernels::lines::Lines;
-use crate::kernels::product::operands::Target;
 use crate::kernels::product::rounding::{inverse, nearest, scale_of};
 use crate::kernels::scratch;
 use crate::kernels::simd::Simd;
-use crate::ternary::{BLOCK_ROWS, Density, LINE_BYTES, Layout, PackedMatrix};
+use crate::ternary::{BLOCK_ROWS, Density, LINE_BYTES, Layout};
 
 /// Bytes past the end of a token's inputs that a last line may look at; codes of 0 meet them.
 const SLACK: usize = 32;
@@ -67,12 +66,14 @@ kernel! {
     }
 }
 
-/// `y (+)= x̂ Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`.
-pub fn forward(x: &[f32], w: &PackedMatrix, y: Target<'_>) {
+/// `y (+)= x̂ Ŵᵀ` for each.
+pub fn forward(x: &[f32], several: &[Product<'_>]) {
+    let Some(Product { w, .. }) = several.first() else { return };
     scratch::with(|rounded: &mut Rounded| {
         rounded.fill(x, w.layout());
-        let y = Columns::new(y, rounded.tokens, w.rows());
-        each_block(w, rounded.tokens, |block| block_of(w.layout(), w.block(block), rounded, block, y));
+        each_block(several, rounded.tokens, |Product { w, y }, block| {
+            block_of(w.layout(), w.block(block), rounded, block, *y);
+        });
     });
 }
 

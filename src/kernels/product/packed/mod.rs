@@ -28,12 +28,29 @@ const EACH: usize = 4;
 /// Rows of weights that are unpacked at a time.
 const UNPACKED: usize = 1024;
 
-/// `y (+)= x Ŵᵀ`, `x` `[n, in]`, rounded to 8 bits or not, `y` `[n, out]`.
-pub fn forward(x: &[f32], w: &PackedMatrix, inputs: Inputs, y: Target<'_>) {
+/// `y (+)= x Ŵᵀ` for one matrix or several of the same inputs, density and grouping: `x` `[n, in]`, rounded to 8 bits or
+/// not, `y` `[n, out]`.
+pub fn forward<'a>(
+    x: &[f32],
+    inputs: Inputs,
+    several: impl IntoIterator<Item = (&'a PackedMatrix, Target<'a>)>,
+) {
+    let several = several.into_iter().map(|(w, y)| {
+        let y = Columns::new(y, x.len() / w.cols(), w.rows());
+        Product { w, y }
+    });
+    let several: Vec<Product<'_>> = several.collect();
     match inputs {
-        Inputs::Int8 => integer::forward(x, w, y),
-        Inputs::F32 => float::forward(x, w, y),
+        Inputs::Int8 => integer::forward(x, &several),
+        Inputs::F32 => float::forward(x, &several),
     }
+}
+
+/// A matrix and where its product goes.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    w: &'a PackedMatrix,
+    y: Columns,
 }
 
 /// [`PackedMatrix::pack`] on all threads.
@@ -73,15 +90,22 @@ fn unpack(w: &PackedMatrix, first: usize, count: usize, to: &mut TernaryMatrix) 
     });
 }
 
-/// Calls `f` with every block of rows, on all threads.
-fn each_block(w: &PackedMatrix, tokens: usize, f: impl Fn(usize) + Sync) {
-    let blocks = w.layout().blocks();
-    let bytes = blocks * w.layout().block_bytes() * tokens;
-    let parts = (EACH * threads::count()).min(bytes / ALONE).min(blocks);
-    if parts < 2 {
-        return (0..blocks).for_each(f);
-    }
-    team::share(parts, |part| (part * blocks / parts..(part + 1) * blocks / parts).for_each(&f));
+/// Calls `f` with every block of rows of every matrix, on all threads.
+fn each_block(several: &[Product<'_>], tokens: usize, f: impl Fn(&Product<'_>, usize) + Sync) {
+    let blocks: usize = several.iter().map(|p| p.w.layout().blocks()).sum();
+    let bytes: usize = several.iter().map(|p| p.w.bytes().len()).sum::<usize>() * tokens;
+    let parts = (EACH * threads::count()).min(bytes / ALONE).min(blocks).max(1);
+    let run = |part: usize| {
+        let (first, end) = (part * blocks / parts, (part + 1) * blocks / parts);
+        let mut before = 0;
+        for product in several {
+            let count = product.w.layout().blocks();
+            let own = first.saturating_sub(before).min(count)..end.saturating_sub(before).min(count);
+            own.for_each(|block| f(product, block));
+            before += count;
+        }
+    };
+    if parts < 2 { run(0) } else { team::share(parts, run) }
 }
 
 /// The columns of a result that a block of rows makes.
