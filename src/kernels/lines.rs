@@ -16,7 +16,7 @@ pub trait Lines: Copy + 'static {
     type Codes: Copy;
     /// Integers that add up in each row.
     type Sum: Copy;
-    /// Tokens at a time that make use of all registers.
+    /// Tokens of a group, 4, 8 or 12, whose sums with two vectors of rows each fill the registers.
     const TOKENS: usize;
     /// Whether a look-up of [`Lines::look_up`] takes two codes, or one.
     const PAIRS: bool;
@@ -25,6 +25,10 @@ pub trait Lines: Copy + 'static {
     unsafe fn load(p: *const u8) -> Self::Codes;
     /// Two bytes of each row, and two of 0.
     unsafe fn load_half(p: *const u8) -> Self::Codes;
+    /// Writes what [`Lines::load`] reads.
+    unsafe fn store(p: *mut u8, codes: Self::Codes);
+    /// The low halves of each lane, those of `b` in the upper halves; the upper ones are 0.
+    unsafe fn join(a: Self::Codes, b: Self::Codes) -> Self::Codes;
     /// The four codes of every byte.
     unsafe fn two_bit(line: Self::Codes) -> [Self::Codes; 4];
     /// The five codes of every byte.

@@ -127,6 +127,15 @@ impl Lines for PortableLines {
         std::array::from_fn(|i| half(i) as u32)
     }
     #[inline(always)]
+    unsafe fn store(p: *mut u8, codes: [u32; 4]) {
+        let bytes = codes.map(u32::to_le_bytes);
+        bytes.iter().enumerate().for_each(|(i, four)| unsafe { p.add(4 * i).cast::<[u8; 4]>().write(*four) });
+    }
+    #[inline(always)]
+    unsafe fn join(a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+        std::array::from_fn(|i| a[i] | b[i] << 16)
+    }
+    #[inline(always)]
     unsafe fn two_bit(line: [u32; 4]) -> [[u32; 4]; 4] {
         std::array::from_fn(|d| line.map(|lane| lane >> (2 * d) & 0x0303_0303))
     }

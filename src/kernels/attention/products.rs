@@ -112,11 +112,11 @@ kernel! {
         m: usize, n: usize, dim: usize, scores: &mut [f32], v: KvRows<'_>, heads: usize, acc: &mut [f32], to: To,
     ) {
         match v {
-            KvRows::F32(v) => sums::<S, f32>(m, n, dim, scores, v, heads * dim, acc, to),
-            KvRows::F16(v) => sums::<S, f16>(m, n, dim, scores, v, heads * dim, acc, to),
+            KvRows::F32(v) => sums_of::<S, f32>(m, n, dim, scores, v, heads * dim, acc, to),
+            KvRows::F16(v) => sums_of::<S, f16>(m, n, dim, scores, v, heads * dim, acc, to),
             KvRows::Int8 { codes, scales } => {
                 scale_rows(m, n, scores, scales, heads);
-                sums::<S, i8>(m, n, dim, scores, codes, heads * dim, acc, to);
+                sums_of::<S, i8>(m, n, dim, scores, codes, heads * dim, acc, to);
             }
         }
     }
@@ -125,10 +125,10 @@ kernel! {
 kernel! {
     fn few_dots<S>(m: usize, n: usize, dim: usize, q: &[f32], k: KvRows<'_>, heads: usize, scores: &mut [f32]) {
         match k {
-            KvRows::F32(k) => keys_by::<S, f32>(m, n, dim, q, k, heads * dim, scores),
-            KvRows::F16(k) => keys_by::<S, f16>(m, n, dim, q, k, heads * dim, scores),
+            KvRows::F32(k) => dots_of::<S, f32>(m, n, dim, q, k, heads * dim, scores),
+            KvRows::F16(k) => dots_of::<S, f16>(m, n, dim, q, k, heads * dim, scores),
             KvRows::Int8 { codes, scales } => {
-                keys_by::<S, i8>(m, n, dim, q, codes, heads * dim, scores);
+                dots_of::<S, i8>(m, n, dim, q, codes, heads * dim, scores);
                 scale_rows(m, n, scores, scales, heads);
             }
         }
@@ -143,10 +143,20 @@ fn scale_rows(m: usize, n: usize, scores: &mut [f32], scales: &[f32], heads: usi
     }
 }
 
-/// Each value is read once for all rows.
+/// As many rows as a constant: what is computed stays in registers.
+macro_rules! of_rows {
+    ($m:ident, $f:ident::<$S:ident, $T:ident $(, $V:literal)?>($($arg:expr),*)) => {
+        match $m {
+            1 => $f::<$S, $T, $($V,)? 1>($($arg),*),
+            2 => $f::<$S, $T, $($V,)? 2>($($arg),*),
+            _ => $f::<$S, $T, $($V,)? TOGETHER>($($arg),*),
+        }
+    };
+}
+
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn sums<S: Simd, T: Stored>(
+fn sums_of<S: Simd, T: Stored>(
     m: usize,
     n: usize,
     dim: usize,
@@ -156,16 +166,30 @@ fn sums<S: Simd, T: Stored>(
     acc: &mut [f32],
     to: To,
 ) {
-    const VECTORS: usize = 4;
-    assert!(m <= TOGETHER && scores.len() >= (m - 1) * KEYS + n && acc.len() >= m * dim);
+    assert!((1..=TOGETHER).contains(&m) && scores.len() >= (m - 1) * KEYS + n && acc.len() >= m * dim);
     assert!(n == 0 || v.len() >= (n - 1) * v_stride + dim);
+    of_rows!(m, sums::<S, T>(n, dim, scores, v, v_stride, acc, to))
+}
+
+/// Each value is read once for all `M` rows.
+#[inline(always)]
+fn sums<S: Simd, T: Stored, const M: usize>(
+    n: usize,
+    dim: usize,
+    scores: &[f32],
+    v: &[T],
+    v_stride: usize,
+    acc: &mut [f32],
+    to: To,
+) {
+    const VECTORS: usize = 4;
     let whole = dim / (VECTORS * S::LANES) * VECTORS * S::LANES;
     for d in (0..whole).step_by(VECTORS * S::LANES) {
-        // SAFETY: by the assertions all vectors lie inside of the slices.
+        // SAFETY: by the assertions of `sums_of` all vectors lie inside of the slices.
         unsafe {
-            let mut sums = [[S::zero(); VECTORS]; TOGETHER];
+            let mut sums = [[S::zero(); VECTORS]; M];
             if to.adds() {
-                for (i, sums) in sums.iter_mut().enumerate().take(m) {
+                for (i, sums) in sums.iter_mut().enumerate() {
                     for (at, sum) in sums.iter_mut().enumerate() {
                         *sum = S::load(acc.as_ptr().add(i * dim + d + at * S::LANES));
                     }
@@ -173,23 +197,22 @@ fn sums<S: Simd, T: Stored>(
             }
             for j in 0..n {
                 let row = v.as_ptr().add(j * v_stride + d);
-                for at in 0..VECTORS {
-                    let x = T::load::<S>(row.add(at * S::LANES));
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        if i < m {
-                            sums[at] = S::fma(S::splat(scores[i * KEYS + j]), x, sums[at]);
-                        }
+                let x: [S::V; VECTORS] = std::array::from_fn(|at| T::load::<S>(row.add(at * S::LANES)));
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let score = S::splat(*scores.as_ptr().add(i * KEYS + j));
+                    for (sum, x) in sums.iter_mut().zip(x) {
+                        *sum = S::fma(score, x, *sum);
                     }
                 }
             }
-            for (i, sums) in sums.iter().enumerate().take(m) {
-                for (at, sum) in sums.iter().enumerate() {
-                    S::store(acc.as_mut_ptr().add(i * dim + d + at * S::LANES), *sum);
+            for (i, sums) in sums.into_iter().enumerate() {
+                for (at, sum) in sums.into_iter().enumerate() {
+                    S::store(acc.as_mut_ptr().add(i * dim + d + at * S::LANES), sum);
                 }
             }
         }
     }
-    for i in 0..m {
+    for i in 0..M {
         let acc = &mut acc[i * dim + whole..(i + 1) * dim];
         if !to.adds() {
             acc.fill(0.0);
@@ -203,9 +226,8 @@ fn sums<S: Simd, T: Stored>(
     }
 }
 
-/// Queries stay in registers, as many values at a time as fit there, while the keys pass by.
 #[inline(always)]
-fn keys_by<S: Simd, T: Stored>(
+fn dots_of<S: Simd, T: Stored>(
     m: usize,
     n: usize,
     dim: usize,
@@ -214,41 +236,21 @@ fn keys_by<S: Simd, T: Stored>(
     k_stride: usize,
     scores: &mut [f32],
 ) {
-    const VECTORS: usize = 8;
-    assert!(m <= TOGETHER && q.len() >= m * dim && scores.len() >= (m - 1) * KEYS + n);
+    assert!((1..=TOGETHER).contains(&m) && q.len() >= m * dim && scores.len() >= (m - 1) * KEYS + n);
     assert!(n == 0 || k.len() >= (n - 1) * k_stride + dim);
-    let whole = dim / S::LANES * S::LANES;
-    for first in (0..whole).step_by(VECTORS * S::LANES) {
-        let vectors = VECTORS.min((whole - first) / S::LANES);
-        // SAFETY: by the assertions all vectors lie inside of the slices.
-        unsafe {
-            let mut queries = [[S::zero(); VECTORS]; TOGETHER];
-            for (i, queries) in queries.iter_mut().enumerate().take(m) {
-                for (at, query) in queries.iter_mut().enumerate().take(vectors) {
-                    *query = S::load(q.as_ptr().add(i * dim + first + at * S::LANES));
-                }
-            }
-            for j in 0..n {
-                let key = k.as_ptr().add(j * k_stride + first);
-                let mut sums = [[S::zero(); 2]; TOGETHER];
-                for at in 0..VECTORS {
-                    if at < vectors {
-                        let x = T::load::<S>(key.add(at * S::LANES));
-                        for (i, sums) in sums.iter_mut().enumerate() {
-                            if i < m {
-                                sums[at % 2] = S::fma(queries[i][at], x, sums[at % 2]);
-                            }
-                        }
-                    }
-                }
-                for (i, [a, b]) in sums.into_iter().enumerate().take(m) {
-                    let score = &mut scores[i * KEYS + j];
-                    let sum = S::sum(S::add(a, b));
-                    *score = if first == 0 { sum } else { *score + sum };
-                }
-            }
+    let vectors = dim / S::LANES;
+    let mut at = 0;
+    // SAFETY: by the assertions all vectors lie inside of the slices.
+    unsafe {
+        while at < vectors {
+            at += match vectors - at {
+                8.. => of_rows!(m, dots::<S, T, 8>(n, dim, at, q, k, k_stride, scores)),
+                4..8 => of_rows!(m, dots::<S, T, 4>(n, dim, at, q, k, k_stride, scores)),
+                _ => of_rows!(m, dots::<S, T, 1>(n, dim, at, q, k, k_stride, scores)),
+            };
         }
     }
+    let whole = vectors * S::LANES;
     if whole < dim {
         for i in 0..m {
             for j in 0..n {
@@ -259,4 +261,44 @@ fn keys_by<S: Simd, T: Stored>(
             }
         }
     }
+}
+
+/// Adds to the scores what `V` vectors of the `M` queries from vector `at` on give, and returns their number; sets them
+/// where `at` is 0. Queries stay in registers while the keys pass by.
+///
+/// # Safety
+/// The vectors lie inside of the slices.
+#[inline(always)]
+unsafe fn dots<S: Simd, T: Stored, const V: usize, const M: usize>(
+    n: usize,
+    dim: usize,
+    at: usize,
+    q: &[f32],
+    k: &[T],
+    k_stride: usize,
+    scores: &mut [f32],
+) -> usize {
+    let first = at * S::LANES;
+    // SAFETY: by the caller's word.
+    unsafe {
+        let queries: [[S::V; V]; M] = std::array::from_fn(|i| {
+            std::array::from_fn(|v| S::load(q.as_ptr().add(i * dim + first + v * S::LANES)))
+        });
+        for j in 0..n {
+            let key = k.as_ptr().add(j * k_stride + first);
+            let mut sums = [[S::zero(); 2]; M];
+            for v in 0..V {
+                let x = T::load::<S>(key.add(v * S::LANES));
+                for (sums, queries) in sums.iter_mut().zip(&queries) {
+                    sums[v % 2] = S::fma(queries[v], x, sums[v % 2]);
+                }
+            }
+            for (i, [a, b]) in sums.into_iter().enumerate() {
+                let score = scores.as_mut_ptr().add(i * KEYS + j);
+                let sum = S::sum(S::add(a, b));
+                *score = if at == 0 { sum } else { *score + sum };
+            }
+        }
+    }
+    V
 }

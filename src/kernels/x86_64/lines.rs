@@ -49,7 +49,7 @@ impl Lines for Vnni {
     type F = Avx512;
     type Codes = __m512i;
     type Sum = __m512i;
-    const TOKENS: usize = 16;
+    const TOKENS: usize = 12;
     const PAIRS: bool = true;
 
     #[inline(always)]
@@ -59,6 +59,14 @@ impl Lines for Vnni {
     #[inline(always)]
     unsafe fn load_half(p: *const u8) -> __m512i {
         unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut u8, codes: __m512i) {
+        unsafe { _mm512_storeu_si512(p.cast(), codes) }
+    }
+    #[inline(always)]
+    unsafe fn join(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, _mm512_slli_epi32::<16>(b)) }
     }
     #[inline(always)]
     unsafe fn two_bit(line: __m512i) -> [__m512i; 4] {
@@ -183,7 +191,7 @@ impl Lines for Avx512Lines {
     type Codes = __m512i;
     /// Sums of two neighbouring bytes' products, in 16 bits: a segment of 128 inputs adds up to less than 2^14.
     type Sum = __m512i;
-    const TOKENS: usize = 16;
+    const TOKENS: usize = 12;
     const PAIRS: bool = true;
 
     #[inline(always)]
@@ -193,6 +201,14 @@ impl Lines for Avx512Lines {
     #[inline(always)]
     unsafe fn load_half(p: *const u8) -> __m512i {
         unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut u8, codes: __m512i) {
+        unsafe { _mm512_storeu_si512(p.cast(), codes) }
+    }
+    #[inline(always)]
+    unsafe fn join(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, _mm512_slli_epi32::<16>(b)) }
     }
     #[inline(always)]
     unsafe fn two_bit(line: __m512i) -> [__m512i; 4] {
@@ -301,6 +317,14 @@ impl Lines for Avx2Lines {
     #[inline(always)]
     unsafe fn load_half(p: *const u8) -> __m256i {
         unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut u8, codes: __m256i) {
+        unsafe { _mm256_storeu_si256(p.cast(), codes) }
+    }
+    #[inline(always)]
+    unsafe fn join(a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_or_si256(a, _mm256_slli_epi32::<16>(b)) }
     }
     #[inline(always)]
     unsafe fn two_bit(line: __m256i) -> [__m256i; 4] {

@@ -1,4 +1,4 @@
-//! Inputs rounded to 8 bits: what [`reference::linear_int8`](crate::kernels::reference::linear_int8) computes, bit for bit,
+//! A few tokens with inputs rounded to 8 bits: what [`reference::linear_int8`](crate::kernels::reference::linear_int8) computes, bit for bit,
 //! on every instruction set.
 
 use rayon::prelude::*;
@@ -50,7 +50,7 @@ impl Rounded {
 
 kernel! {
     /// A row over its scale, which is returned, to the nearest integers.
-    fn round_row<S>(x: &[f32], to: &mut [i8]) -> f32 {
+    pub(super) fn round_row<S>(x: &[f32], to: &mut [i8]) -> f32 {
         let scale = scale_of(x);
         let inverse = inverse(scale);
         for (x, to) in x.iter().zip(to) {
@@ -61,7 +61,7 @@ kernel! {
 }
 
 kernel! {
-    fn sum_of<S>(x: &[i8]) -> i32 {
+    pub(super) fn sum_of<S>(x: &[i8]) -> i32 {
         x.iter().map(|x| *x as i32).sum()
     }
 }
@@ -80,23 +80,19 @@ pub fn forward(x: &[f32], several: &[Product<'_>]) {
 lines_kernel! {
     /// The columns of `y` that one block of rows makes, for all tokens.
     fn block_of<D>(layout: &Layout, bytes: &[u8], x: &Rounded, block: usize, y: Columns) {
-        let mut first = 0;
-        while first < x.tokens {
+        for first in (0..x.tokens).step_by(2) {
             // SAFETY: this instruction set was found on this machine, and the block's bytes are those of its layout.
-            first += unsafe {
-                match (x.tokens - first).min(D::TOKENS) {
+            unsafe {
+                match x.tokens - first {
                     1 => tokens_of::<D, 1>(layout, bytes, x, first, block, y),
-                    2 | 3 => tokens_of::<D, 2>(layout, bytes, x, first, block, y),
-                    4..8 => tokens_of::<D, 4>(layout, bytes, x, first, block, y),
-                    8..16 => tokens_of::<D, 8>(layout, bytes, x, first, block, y),
-                    _ => tokens_of::<D, 16>(layout, bytes, x, first, block, y),
+                    _ => tokens_of::<D, 2>(layout, bytes, x, first, block, y),
                 }
-            };
+            }
         }
     }
 }
 
-/// `T` tokens from `first` on; how many these were.
+/// `T` tokens from `first` on.
 ///
 /// # Safety
 /// As [`Lines`]; `bytes` are a block of the layout, and `x` was rounded for it.
@@ -108,7 +104,7 @@ unsafe fn tokens_of<D: Lines, const T: usize>(
     first: usize,
     block: usize,
     y: Columns,
-) -> usize {
+) {
     let lanes = D::F::LANES;
     unsafe {
         for part in 0..BLOCK_ROWS / lanes {
@@ -122,7 +118,6 @@ unsafe fn tokens_of<D: Lines, const T: usize>(
             }
         }
     }
-    T
 }
 
 /// Of some rows of a block, a lane for each, the sums over all segments.
@@ -183,13 +178,6 @@ const fn in_place<D: Lines>(tokens: usize) -> bool {
     D::IN_PLACE && tokens == 1
 }
 
-/// Sums of a token: of few tokens two, so that the next product does not wait for the one before; of many one, or they
-/// outgrow the registers.
-#[inline(always)]
-const fn chains(tokens: usize) -> usize {
-    if tokens < 8 { 2 } else { 1 }
-}
-
 /// # Safety
 /// As [`tokens_of`].
 #[inline(always)]
@@ -224,7 +212,7 @@ unsafe fn add_codes<D: Lines, const T: usize, const N: usize>(
 ) {
     for (i, codes) in codes.into_iter().enumerate() {
         for t in 0..T {
-            let sum = &mut sums[t][i % chains(T)];
+            let sum = &mut sums[t][i % 2];
             // SAFETY: by the caller's word.
             unsafe { *sum = D::dot(*sum, codes, inputs[t].add(apart * i)) };
         }

@@ -8,6 +8,7 @@
 
 mod float;
 mod integer;
+mod panels;
 
 use rayon::prelude::*;
 
@@ -18,6 +19,8 @@ use crate::kernels::simd::Simd;
 use crate::kernels::{team, threads};
 use crate::ternary::{BLOCK_ROWS, Density, Grouping, Layout, PackedMatrix, TernaryMatrix, pack_block};
 
+/// From so many tokens on codes are taken apart for all of them.
+const MANY: usize = 4;
 /// Bytes between the line in use and the one asked for.
 const AHEAD: usize = 2048;
 /// Bytes of weights below which another thread does not pay.
@@ -41,6 +44,7 @@ pub fn forward<'a>(
     });
     let several: Vec<Product<'_>> = several.collect();
     match inputs {
+        Inputs::Int8 if several.iter().any(|p| x.len() >= MANY * p.w.cols()) => panels::forward(x, &several),
         Inputs::Int8 => integer::forward(x, &several),
         Inputs::F32 => float::forward(x, &several),
     }
@@ -92,16 +96,26 @@ fn unpack(w: &PackedMatrix, first: usize, count: usize, to: &mut TernaryMatrix) 
 
 /// Calls `f` with every block of rows of every matrix, on all threads.
 fn each_block(several: &[Product<'_>], tokens: usize, f: impl Fn(&Product<'_>, usize) + Sync) {
-    let blocks: usize = several.iter().map(|p| p.w.layout().blocks()).sum();
+    each_part_of(several, tokens, |p| p.w.layout().blocks(), f);
+}
+
+/// Calls `f` with each of `count` parts of every matrix, on all threads.
+fn each_part_of(
+    several: &[Product<'_>],
+    tokens: usize,
+    count: impl Fn(&Product<'_>) -> usize + Sync,
+    f: impl Fn(&Product<'_>, usize) + Sync,
+) {
+    let all: usize = several.iter().map(&count).sum();
     let bytes: usize = several.iter().map(|p| p.w.bytes().len()).sum::<usize>() * tokens;
-    let parts = (EACH * threads::count()).min(bytes / ALONE).min(blocks).max(1);
+    let parts = (EACH * threads::count()).min(bytes / ALONE).min(all).max(1);
     let run = |part: usize| {
-        let (first, end) = (part * blocks / parts, (part + 1) * blocks / parts);
+        let (first, end) = (part * all / parts, (part + 1) * all / parts);
         let mut before = 0;
         for product in several {
-            let count = product.w.layout().blocks();
+            let count = count(product);
             let own = first.saturating_sub(before).min(count)..end.saturating_sub(before).min(count);
-            own.for_each(|block| f(product, block));
+            own.for_each(|one| f(product, one));
             before += count;
         }
     };

@@ -1,0 +1,344 @@
+//! Many tokens with inputs rounded to 8 bits: two vectors of rows by a group of tokens at a time.
+//!
+//! Codes are taken apart once for all tokens, some segments at a time, into the first-level cache, in the order of the
+//! inputs; there each pair of vectors meets four inputs of every token of a group. What is computed is what
+//! [`integer`](super::integer) computes, in the same order, to the bit.
+
+use rayon::prelude::*;
+
+use super::integer::{round_row, sum_of};
+use super::{AHEAD, Columns, Product, each_part_of};
+use crate::kernels::isa::lines_kernel;
+use crate::kernels::lines::Lines;
+use crate::kernels::scratch::{self, Aligned};
+use crate::kernels::simd::Simd;
+use crate::ternary::{BLOCK_ROWS, Density, LINE_BYTES, Layout, SEGMENT};
+
+/// Vectors of rows.
+const ROWS: usize = 2;
+/// Segments that are taken apart at a time.
+const SEGMENTS: usize = 4;
+/// Inputs of a step.
+const STEP: usize = 4;
+
+/// Some tokens whose inputs are interleaved.
+#[derive(Clone, Copy)]
+struct Group {
+    /// The first token, and how many there are.
+    first: usize,
+    tokens: usize,
+    /// Tokens that there is room for: the rest are zeros.
+    width: usize,
+    /// Where its inputs begin, and its sums.
+    inputs: usize,
+    sums: usize,
+}
+
+/// Inputs of a product, rounded and interleaved.
+#[derive(Default)]
+struct Rounded {
+    groups: Vec<Group>,
+    /// Of each group `[steps, width]`, four inputs each; segments begin with a step.
+    inputs: Aligned<u32>,
+    /// Of each group `[segments, width]`.
+    sums: Vec<i32>,
+    /// One for each token of every group.
+    scales: Vec<f32>,
+}
+
+/// Codes, scales and sums of the rows at hand.
+#[derive(Default)]
+struct Panel {
+    /// `[steps, ROWS]` vectors.
+    codes: Aligned<u32>,
+    /// `[SEGMENTS, ROWS]` vectors.
+    scales: Aligned<f32>,
+    /// Of every token `[ROWS]` vectors.
+    totals: Aligned<f32>,
+}
+
+fn steps(segment: usize) -> usize {
+    segment.div_ceil(STEP)
+}
+
+/// Tokens together with which a last group is as wide as it must be.
+fn widths(tokens: usize, most: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..tokens).step_by(most).map(move |first| {
+        let count = most.min(tokens - first);
+        (first, count, count.next_multiple_of(STEP).min(most))
+    })
+}
+
+/// The rounded rows of a group before they are interleaved.
+#[derive(Default)]
+struct Rows(Vec<i8>);
+
+impl Rounded {
+    /// The inputs, and in how many values each group's begin after those of the one before.
+    fn fill<'a>(&'a mut self, x: &[f32], layout: &Layout) -> Inputs<'a> {
+        let segments: Vec<_> = layout.segments().collect();
+        let all: usize = segments.iter().map(|s| steps(s.len())).sum();
+        let (mut inputs, mut sums) = (0, 0);
+        self.groups.clear();
+        for (first, tokens, width) in widths(x.len() / layout.cols(), group_size()) {
+            self.groups.push(Group { first, tokens, width, inputs, sums });
+            inputs += all * width;
+            sums += segments.len() * width;
+        }
+        let padded = self.groups.iter().map(|g| g.width).sum();
+        let words = self.inputs.first(inputs);
+        self.sums.resize(sums, 0);
+        self.scales.resize(padded, 0.0);
+        let (mut rest, mut rest_sums, mut rest_scales) =
+            (&mut *words, &mut self.sums[..], &mut self.scales[..]);
+        let mut work = Vec::with_capacity(self.groups.len());
+        for group in &self.groups {
+            let words = rest.split_off_mut(..all * group.width).expect("as many as counted");
+            let sums = rest_sums.split_off_mut(..segments.len() * group.width).expect("as many as counted");
+            let scales = rest_scales.split_off_mut(..group.width).expect("as many as counted");
+            work.push((group, words, sums, scales));
+        }
+        work.into_par_iter().for_each(|(group, words, sums, scales)| {
+            scratch::with(|Rows(rows): &mut Rows| {
+                rows.resize(layout.cols() + STEP, 0);
+                for (t, scale) in scales.iter_mut().enumerate() {
+                    rows.fill(0);
+                    if t < group.tokens {
+                        let x = &x[(group.first + t) * layout.cols()..][..layout.cols()];
+                        *scale = round_row(x, &mut rows[..x.len()]);
+                    }
+                    let mut at = t;
+                    for (s, segment) in segments.iter().enumerate() {
+                        let inputs = &rows[segment.clone()];
+                        sums[s * group.width + t] = sum_of(inputs);
+                        for four in inputs.chunks(STEP) {
+                            let mut bytes = [0u8; STEP];
+                            bytes.iter_mut().zip(four).for_each(|(to, x)| *to = *x as u8);
+                            words[at] = u32::from_ne_bytes(bytes);
+                            at += group.width;
+                        }
+                    }
+                }
+            });
+        });
+        Inputs { groups: &self.groups, words, sums: &self.sums, scales: &self.scales }
+    }
+}
+
+/// [`Rounded`] as it is read.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    groups: &'a [Group],
+    words: &'a [u32],
+    sums: &'a [i32],
+    scales: &'a [f32],
+}
+
+/// `y (+)= x̂ Ŵᵀ` for each.
+pub fn forward(x: &[f32], several: &[Product<'_>]) {
+    let Some(Product { w, .. }) = several.first() else { return };
+    let tokens = x.len() / w.cols();
+    scratch::with(|rounded: &mut Rounded| {
+        let inputs = rounded.fill(x, w.layout());
+        let panels = |p: &Product<'_>| (p.w.layout().blocks() * BLOCK_ROWS).div_ceil(panel_rows());
+        each_part_of(several, tokens, panels, |Product { w, y }, panel| {
+            scratch::with(|scratch: &mut Panel| panel_of(w.layout(), w.bytes(), inputs, panel, scratch, *y));
+        });
+    });
+}
+
+lines_kernel! {
+    fn group_size<D>() -> usize {
+        D::TOKENS
+    }
+}
+
+lines_kernel! {
+    fn panel_rows<D>() -> usize {
+        ROWS * D::F::LANES
+    }
+}
+
+lines_kernel! {
+    /// The columns of `y` that the rows of one panel make, for all tokens.
+    fn panel_of<D>(layout: &Layout, bytes: &[u8], x: Inputs<'_>, panel: usize, scratch: &mut Panel, y: Columns) {
+        // SAFETY: this instruction set was found on this machine, and the bytes are those of the layout.
+        unsafe { panel_on::<D>(layout, bytes, x, panel, scratch, y) }
+    }
+}
+
+/// # Safety
+/// As [`Lines`]; `bytes` are those of the layout, and `x` was rounded for it.
+#[inline(always)]
+unsafe fn panel_on<D: Lines>(
+    layout: &Layout,
+    bytes: &[u8],
+    x: Inputs<'_>,
+    panel: usize,
+    scratch: &mut Panel,
+    y: Columns,
+) {
+    let (lanes, padded) = (D::F::LANES, x.scales.len());
+    let codes = scratch.codes.first(SEGMENTS * SEGMENT / STEP * ROWS * lanes);
+    let scales = scratch.scales.first(SEGMENTS * ROWS * lanes);
+    let totals = scratch.totals.first(padded * ROWS * lanes);
+    totals.fill(0.0);
+    // Past the last block it is taken once more, and what it makes goes nowhere.
+    let rows: [usize; ROWS] = std::array::from_fn(|v| (panel * ROWS + v) * lanes);
+    let last = layout.blocks() - 1;
+    let mut places: [(usize, usize); ROWS] =
+        rows.map(|row| ((row / BLOCK_ROWS).min(last) * layout.block_bytes(), row % BLOCK_ROWS / lanes));
+    let mut segments = layout.segments().map(|s| s.len());
+    let (mut segment, mut step) = (0, 0);
+    loop {
+        let mut lengths = [0; SEGMENTS];
+        let mut count = 0;
+        for length in segments.by_ref().take(SEGMENTS) {
+            lengths[count] = length;
+            count += 1;
+        }
+        if count == 0 {
+            break;
+        }
+        let mut at = 0;
+        for (s, length) in lengths.into_iter().enumerate().take(count) {
+            for (v, (from, part)) in places.iter_mut().enumerate() {
+                // SAFETY: by the caller's word.
+                unsafe {
+                    let to = codes.as_mut_ptr().add((at * ROWS + v) * lanes).cast::<u8>();
+                    let source = bytes.as_ptr().add(*from);
+                    let read = match layout.density() {
+                        Density::TwoBit => take_apart::<D, false>(source, *part, length, to),
+                        Density::Base3 => take_apart::<D, true>(source, *part, length, to),
+                    };
+                    let row_scales = D::scales(source.add(read + *part * 2 * lanes));
+                    D::F::store(scales.as_mut_ptr().add((s * ROWS + v) * lanes), row_scales);
+                    *from += read + LINE_BYTES / 2;
+                }
+            }
+            at += steps(length);
+        }
+        let some = Segments { first: segment, lengths: &lengths[..count], codes, scales };
+        let mut first = 0;
+        for group in x.groups {
+            let words = &x.words[group.inputs + step * group.width..];
+            let sums = &x.sums[group.sums..];
+            let totals = &mut totals[first * ROWS * lanes..][..group.width * ROWS * lanes];
+            // SAFETY: by the caller's word; groups are as wide as one of these.
+            unsafe {
+                match group.width {
+                    4 => add::<D, 4>(some, words, sums, totals),
+                    8 => add::<D, 8>(some, words, sums, totals),
+                    12 => add::<D, 12>(some, words, sums, totals),
+                    width => unreachable!("a group of {width}"),
+                }
+            }
+            first += group.width;
+        }
+        segment += count;
+        step += at;
+    }
+    let mut first = 0;
+    for group in x.groups {
+        for t in 0..group.tokens {
+            // SAFETY: by the caller's word; rows past the end go nowhere.
+            unsafe {
+                let scale = D::F::splat(x.scales[first + t]);
+                for (v, row) in rows.into_iter().enumerate() {
+                    let total = D::F::load(totals.as_ptr().add(((first + t) * ROWS + v) * lanes));
+                    y.put::<D::F>(group.first + t, row, D::F::mul(total, scale));
+                }
+            }
+        }
+        first += group.width;
+    }
+}
+
+/// Writes the codes of a segment, `ROWS` vectors from each step to the next; the bytes that its lines take.
+///
+/// # Safety
+/// As [`panel_on`].
+#[inline(always)]
+unsafe fn take_apart<D: Lines, const BASE3: bool>(
+    from: *const u8,
+    part: usize,
+    length: usize,
+    to: *mut u8,
+) -> usize {
+    let width = 4 * D::F::LANES;
+    let line = if BASE3 { 20 } else { 16 };
+    let (whole, rest) = (length / line, length % line);
+    let half = BASE3 && rest > 0 && rest <= line / 2;
+    let lines = whole + (rest > 0 && !half) as usize;
+    let all = steps(length);
+    // SAFETY: by the caller's word.
+    unsafe {
+        let put = |step: usize, codes: D::Codes| {
+            if step < all {
+                D::store(to.add(step * ROWS * width), codes);
+            }
+        };
+        for i in 0..lines {
+            let codes = from.add(i * LINE_BYTES + part * width);
+            D::F::prefetch(codes.wrapping_add(AHEAD).cast());
+            let codes = D::load(codes);
+            if BASE3 {
+                D::base3(codes).into_iter().enumerate().for_each(|(j, codes)| put(5 * i + j, codes));
+            } else {
+                D::two_bit(codes).into_iter().enumerate().for_each(|(j, codes)| put(4 * i + j, codes));
+            }
+        }
+        if half {
+            // Two inputs of each digit: two digits make a step.
+            let [a, b, c, d, e] = D::base3(D::load_half(from.add(lines * LINE_BYTES + part * width / 2)));
+            put(5 * lines, D::join(a, b));
+            put(5 * lines + 1, D::join(c, d));
+            put(5 * lines + 2, e);
+        }
+    }
+    lines * LINE_BYTES + if half { LINE_BYTES / 2 } else { 0 }
+}
+
+/// Some segments, taken apart.
+#[derive(Clone, Copy)]
+struct Segments<'a> {
+    first: usize,
+    lengths: &'a [usize],
+    codes: &'a [u32],
+    scales: &'a [f32],
+}
+
+/// Adds what some segments make of a group of `T` tokens to their totals.
+///
+/// # Safety
+/// As [`panel_on`].
+#[inline(always)]
+unsafe fn add<D: Lines, const T: usize>(some: Segments<'_>, words: &[u32], sums: &[i32], totals: &mut [f32]) {
+    let lanes = D::F::LANES;
+    let (mut codes, mut inputs) = (some.codes.as_ptr().cast::<u8>(), words.as_ptr().cast::<i8>());
+    // SAFETY: by the caller's word.
+    unsafe {
+        for (s, length) in some.lengths.iter().enumerate() {
+            let mut products = [[D::zero(); ROWS]; T];
+            for _ in 0..steps(*length) {
+                let rows: [D::Codes; ROWS] = std::array::from_fn(|v| D::load(codes.add(v * 4 * lanes)));
+                for (t, products) in products.iter_mut().enumerate() {
+                    for (product, codes) in products.iter_mut().zip(rows) {
+                        *product = D::dot(*product, codes, inputs.add(STEP * t));
+                    }
+                }
+                codes = codes.add(ROWS * 4 * lanes);
+                inputs = inputs.add(STEP * T);
+            }
+            let sums = sums.as_ptr().add((some.first + s) * T);
+            for (t, products) in products.into_iter().enumerate() {
+                for (v, product) in products.into_iter().enumerate() {
+                    let scale = D::F::load(some.scales.as_ptr().add((s * ROWS + v) * lanes));
+                    let total = totals.as_mut_ptr().add((t * ROWS + v) * lanes);
+                    let product = D::F::mul(scale, D::total(product, *sums.add(t)));
+                    D::F::store(total, D::F::add(D::F::load(total), product));
+                }
+            }
+        }
+    }
+}
