@@ -6,8 +6,8 @@ use common::{At, Rng, attention_gradient_rows, attention_row, close, on_every_is
 use ternlm::config::KvFormat;
 use ternlm::config::MomentFormat;
 use ternlm::kernels::{
-    self as k, Attended, AttentionGradients, AttentionShape, AttentionSpan, Heads, KvMemory, KvRows, Latents,
-    Moments, PAGE, Pass, Positions, RopeTable, Rule, Turn, reference,
+    self as k, Attended, AttentionGradients, AttentionShape, AttentionSpan, Heads, KvMemory, KvPage, KvRows,
+    Latents, Moments, PAGE, Pass, Positions, RopeTable, Rule, Turn, reference,
 };
 use ternlm::ternary::{Grouping, TernaryMatrix};
 
@@ -82,16 +82,21 @@ impl Paged {
         let (kv, dim) = (heads.kv_heads, heads.dim);
         let mut paged = Paged { pages: Vec::new(), rounded: Vec::new() };
         for rows in x.chunks(PAGE * kv * dim) {
-            let mut page = KvMemory::zeros(format, PAGE + 1, kv, dim);
+            let mut page = KvMemory::zeros(format, 2, kv, dim);
             // What stands behind the last key of a page is never read.
-            page.write(1, &vec![f32::NAN; PAGE * kv * dim]);
-            page.write(1, rows);
-            match page.rows(1..1 + rows.len() / (kv * dim)) {
-                KvRows::F32(x) => paged.rounded.extend(x.iter().map(|x| *x as f64)),
-                KvRows::F16(x) => paged.rounded.extend(x.iter().map(|x| x.to_f64())),
-                KvRows::Int8 { codes, scales } => {
-                    let of = codes.iter().enumerate().map(|(i, code)| *code as f64 * scales[i / dim] as f64);
-                    paged.rounded.extend(of);
+            page.write(1, 0, &vec![f32::NAN; PAGE * kv * dim]);
+            page.write(1, 0, rows);
+            for at in 0..rows.len() / (kv * dim) {
+                for head in 0..kv {
+                    let of_row = at * dim..(at + 1) * dim;
+                    match page.section(1).head(head) {
+                        KvRows::F32(x) => paged.rounded.extend(wide(&x[of_row])),
+                        KvRows::F16(x) => paged.rounded.extend(x[of_row].iter().map(|x| x.to_f64())),
+                        KvRows::Int8 { codes, scales } => {
+                            let scale = scales[at] as f64;
+                            paged.rounded.extend(codes[of_row].iter().map(|code| *code as f64 * scale));
+                        }
+                    }
                 }
             }
             paged.pages.push(page);
@@ -99,8 +104,8 @@ impl Paged {
         paged
     }
 
-    fn views(&self) -> Vec<KvRows<'_>> {
-        self.pages.iter().map(|page| page.rows(1..PAGE + 1)).collect()
+    fn views(&self) -> Vec<KvPage<'_>> {
+        self.pages.iter().map(|page| page.section(1)).collect()
     }
 }
 
@@ -122,7 +127,7 @@ fn attention_of_spans_in_pages_equals_the_reference() {
                 .iter()
                 .map(|(_, keys)| [(); 2].map(|_| Paged::new(format, &heads, &rng.normal(keys * kv_width))))
                 .collect();
-            let views: Vec<[Vec<KvRows>; 2]> =
+            let views: Vec<[Vec<KvPage>; 2]> =
                 kept.iter().map(|kv| [0, 1].map(|i: usize| kv[i].views())).collect();
             let spans: Vec<AttentionSpan> = sizes
                 .iter()

@@ -2,45 +2,21 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use std::ops::Range;
 
+use super::PAGE;
 use super::simd::Simd;
 use crate::config::KvFormat;
 
-/// Rows of keys or of values, `[rows, KV, D]`.
+/// Keys or values of one head, a row for each position.
 #[derive(Clone, Copy, Debug)]
 pub enum KvRows<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
-    /// A value is its code times the scale of its head, of `[rows, KV]`.
+    /// A value is its code times the scale of its row.
     Int8 {
         codes: &'a [i8],
         scales: &'a [f32],
     },
-}
-
-impl<'a> KvRows<'a> {
-    /// The same without the first `row` rows and the first `head` heads of the next.
-    pub(super) fn skip(self, row: usize, head: usize, heads: usize, dim: usize) -> KvRows<'a> {
-        let at = row * heads + head;
-        match self {
-            KvRows::F32(x) => KvRows::F32(&x[at * dim..]),
-            KvRows::F16(x) => KvRows::F16(&x[at * dim..]),
-            KvRows::Int8 { codes, scales } => {
-                KvRows::Int8 { codes: &codes[at * dim..], scales: &scales[at..] }
-            }
-        }
-    }
-
-    /// Whether these are `rows` rows or more.
-    pub(super) fn hold(self, rows: usize, heads: usize, dim: usize) -> bool {
-        let (values, scales) = match self {
-            KvRows::F32(x) => (x.len(), usize::MAX),
-            KvRows::F16(x) => (x.len(), usize::MAX),
-            KvRows::Int8 { codes, scales } => (codes.len(), scales.len()),
-        };
-        values >= rows * heads * dim && scales >= rows * heads
-    }
 }
 
 /// One stored value, before its scale.
@@ -84,9 +60,11 @@ impl Stored for i8 {
     }
 }
 
-/// Rows of keys and values in memory.
+/// Keys and values of [`PAGE`] positions: sections, one for the keys and one for the values of each layer, head by head, so
+/// that attention reads what belongs to a head in one piece.
 #[derive(Clone, Debug)]
 pub struct KvMemory {
+    /// `[sections, KV, PAGE, D]`
     values: Values,
     heads: usize,
     dim: usize,
@@ -96,24 +74,29 @@ pub struct KvMemory {
 enum Values {
     F32(Vec<f32>),
     F16(Vec<f16>),
-    Int8 { codes: Vec<i8>, scales: Vec<f32> },
+    /// Scales are `[sections, KV, PAGE]`.
+    Int8 {
+        codes: Vec<i8>,
+        scales: Vec<f32>,
+    },
 }
 
 impl KvMemory {
-    /// `rows` rows of `heads` heads of `dim` values.
-    pub fn zeros(format: KvFormat, rows: usize, heads: usize, dim: usize) -> Self {
-        let len = rows * heads * dim;
+    pub fn zeros(format: KvFormat, sections: usize, heads: usize, dim: usize) -> Self {
+        let rows = sections * heads * PAGE;
         let values = match format {
-            KvFormat::F32 => Values::F32(vec![0.0; len]),
-            KvFormat::F16 => Values::F16(vec![f16::ZERO; len]),
-            KvFormat::Int8 => Values::Int8 { codes: vec![0; len], scales: vec![0.0; rows * heads] },
+            KvFormat::F32 => Values::F32(vec![0.0; rows * dim]),
+            KvFormat::F16 => Values::F16(vec![f16::ZERO; rows * dim]),
+            KvFormat::Int8 => Values::Int8 { codes: vec![0; rows * dim], scales: vec![0.0; rows] },
         };
         Self { values, heads, dim }
     }
 
-    /// Bytes of so many rows.
-    pub fn bytes(format: KvFormat, rows: usize, heads: usize, dim: usize) -> usize {
-        rows * heads
+    /// What [`KvMemory::zeros`] takes.
+    pub fn bytes(format: KvFormat, sections: usize, heads: usize, dim: usize) -> usize {
+        sections
+            * heads
+            * PAGE
             * match format {
                 KvFormat::F32 => 4 * dim,
                 KvFormat::F16 => 2 * dim,
@@ -121,48 +104,42 @@ impl KvMemory {
             }
     }
 
-    /// Rounds whole rows and puts them where row `first` begins. What f16 cannot hold becomes its greatest value.
-    pub fn write(&mut self, first: usize, rows: &[f32]) {
-        let (width, dim) = (self.heads * self.dim, self.dim);
-        assert!(rows.len().is_multiple_of(width), "{} values, in rows of {width}", rows.len());
-        let at = first * width..first * width + rows.len();
-        match &mut self.values {
-            Values::F32(values) => values[at].copy_from_slice(rows),
-            Values::F16(values) => {
-                const MOST: f32 = 65504.0;
-                let mut some = [0f32; 256];
-                for (to, from) in values[at].chunks_mut(256).zip(rows.chunks(256)) {
-                    let some = &mut some[..from.len()];
-                    some.iter_mut().zip(from).for_each(|(some, x)| *some = x.clamp(-MOST, MOST));
-                    to.convert_from_f32_slice(some);
+    /// Rounds rows, `[n, KV, D]`, and puts them at `position` of a section and after. What f16 cannot hold becomes its
+    /// greatest value.
+    pub fn write(&mut self, section: usize, position: usize, rows: &[f32]) {
+        let (heads, dim) = (self.heads, self.dim);
+        let count = rows.len() / (heads * dim);
+        assert_eq!(rows.len(), count * heads * dim, "values of {heads} heads of {dim}");
+        assert!(position + count <= PAGE, "{count} positions from {position} on");
+        for (i, x) in rows.chunks_exact(dim).enumerate() {
+            let row = (section * heads + i % heads) * PAGE + position + i / heads;
+            let at = row * dim..(row + 1) * dim;
+            match &mut self.values {
+                Values::F32(values) => values[at].copy_from_slice(x),
+                Values::F16(values) => {
+                    const MOST: f32 = 65504.0;
+                    let mut some = [0f32; 64];
+                    for (to, from) in values[at].chunks_mut(64).zip(x.chunks(64)) {
+                        let some = &mut some[..from.len()];
+                        some.iter_mut().zip(from).for_each(|(some, x)| *some = x.clamp(-MOST, MOST));
+                        to.convert_from_f32_slice(some);
+                    }
                 }
-            }
-            Values::Int8 { codes, scales } => {
-                let heads = codes[at].chunks_exact_mut(dim).zip(&mut scales[first * self.heads..]);
-                for ((codes, scale), x) in heads.zip(rows.chunks_exact(dim)) {
+                Values::Int8 { codes, scales } => {
                     let most = x.iter().fold(0f32, |most, x| most.max(x.abs()));
-                    *scale = most / 127.0;
-                    let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
-                    codes
-                        .iter_mut()
-                        .zip(x)
-                        .for_each(|(code, x)| *code = (x * inverse).round_ties_even() as i8);
+                    let scale = most / 127.0;
+                    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                    scales[row] = scale;
+                    let codes = codes[at].iter_mut().zip(x);
+                    codes.for_each(|(code, x)| *code = (x * inverse).round_ties_even() as i8);
                 }
             }
         }
     }
 
-    /// Some of the rows.
-    pub fn rows(&self, rows: Range<usize>) -> KvRows<'_> {
-        let at = rows.start * self.heads * self.dim..rows.end * self.heads * self.dim;
-        match &self.values {
-            Values::F32(values) => KvRows::F32(&values[at]),
-            Values::F16(values) => KvRows::F16(&values[at]),
-            Values::Int8 { codes, scales } => {
-                let scales = &scales[rows.start * self.heads..rows.end * self.heads];
-                KvRows::Int8 { codes: &codes[at], scales }
-            }
-        }
+    /// All positions of a section.
+    pub fn section(&self, section: usize) -> KvPage<'_> {
+        KvPage { memory: self, first: section * self.heads }
     }
 
     /// Copies what `other`, of the same size and format, holds.
@@ -171,29 +148,62 @@ impl KvMemory {
     }
 }
 
+/// The keys, or the values, of one layer at the positions of a page.
+#[derive(Clone, Copy, Debug)]
+pub struct KvPage<'a> {
+    memory: &'a KvMemory,
+    /// Its first head among those of all sections.
+    first: usize,
+}
+
+impl<'a> KvPage<'a> {
+    /// Those of a head, `[PAGE, D]`.
+    pub fn head(self, kv: usize) -> KvRows<'a> {
+        let rows = (self.first + kv) * PAGE..(self.first + kv + 1) * PAGE;
+        let at = rows.start * self.memory.dim..rows.end * self.memory.dim;
+        match &self.memory.values {
+            Values::F32(values) => KvRows::F32(&values[at]),
+            Values::F16(values) => KvRows::F16(&values[at]),
+            Values::Int8 { codes, scales } => KvRows::Int8 { codes: &codes[at], scales: &scales[rows] },
+        }
+    }
+
+    pub(super) fn is_of(self, kv_heads: usize, dim: usize) -> bool {
+        (self.memory.heads, self.memory.dim) == (kv_heads, dim)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_rounded() {
+    fn what_is_written_is_read_rounded_head_by_head() {
+        // Two positions of two heads.
         let x = [1.0, -2.0, 0.1, 1e6, 0.0, 0.0, 254.0, -1.0];
-        for (format, bytes) in [(KvFormat::F32, 32), (KvFormat::F16, 16), (KvFormat::Int8, 24)] {
-            assert_eq!(KvMemory::bytes(format, 2, 2, 2), bytes);
+        for (format, bytes) in [(KvFormat::F32, 8), (KvFormat::F16, 4), (KvFormat::Int8, 6)] {
+            assert_eq!(KvMemory::bytes(format, 3, 2, 2), 3 * 2 * PAGE * bytes);
             let mut memory = KvMemory::zeros(format, 3, 2, 2);
-            memory.write(1, &x);
-            match memory.rows(1..3) {
-                KvRows::F32(y) => assert_eq!(y, x),
-                KvRows::F16(y) => {
-                    let tenth = f16::from_bits(0x2E66); // 0.0999756, the nearest
-                    assert_eq!(y[..3], [f16::ONE, -f16::ONE - f16::ONE, tenth]);
-                    assert_eq!(y[3], f16::MAX);
+            memory.write(1, 5, &x);
+            let [first, second] = [0, 1].map(|head| memory.section(1).head(head));
+            match (first, second) {
+                (KvRows::F32(a), KvRows::F32(b)) => {
+                    assert_eq!(
+                        (&a[10..14], &b[10..14]),
+                        (&[1.0, -2.0, 0.0, 0.0][..], &[0.1, 1e6, 254.0, -1.0][..])
+                    );
                 }
-                KvRows::Int8 { codes, scales } => {
-                    // Halves go to the even neighbour; each head has its own scale.
-                    assert_eq!(codes, [64, -127, 0, 127, 0, 0, 127, 0]);
-                    assert_eq!((scales[0], scales[2], scales[3]), (2.0 / 127.0, 0.0, 2.0));
+                (KvRows::F16(a), KvRows::F16(b)) => {
+                    assert_eq!(a[10..12], [f16::ONE, -f16::ONE - f16::ONE]);
+                    // 0.0999756, the nearest to a tenth.
+                    assert_eq!(b[10..12], [f16::from_bits(0x2E66), f16::MAX]);
                 }
+                (KvRows::Int8 { codes: a, scales }, KvRows::Int8 { codes: b, scales: others }) => {
+                    // Halves go to the even neighbour; each head of each position has its own scale.
+                    assert_eq!((&a[10..14], &b[10..14]), (&[64, -127, 0, 0][..], &[0, 127, 127, 0][..]));
+                    assert_eq!((scales[5], scales[6], others[6]), (2.0 / 127.0, 0.0, 2.0));
+                }
+                other => panic!("{other:?}"),
             }
         }
     }

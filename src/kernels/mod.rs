@@ -44,7 +44,7 @@ pub use elementwise::{
 };
 pub use embedding::{gather, scatter_add, unpack_row};
 pub use isa::Isa;
-pub use kv::{KvMemory, KvRows};
+pub use kv::{KvMemory, KvPage, KvRows};
 pub use matrix::{Matrix, Values};
 pub use memory::LargePages;
 pub use moments::{BLOCK, Codes, Moments, dither_key};

@@ -4,7 +4,7 @@ use super::cache::{KvCache, Part};
 use super::{Context, Gradients, Linear, RmsNorm, Role, Weight};
 use crate::config::ModelConfig;
 use crate::kernels::{
-    self, Attended, AttentionGradients, AttentionShape, AttentionSpan, Buffer, Heads, KvRows, Positions, To,
+    self, Attended, AttentionGradients, AttentionShape, AttentionSpan, Buffer, Heads, KvPage, Positions, To,
     Turn,
 };
 use crate::ternary::Grouping;
@@ -127,7 +127,7 @@ impl Attention {
         }
         let seen = |(cache, &len): (&&mut KvCache, &usize)| (len, cache.len() + len);
         let seen: Vec<(usize, usize)> = caches.iter().zip(&cx.rows.spans).map(seen).collect();
-        let pages = |part| -> Vec<Vec<KvRows<'_>>> {
+        let pages = |part| -> Vec<Vec<KvPage<'_>>> {
             caches.iter().zip(&seen).map(|(cache, (_, keys))| cache.read(layer, part, *keys)).collect()
         };
         let (k, v) = (pages(Part::Keys), pages(Part::Values));

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::config::{KvFormat, ModelConfig};
-use crate::kernels::{Buffer, KvMemory, KvRows, PAGE};
+use crate::kernels::{Buffer, KvMemory, KvPage, PAGE};
 
 /// Pages that sequences share among themselves and give back when they end.
 ///
@@ -55,7 +55,7 @@ impl KvPool {
     /// Bytes of a page.
     pub fn page_bytes(&self) -> usize {
         let Inner { format, heads, dim, .. } = *self.0;
-        KvMemory::bytes(format, self.0.rows(), heads, dim)
+        KvMemory::bytes(format, self.0.sections(), heads, dim)
     }
 
     fn page(&self) -> Option<Page> {
@@ -66,15 +66,15 @@ impl KvPool {
         pages.in_use += 1;
         let Inner { format, heads, dim, .. } = *self.0;
         let memory = pages.free.pop();
-        let memory = memory.unwrap_or_else(|| KvMemory::zeros(format, self.0.rows(), heads, dim));
+        let memory = memory.unwrap_or_else(|| KvMemory::zeros(format, self.0.sections(), heads, dim));
         Some(Page { pool: self.clone(), memory: Some(memory) })
     }
 }
 
 impl Inner {
-    /// Rows of a page, `[KV, D]` each.
-    fn rows(&self) -> usize {
-        self.layers * 2 * PAGE
+    /// Keys and values of every layer.
+    fn sections(&self) -> usize {
+        self.layers * 2
     }
 }
 
@@ -109,6 +109,13 @@ impl Drop for Page {
 pub(super) enum Part {
     Keys,
     Values,
+}
+
+impl Part {
+    /// Its section of a page.
+    fn of(self, layer: usize) -> usize {
+        2 * layer + self as usize
+    }
 }
 
 /// Keys and values of every layer for one sequence.
@@ -167,11 +174,6 @@ impl KvCache {
         true
     }
 
-    /// Where rows of a layer stand in a page.
-    fn row(&self, layer: usize, part: Part, position: usize) -> usize {
-        (2 * layer + part as usize) * PAGE + position % PAGE
-    }
-
     /// Writes `rows`, `[n, KV, D]`, of the positions that follow those seen. There is room for them.
     pub(super) fn write(&mut self, layer: usize, part: Part, rows: &Buffer, from: usize, count: usize) {
         let width = self.pool.0.heads * self.pool.0.dim;
@@ -179,18 +181,17 @@ impl KvCache {
         while done < count {
             let position = self.len + done;
             let some = (PAGE - position % PAGE).min(count - done);
-            let first = self.row(layer, part, position);
             let page = Arc::get_mut(&mut self.pages[position / PAGE]).expect("a reserved page is not shared");
-            page.memory_mut().write(first, rows.rows(width, from + done..from + done + some));
+            let rows = rows.rows(width, from + done..from + done + some);
+            page.memory_mut().write(part.of(layer), position % PAGE, rows);
             done += some;
         }
     }
 
     /// The pages of a layer that hold the first `positions`.
-    pub(super) fn read(&self, layer: usize, part: Part, positions: usize) -> Vec<KvRows<'_>> {
-        let first = self.row(layer, part, 0);
+    pub(super) fn read(&self, layer: usize, part: Part, positions: usize) -> Vec<KvPage<'_>> {
         let pages = self.pages[..positions.div_ceil(PAGE)].iter();
-        pages.map(|page| page.memory().rows(first..first + PAGE)).collect()
+        pages.map(|page| page.memory().section(part.of(layer))).collect()
     }
 
     /// Counts the positions that every layer has written.
@@ -203,6 +204,7 @@ impl KvCache {
 mod tests {
     use super::*;
     use crate::config::Recipe;
+    use crate::kernels::KvRows;
 
     fn pool(positions: usize) -> KvPool {
         let recipe: Recipe = toml::from_str(include_str!("../../recipes/copy.toml")).unwrap();
@@ -229,7 +231,8 @@ mod tests {
         assert_eq!((b.len(), pool.in_use()), (PAGE + 5, 2));
         push(&mut b, 3, 7.0);
         assert_eq!(pool.in_use(), 3, "the first page is still shared");
-        let key = |cache: &KvCache, at: usize| match cache.read(1, Part::Keys, cache.len())[at / PAGE] {
+        let key = |cache: &KvCache, at: usize| match cache.read(1, Part::Keys, cache.len())[at / PAGE].head(0)
+        {
             KvRows::F32(rows) => rows[at % PAGE * 2],
             other => panic!("{other:?}"),
         };

@@ -110,8 +110,8 @@ fn forward_tile(task: &Task, span: &AttentionSpan<'_>, q: &[f32], parts: Rows, o
         sum.fill(0.0);
         for (j0, sight) in tile.sights(task.keys.clone()) {
             let [k, v] = [span.k, span.v].map(|x| {
-                let rows = x.from(j0, tile.kv, &heads);
-                HeadRows { rows, heads: heads.kv_heads, dim, count: sight.keys }
+                let (rows, stride) = x.of_head(j0, tile.kv, &heads);
+                HeadRows { rows, stride, dim, count: sight.keys }
             });
             let to = To::Set.part(j0 == task.keys.start);
             if few {

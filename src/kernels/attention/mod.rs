@@ -14,7 +14,7 @@ mod products;
 use std::ops::Range;
 
 use super::isa::kernel;
-use super::kv::KvRows;
+use super::kv::{KvPage, KvRows};
 use super::reference::AttentionShape;
 use super::scratch::{self, Aligned};
 
@@ -71,29 +71,31 @@ pub struct AttentionSpan<'a> {
     pub v: Positions<'a>,
 }
 
-/// Keys or values, `[positions, kv_heads, dim]`: in one piece, or in pages of [`PAGE`] positions.
+/// Keys or values: `[positions, kv_heads, dim]`, or in pages of [`PAGE`] positions.
 #[derive(Clone, Copy)]
 pub enum Positions<'a> {
     Rows(&'a [f32]),
-    Pages(&'a [KvRows<'a>]),
+    Pages(&'a [KvPage<'a>]),
 }
 
 impl<'a> Positions<'a> {
-    /// From position `at`, the first of a page, and of head `kv`, to the end of the page or further.
-    fn from(self, at: usize, kv: usize, heads: &Heads) -> KvRows<'a> {
-        let (rows, at) = match self {
-            Positions::Rows(rows) => (KvRows::F32(rows), at),
-            Positions::Pages(pages) => (pages[at / PAGE], 0),
-        };
-        rows.skip(at, kv, heads.kv_heads, heads.dim)
+    /// Of head `kv` from position `at` on, the first of a page, to the end of the page or further; and how far a row is from
+    /// the next.
+    fn of_head(self, at: usize, kv: usize, heads: &Heads) -> (KvRows<'a>, usize) {
+        match self {
+            Positions::Rows(rows) => {
+                (KvRows::F32(&rows[at * heads.k_stride() + kv * heads.dim..]), heads.k_stride())
+            }
+            Positions::Pages(pages) => (pages[at / PAGE].head(kv), heads.dim),
+        }
     }
 
     fn hold(self, keys: usize, heads: &Heads) -> bool {
         match self {
-            Positions::Rows(rows) => KvRows::F32(rows).hold(keys, heads.kv_heads, heads.dim),
+            Positions::Rows(rows) => rows.len() >= keys * heads.k_stride(),
             Positions::Pages(pages) => {
                 pages.len() >= keys.div_ceil(PAGE)
-                    && pages.iter().all(|page| page.hold(PAGE, heads.kv_heads, heads.dim))
+                    && pages.iter().all(|page| page.is_of(heads.kv_heads, heads.dim))
             }
         }
     }

@@ -22,11 +22,11 @@ pub(super) struct Passing<'a> {
     pub count: usize,
 }
 
-/// The same as they are stored: rows of all heads, from the first value of this one on.
+/// The same as they are stored.
 #[derive(Clone, Copy)]
 pub(super) struct HeadRows<'a> {
     pub rows: KvRows<'a>,
-    pub heads: usize,
+    pub stride: usize,
     pub dim: usize,
     pub count: usize,
 }
@@ -34,11 +34,11 @@ pub(super) struct HeadRows<'a> {
 impl<'a> HeadRows<'a> {
     /// In f32, where they stand if they are, otherwise in `wide`, which has room for a tile of them.
     pub fn dense(self, wide: &'a mut [f32]) -> Passing<'a> {
-        let HeadRows { rows, heads, dim, count } = self;
+        let HeadRows { rows, stride, dim, count } = self;
         match rows {
-            KvRows::F32(data) => Passing { data, stride: heads * dim, count },
+            KvRows::F32(data) => Passing { data, stride, count },
             _ => {
-                widen(rows, heads, dim, &mut wide[..count * dim]);
+                widen(rows, stride, dim, &mut wide[..count * dim]);
                 Passing { data: wide, stride: dim, count }
             }
         }
@@ -63,30 +63,30 @@ pub(super) fn mix(m: usize, dim: usize, scores: &[f32], values: Passing<'_>, acc
 
 /// [`scores_of`] for a few rows, each of which gets the same bits alone.
 pub(super) fn few_scores(m: usize, q: &[f32], keys: HeadRows<'_>, scores: &mut [f32]) {
-    let HeadRows { rows, heads, dim, count } = keys;
+    let HeadRows { rows, stride, dim, count } = keys;
     for first in (0..m).step_by(TOGETHER) {
         let some = TOGETHER.min(m - first);
-        few_dots(some, count, dim, &q[first * dim..], rows, heads, &mut scores[first * KEYS..]);
+        few_dots(some, count, dim, &q[first * dim..], rows, stride, &mut scores[first * KEYS..]);
     }
 }
 
 /// [`mix`] for a few rows, each of which gets the same bits alone. Scores of values with a scale are multiplied by it.
 pub(super) fn few_mix(m: usize, scores: &mut [f32], values: HeadRows<'_>, acc: &mut [f32], to: To) {
-    let HeadRows { rows, heads, dim, count } = values;
+    let HeadRows { rows, stride, dim, count } = values;
     for first in (0..m).step_by(TOGETHER) {
         let some = TOGETHER.min(m - first);
-        few_sums(some, count, dim, &mut scores[first * KEYS..], rows, heads, &mut acc[first * dim..], to);
+        few_sums(some, count, dim, &mut scores[first * KEYS..], rows, stride, &mut acc[first * dim..], to);
     }
 }
 
 kernel! {
-    fn widen<S>(rows: KvRows<'_>, heads: usize, dim: usize, to: &mut [f32]) {
+    fn widen<S>(rows: KvRows<'_>, stride: usize, dim: usize, to: &mut [f32]) {
         match rows {
-            KvRows::F32(x) => widen_rows::<S, f32>(x, heads, dim, to),
-            KvRows::F16(x) => widen_rows::<S, f16>(x, heads, dim, to),
+            KvRows::F32(x) => widen_rows::<S, f32>(x, stride, dim, to),
+            KvRows::F16(x) => widen_rows::<S, f16>(x, stride, dim, to),
             KvRows::Int8 { codes, scales } => {
-                widen_rows::<S, i8>(codes, heads, dim, to);
-                for (row, scale) in to.chunks_exact_mut(dim).zip(scales.iter().step_by(heads)) {
+                widen_rows::<S, i8>(codes, stride, dim, to);
+                for (row, scale) in to.chunks_exact_mut(dim).zip(scales) {
                     row.iter_mut().for_each(|x| *x *= scale);
                 }
             }
@@ -95,9 +95,9 @@ kernel! {
 }
 
 #[inline(always)]
-fn widen_rows<S: Simd, T: Stored>(x: &[T], heads: usize, dim: usize, to: &mut [f32]) {
+fn widen_rows<S: Simd, T: Stored>(x: &[T], stride: usize, dim: usize, to: &mut [f32]) {
     for (j, to) in to.chunks_exact_mut(dim).enumerate() {
-        let from = &x[j * heads * dim..][..dim];
+        let from = &x[j * stride..][..dim];
         let whole = dim / S::LANES * S::LANES;
         for at in (0..whole).step_by(S::LANES) {
             // SAFETY: a vector from `at` on lies inside of both rows.
@@ -109,27 +109,27 @@ fn widen_rows<S: Simd, T: Stored>(x: &[T], heads: usize, dim: usize, to: &mut [f
 
 kernel! {
     fn few_sums<S>(
-        m: usize, n: usize, dim: usize, scores: &mut [f32], v: KvRows<'_>, heads: usize, acc: &mut [f32], to: To,
+        m: usize, n: usize, dim: usize, scores: &mut [f32], v: KvRows<'_>, stride: usize, acc: &mut [f32], to: To,
     ) {
         match v {
-            KvRows::F32(v) => sums_of::<S, f32>(m, n, dim, scores, v, heads * dim, acc, to),
-            KvRows::F16(v) => sums_of::<S, f16>(m, n, dim, scores, v, heads * dim, acc, to),
+            KvRows::F32(v) => sums_of::<S, f32>(m, n, dim, scores, v, stride, acc, to),
+            KvRows::F16(v) => sums_of::<S, f16>(m, n, dim, scores, v, stride, acc, to),
             KvRows::Int8 { codes, scales } => {
-                scale_rows(m, n, scores, scales, heads);
-                sums_of::<S, i8>(m, n, dim, scores, codes, heads * dim, acc, to);
+                scale_rows(m, n, scores, scales);
+                sums_of::<S, i8>(m, n, dim, scores, codes, stride, acc, to);
             }
         }
     }
 }
 
 kernel! {
-    fn few_dots<S>(m: usize, n: usize, dim: usize, q: &[f32], k: KvRows<'_>, heads: usize, scores: &mut [f32]) {
+    fn few_dots<S>(m: usize, n: usize, dim: usize, q: &[f32], k: KvRows<'_>, stride: usize, scores: &mut [f32]) {
         match k {
-            KvRows::F32(k) => dots_of::<S, f32>(m, n, dim, q, k, heads * dim, scores),
-            KvRows::F16(k) => dots_of::<S, f16>(m, n, dim, q, k, heads * dim, scores),
+            KvRows::F32(k) => dots_of::<S, f32>(m, n, dim, q, k, stride, scores),
+            KvRows::F16(k) => dots_of::<S, f16>(m, n, dim, q, k, stride, scores),
             KvRows::Int8 { codes, scales } => {
-                dots_of::<S, i8>(m, n, dim, q, codes, heads * dim, scores);
-                scale_rows(m, n, scores, scales, heads);
+                dots_of::<S, i8>(m, n, dim, q, codes, stride, scores);
+                scale_rows(m, n, scores, scales);
             }
         }
     }
@@ -137,9 +137,9 @@ kernel! {
 
 /// Multiplies column `j` by the scale of row `j` of the keys or values.
 #[inline(always)]
-fn scale_rows(m: usize, n: usize, scores: &mut [f32], scales: &[f32], heads: usize) {
+fn scale_rows(m: usize, n: usize, scores: &mut [f32], scales: &[f32]) {
     for row in scores.chunks_mut(KEYS).take(m) {
-        row[..n].iter_mut().zip(scales.iter().step_by(heads)).for_each(|(score, scale)| *score *= scale);
+        row[..n].iter_mut().zip(scales).for_each(|(score, scale)| *score *= scale);
     }
 }
 
