@@ -17,13 +17,18 @@ pub enum Isa {
     Vnni = 4,
     /// The same, and AMX tiles of bf16 and 8-bit integers for the products of matrices.
     Amx = 5,
+    /// NEON, 8 lanes in two registers.
+    Neon = 6,
+    /// NEON with dot products of 8-bit integers (`dotprod`).
+    NeonDot = 7,
 }
 
 /// 0: not yet looked.
 static CURRENT: AtomicU8 = AtomicU8::new(0);
 
 impl Isa {
-    /// The one in use. `TERNLM_ISA` (`portable`, `avx2`, `avx512`, `vnni`, `amx`) lowers the choice, for comparison.
+    /// The one in use. `TERNLM_ISA` (`portable`, `avx2`, `avx512`, `vnni`, `amx`, `neon`,
+    /// `neon-dot`) lowers the choice, for comparison.
     #[inline]
     pub fn current() -> Isa {
         match CURRENT.load(Ordering::Relaxed) {
@@ -32,6 +37,8 @@ impl Isa {
             3 => Isa::Avx512,
             4 => Isa::Vnni,
             5 => Isa::Amx,
+            6 => Isa::Neon,
+            7 => Isa::NeonDot,
             _ => Isa::detect(),
         }
     }
@@ -83,6 +90,13 @@ impl Isa {
                 found.push(Isa::Amx);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon") {
+            found.push(Isa::Neon);
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                found.push(Isa::NeonDot);
+            }
+        }
         found
     }
 
@@ -101,6 +115,8 @@ impl fmt::Display for Isa {
             Isa::Avx512 => "avx512",
             Isa::Vnni => "vnni",
             Isa::Amx => "amx",
+            Isa::Neon => "neon",
+            Isa::NeonDot => "neon-dot",
         })
     }
 }
@@ -133,6 +149,12 @@ macro_rules! kernel {
                 #[allow(unused_unsafe)]
                 unsafe { body::<$crate::kernels::x86_64::avx2::Avx2>($($arg),*) }
             }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            $($unsafe)? fn neon($($arg: $ty),*) $(-> $out)? {
+                #[allow(unused_unsafe)]
+                unsafe { body::<$crate::kernels::aarch64::neon::Neon>($($arg),*) }
+            }
             match $crate::kernels::isa::Isa::current() {
                 // SAFETY: `Isa::current` names an instruction set only after it was detected on this machine.
                 #[cfg(target_arch = "x86_64")]
@@ -141,6 +163,8 @@ macro_rules! kernel {
                 },
                 #[cfg(target_arch = "x86_64")]
                 $crate::kernels::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                $crate::kernels::isa::Isa::Neon | $crate::kernels::isa::Isa::NeonDot => unsafe { neon($($arg),*) },
                 #[allow(unused_unsafe)]
                 _ => unsafe { body::<$crate::kernels::portable::Portable>($($arg),*) },
             }
@@ -173,6 +197,16 @@ macro_rules! lines_kernel {
             fn avx2($($arg: $ty),*) $(-> $out)? {
                 body::<$crate::kernels::x86_64::lines::Avx2Lines>($($arg),*)
             }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon,dotprod")]
+            fn neon_dot($($arg: $ty),*) $(-> $out)? {
+                body::<$crate::kernels::aarch64::lines::DotLines>($($arg),*)
+            }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            fn neon($($arg: $ty),*) $(-> $out)? {
+                body::<$crate::kernels::aarch64::lines::NeonLines>($($arg),*)
+            }
             match $crate::kernels::isa::Isa::current() {
                 // SAFETY: `Isa::current` names an instruction set only after it was detected on this machine.
                 #[cfg(target_arch = "x86_64")]
@@ -181,6 +215,10 @@ macro_rules! lines_kernel {
                 $crate::kernels::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 $crate::kernels::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                $crate::kernels::isa::Isa::NeonDot => unsafe { neon_dot($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                $crate::kernels::isa::Isa::Neon => unsafe { neon($($arg),*) },
                 _ => body::<$crate::kernels::portable::PortableLines>($($arg),*),
             }
         }

@@ -4,6 +4,8 @@
 //! [`mod@reference`] says in plain loops over f64 what each kernel means; the tests hold every instruction set of the
 //! machine against it.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod attention;
 mod buffer;
 mod cross_entropy;

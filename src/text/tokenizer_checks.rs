@@ -9,6 +9,9 @@ use crate::{Error, Result};
 
 /// Ids are below this: larger ones are a damaged or hostile file, and a model would have to have that many rows.
 const MAX_ID: u64 = 1 << 24;
+/// Ids may have gaps, but tables have a place for each: so many for a token, and some more, are what a file justifies.
+const IDS_PER_TOKEN: u64 = 16;
+const FREE_IDS: u64 = 1 << 16;
 
 /// Checks a `tokenizer.json`, drops its truncation and padding (they belong to one use of it), and returns the number
 /// of ids (the largest one plus 1).
@@ -75,7 +78,13 @@ pub fn check(file: &Path, json: &mut Value) -> Result<usize> {
     for part in ["normalizer", "pre_tokenizer"] {
         parts(file, part, &json[part])?;
     }
+    let tokens = entries.max(known.len() as u64);
     let end = used.into_iter().max().unwrap_or(0) + 1;
+    let most = IDS_PER_TOKEN * tokens + FREE_IDS;
+    if end > most {
+        let wanted = format!("ids below {most} for {tokens} tokens");
+        return Err(Error::input(file, "model.vocab", format!("id {}", end - 1), wanted));
+    }
     Ok(end.max(if model["vocab"].is_array() { entries } else { 0 }) as usize)
 }
 

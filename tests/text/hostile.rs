@@ -46,6 +46,7 @@ fn inconsistent_parts_are_named() {
         ("/model/vocab/ab", json!(-1), "\"ab\""),
         ("/model/vocab/ab", json!(4_294_967_295u32), "\"ab\""),
         ("/model/vocab/ab", json!(1u64 << 60), "\"ab\""),
+        ("/model/vocab/ab", json!((1 << 24) - 1), "ids below"),
         ("/model/vocab/ab", json!("x"), "\"ab\""),
         ("/model/vocab/ab", json!(5), "no other token"),
         ("/model/merges", json!(["a b", "a x"]), "merges[1]"),
@@ -86,6 +87,17 @@ fn inconsistent_parts_are_named() {
         let error = changed(pointer, value.clone());
         assert!(error.contains(named), "{pointer} = {value}: {error}");
     }
+}
+
+/// A table of all ids would be thousands of times larger than the file.
+#[test]
+fn ids_may_have_gaps_that_the_file_justifies() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    let mut json = sentencepiece_json();
+    json["model"]["vocab"]["ab"] = json!(60_000);
+    fs::write(&path, serde_json::to_vec(&json).unwrap()).unwrap();
+    assert_eq!(Tokenizer::from_file(&path).unwrap().vocab_size(), 60_001);
 }
 
 #[test]

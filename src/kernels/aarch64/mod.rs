@@ -1,0 +1,4 @@
+//! The vectors of 64-bit ARM.
+
+pub mod lines;
+pub mod neon;
