@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::neon::{Neon, choose};
+use super::neon::{Neon, choose, from_f16};
 use crate::kernels::lines::Lines;
 
 /// What is left of each byte below `power`, which goes into it twice at most, and how often it does.
@@ -40,22 +40,6 @@ unsafe fn lanes(line: [uint8x16_t; 2], f: impl Fn(uint32x4_t) -> uint32x4_t) -> 
     line.map(|line| unsafe { vreinterpretq_u8_u32(f(vreinterpretq_u32_u8(line))) })
 }
 
-/// Four f16 as f32; of a processor without arithmetic in f16, too.
-#[inline(always)]
-unsafe fn from_f16(p: *const u8) -> float32x4_t {
-    unsafe {
-        let halves = vld1_u8(p);
-        let floats: float32x4_t;
-        asm!(
-            "fcvtl {floats:v}.4s, {halves:v}.4h",
-            floats = lateout(vreg) floats,
-            halves = in(vreg) halves,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-        floats
-    }
-}
-
 /// What does not depend on how products add up.
 macro_rules! codes {
     () => {
@@ -73,6 +57,20 @@ macro_rules! codes {
                 let halves = vreinterpretq_u16_u8(vld1q_u8(p));
                 let wide = [vmovl_u16(vget_low_u16(halves)), vmovl_high_u16(halves)];
                 wide.map(|wide| vreinterpretq_u8_u32(wide))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut u8, codes: Self::Codes) {
+            unsafe {
+                vst1q_u8(p, codes[0]);
+                vst1q_u8(p.add(16), codes[1]);
+            }
+        }
+        #[inline(always)]
+        unsafe fn join(a: Self::Codes, b: Self::Codes) -> Self::Codes {
+            unsafe {
+                let upper = lanes(b, |b| vshlq_n_u32::<16>(b));
+                [vorrq_u8(a[0], upper[0]), vorrq_u8(a[1], upper[1])]
             }
         }
         #[inline(always)]
@@ -143,7 +141,7 @@ impl Lines for NeonLines {
     codes!();
     /// Each byte's products in 16 bits, two rows in a register: a segment of 128 inputs adds up to less than 2^13.
     type Sum = [int16x8_t; 4];
-    const TOKENS: usize = 2;
+    const TOKENS: usize = 4;
 
     #[inline(always)]
     unsafe fn zero() -> Self::Sum {
@@ -184,7 +182,7 @@ pub struct DotLines;
 impl Lines for DotLines {
     codes!();
     type Sum = [int32x4_t; 2];
-    const TOKENS: usize = 8;
+    const TOKENS: usize = 4;
 
     #[inline(always)]
     unsafe fn zero() -> Self::Sum {

@@ -1,5 +1,6 @@
 //! NEON: two registers of four lanes at a time, of 32; a 6 x 16 tile.
 
+use half::f16;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -23,6 +24,22 @@ pub(super) unsafe fn choose(table: float32x4_t, lanes: uint32x4_t) -> float32x4_
         let bytes = vmlaq_u32(vdupq_n_u32(0x0302_0100), code, vdupq_n_u32(0x0404_0404));
         let chosen = vqtbl1q_u8(vreinterpretq_u8_f32(table), vreinterpretq_u8_u32(bytes));
         vreinterpretq_f32_u8(chosen)
+    }
+}
+
+/// Four f16 as f32; of a processor without arithmetic in f16, too.
+#[inline(always)]
+pub(super) unsafe fn from_f16(p: *const u8) -> float32x4_t {
+    unsafe {
+        let halves = vld1_u8(p);
+        let floats: float32x4_t;
+        asm!(
+            "fcvtl {floats:v}.4s, {halves:v}.4h",
+            floats = lateout(vreg) floats,
+            halves = in(vreg) halves,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+        floats
     }
 }
 
@@ -157,6 +174,17 @@ impl Simd for Neon {
     unsafe fn widen16(p: *const i16) -> Self::V {
         unsafe {
             let v = vld1q_s16(p);
+            [vmovl_s16(vget_low_s16(v)), vmovl_high_s16(v)].map(|v| vcvtq_f32_s32(v))
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen_half(p: *const f16) -> Self::V {
+        unsafe { [from_f16(p.cast()), from_f16(p.add(4).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn widen8(p: *const i8) -> Self::V {
+        unsafe {
+            let v = vmovl_s8(vld1_s8(p));
             [vmovl_s16(vget_low_s16(v)), vmovl_high_s16(v)].map(|v| vcvtq_f32_s32(v))
         }
     }
