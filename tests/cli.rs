@@ -318,6 +318,44 @@ fn a_model_is_described_measured_and_continued() {
     assert_eq!(text, format!("some{}\n", made["text"].as_str().unwrap()));
 }
 
+#[test]
+fn a_random_model_is_written_and_used() {
+    let place = Place::new();
+    let said = place.ok(&["bench", "run", "--shape", "75m", "--write", "75m.tern"]);
+    // Counted by hand: 5,630,464 bytes of embedding and of head each, 634,880 a layer.
+    assert!(
+        said.starts_with("75m.tern: 74,662,912 ternary weights in 16,339,968 bytes, 1.751 bits"),
+        "{said}"
+    );
+    place.fails(
+        &["bench", "run", "--shape", "75m", "--write", "75m.tern"],
+        &["--write", "75m.tern", "--force"],
+    );
+    let again = ["bench", "run", "--shape", "75m", "--write", "75m.tern", "--force", "--density", "base3"];
+    let before = fs::read(place.path("75m.tern")).unwrap();
+    place.ok(&again);
+    assert!(before == fs::read(place.path("75m.tern")).unwrap(), "the same bytes");
+
+    assert!(place.ok(&["verify", "75m.tern"]).contains("PASS"));
+    let made = place.json(&["generate", "75m.tern", "--prompt", "some", "-n", "2", "--ignore-eos", "--json"]);
+    assert_eq!(made["tokens"].as_array().unwrap().len(), 2);
+    let info = place.json(&["info", "75m.tern", "--context", "200", "--json"]);
+    let needs = &info["model"]["needs"];
+    assert_eq!(
+        (&needs["weights"][0]["bytes"], &needs["weights"][1]["bytes"]),
+        (&16_339_968.into(), &38_912.into())
+    );
+    let run = ["bench", "run", "75m.tern", "--prompt", "3", "--gen", "2", "--rounds", "1", "--json"];
+    let measured = place.json(&run);
+    assert_eq!(
+        (&measured["bytes_per_token"], &needs["bytes_per_token"]),
+        (&10_748_416.into(), &10_748_416.into())
+    );
+    let text = place.ok(&["info", "75m.tern", "--estimate"]);
+    assert!(text.contains("Decode: at most") && text.contains("up to 1,024 positions"), "{text}");
+    place.fails(&["info", "75m.tern", "--context", "1025"], &["--context 1025", "1024"]);
+}
+
 /// One reader: the validation of a run, its report's test and `eval` give one figure for one text, whatever its line ends.
 #[test]
 fn a_text_has_the_same_figure_everywhere() {

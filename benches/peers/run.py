@@ -1,7 +1,8 @@
-"""ternlm against PyTorch and NumPy on this machine, in turn, from the same weights and batches.
+"""ternlm against PyTorch and NumPy on this machine, in turn, from the same weights and batches; against llama.cpp.
 
     python3 benches/peers/run.py wiki-75m copy
     python3 benches/peers/run.py all --json peers.json
+    python3 benches/peers/run.py infer --shapes 75m       packed models beside llama.cpp; infer --help says more
 
 Needs Python 3.11 or newer with venv, and Cargo; README.md beside this file says what is measured."""
 
@@ -12,11 +13,9 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+from turns import HERE, ROOT, Failed, build, in_turn, machine, median, process, spread, table, tell
 
 # Large tensors stay in the process from step to step instead of going back to the system, and lie on huge pages:
 # otherwise PyTorch pays for page faults in every step.
@@ -56,38 +55,6 @@ VARIANTS = {
 TOLERANCE, COMPARED = 2e-3, 3
 
 
-class Failed(Exception):
-    """A process that gave no result."""
-
-
-def median(values):
-    """As `ternlm bench`: of an even number the upper one of the two in the middle."""
-    return sorted(values)[len(values) // 2]
-
-
-def tell(text):
-    print(text, file=sys.stderr, flush=True)
-
-
-def process(command, env, log):
-    """Runs a fresh process. What it printed, and its wall time in seconds; what it says on stderr goes to `log`."""
-    command = [str(part) for part in command]
-    log.write(f"$ {' '.join(command)}\n")
-    log.flush()
-    start = time.perf_counter()
-    done = subprocess.run(command, env=os.environ | env, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
-    seconds = time.perf_counter() - start
-    log.write(done.stdout)
-    if done.returncode:
-        reason = f"exit status {done.returncode}, see {log.name}"
-        try:
-            reason = json.loads(done.stdout)["error"].splitlines()[0]
-        except (ValueError, KeyError, IndexError):
-            pass
-        raise Failed(f"{' '.join(command[:3])} …: {reason}")
-    return done.stdout, seconds
-
-
 def python(venv):
     """The interpreter of the virtual environment, made and filled when it is missing."""
     interpreter = venv / "bin" / "python"
@@ -105,55 +72,9 @@ def python(venv):
     return interpreter, {"torch": torch, "numpy": numpy}
 
 
-def build():
-    """The release binary, wherever Cargo puts it."""
-    command = ["cargo", "build", "--release", "--bin", "ternlm", "--message-format", "json-render-diagnostics"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    artifacts = (json.loads(line) for line in done.stdout.splitlines())
-    return next(a["executable"] for a in artifacts if a.get("executable") and a["target"]["name"] == "ternlm")
-
-
-def machine():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def asked(sides, args):
     """Those of `--sides`; all, when none of these is among them."""
     return [side for side in sides if side in (args.sides or [])] or list(sides)
-
-
-def in_turn(sides, rounds, run):
-    """Runs every side once a round, each round starting with another one, so that a machine that slows down slows all
-    of them. Results by side; a side that failed is an error text and is not tried again."""
-    results = {side: [] for side in sides}
-    for number in range(rounds):
-        turn = number % len(sides)
-        for side in sides[turn:] + sides[:turn]:
-            if isinstance(results[side], str):
-                continue
-            tell(f"  round {number + 1} of {rounds}: {side}")
-            try:
-                results[side].append(run(side, number))
-            except Failed as error:
-                # Without our own figures there is nothing to compare with.
-                if side == "ternlm":
-                    raise
-                tell(f"  {error}")
-                results[side] = str(error)
-    return results
-
-
-def table(header, rows):
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def spread(seconds):
-    return f"{median(seconds):.3f} ({min(seconds):.3f} to {max(seconds):.3f})"
 
 
 def losses_agree(name, side, ours, theirs, told_only):
@@ -338,4 +259,9 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["infer"]:
+        import infer
+
+        infer.main(sys.argv[2:])
+    else:
+        main()

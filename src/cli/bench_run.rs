@@ -2,15 +2,18 @@
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use std::path::PathBuf;
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{KvArgs, Precision, peak_memory, thousands};
+use super::{KvArgs, Precision, export, peak_memory, thousands};
 use crate::config::{Activation, KvFormat, ModelConfig, Scope};
 use crate::error::{Error, Result};
+use crate::formats::Description;
 use crate::kernels::{self, peak};
-use crate::model::{Decoder, KvCache, KvPool, Role, Span, State, Wanted};
-use crate::ternary::{Density, Grouping, PackedMatrix};
+use crate::model::{self, Decoder, KvCache, KvPool, Role, Span, State, Wanted, Weight};
+use crate::ternary::{Density, Grouping, TernaryMatrix};
+use crate::text::Tokenizer;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -18,8 +21,10 @@ Examples:
   ternlm bench run wiki-75m.tern
   ternlm bench run --shape qwen3-0.6b --prompt 512 --gen 64
   ternlm bench run --shape qwen3-1.7b --density 2bit --batch 1,8 --json
+  ternlm bench run --shape qwen3-8b --write 8b.tern
 
-Every figure is the median of the rounds. Bytes are those of the weights that a token needs, read once.")]
+Every figure is the median of the rounds. Bytes are those of the weights that a token needs, read once. A file of --write
+holds random trits and the tokenizer of bytes: info, verify, generate and bench run take it, and what it writes is noise.")]
 pub struct RunArgs {
     /// A model directory, a packed file, or the folder of a run
     #[arg(required_unless_present = "shape", conflicts_with = "shape")]
@@ -27,8 +32,8 @@ pub struct RunArgs {
     /// A random model of this shape
     #[arg(long, value_enum)]
     shape: Option<Shape>,
-    /// Trits of the random model: base3 or 2bit
-    #[arg(long, value_parser = super::export::density, default_value = "base3")]
+    /// Trits of the random model, or of one that is not packed: base3 or 2bit
+    #[arg(long, value_parser = export::density, default_value = "base3")]
     density: Density,
     /// What inputs of ternary products are rounded to
     #[arg(long, value_enum, default_value = "int8")]
@@ -50,6 +55,17 @@ pub struct RunArgs {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    /// Write the random model of --shape to this packed file, and measure nothing
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "shape",
+        conflicts_with_all = ["prompt", "made", "batch", "rounds", "json"]
+    )]
+    write: Option<PathBuf>,
+    /// Replace the file of --write
+    #[arg(long, requires = "write")]
+    force: bool,
 }
 
 /// Published shapes.
@@ -67,6 +83,14 @@ enum Shape {
 }
 
 impl Shape {
+    /// As published.
+    fn positions(self) -> usize {
+        match self {
+            Shape::Wiki75m => 1024,
+            Shape::Qwen3Small | Shape::Qwen3Middle | Shape::Qwen3Large => 40_960,
+        }
+    }
+
     fn config(self, positions: usize) -> ModelConfig {
         // Width, layers, query and key heads and their width, feed-forward, vocabulary, one matrix for embedding and head.
         let (hidden_size, layers, heads, kv_heads, head_dim, intermediate_size, vocab_size, tied) = match self
@@ -102,6 +126,9 @@ pub fn run(args: RunArgs) -> Result<()> {
         least.into_iter().chain(args.batch.iter().map(|n| ("--batch", *n))).find(|p| p.1 == 0)
     {
         return Err(Error::usage(format!("{name} 0: wanted 1 or more")));
+    }
+    if let (Some(path), Some(shape)) = (&args.write, args.shape) {
+        return write(path, shape, &args);
     }
     let positions = args.prompt + args.made + 1;
     let start = Instant::now();
@@ -175,13 +202,38 @@ pub fn run(args: RunArgs) -> Result<()> {
     Ok(())
 }
 
+/// The random model as a file, a matrix at a time.
+fn write(path: &Path, shape: Shape, args: &RunArgs) -> Result<()> {
+    export::refuse_existing(path, "--write", args.force)?;
+    let config = shape.config(shape.positions());
+    let mut decoder = Decoder::unfilled(&config, Scope::All, Grouping::default());
+    args.precision.set(&mut decoder);
+    let ternary = decoder.weights().filter(|w| w.grouping().is_some()).map(Weight::len).sum::<usize>();
+    // Each is made twice: for its digest, and to be written.
+    let bar = super::count_bar("writing", 2 * ternary as u64);
+    let trits = |weight: &Weight| {
+        bar.inc(weight.len() as u64);
+        Cow::Owned(random_trits(weight))
+    };
+    let (name, text) = Tokenizer::bytes().file();
+    let files = vec![(name.to_string(), text)];
+    model::save_packed_of(path, &decoder, &Description::new(config), files, args.density, &trits)?;
+    bar.finish_and_clear();
+    export::say_packed(path, ternary)
+}
+
+/// The same for the same weight of the same shape.
+fn random_trits(weight: &Weight) -> TernaryMatrix {
+    let (rows, cols) = (weight.shape[0], weight.shape[1]);
+    TernaryMatrix::random([rows, cols], weight.grouping().unwrap_or_default(), weight.index() as u64)
+}
+
 /// Random trits, gains of 1.
 fn random(config: &ModelConfig, density: Density, precision: Precision) -> Decoder {
     let mut decoder = Decoder::unfilled(config, Scope::All, Grouping::default());
-    for (i, weight) in decoder.weights_mut().enumerate() {
-        if let (Some(grouping), &[rows, cols]) = (weight.grouping(), &weight.shape[..]) {
-            weight.adopt_packed(PackedMatrix::random([rows, cols], grouping, density, 77 + i as u64));
-        }
+    for weight in decoder.weights_mut().filter(|weight| weight.grouping().is_some()) {
+        weight.adopt(random_trits(weight));
+        weight.pack(density);
     }
     precision.set(&mut decoder);
     decoder

@@ -1,7 +1,7 @@
 //! `ternlm export`
 
 use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::files::{DirectoryWriter, IfExists};
@@ -49,16 +49,32 @@ pub(super) fn density(text: &str) -> std::result::Result<Density, String> {
     serde_json::from_value(text.into()).map_err(|_| "wanted base3 or 2bit".into())
 }
 
+/// A packed file is replaced only where `force` says so.
+pub(super) fn refuse_existing(path: &Path, option: &str, force: bool) -> Result<()> {
+    match path.exists() && !force {
+        true => Err(Error::input(path, option, "something there", "a new name, or --force to replace it")),
+        false => Ok(()),
+    }
+}
+
+/// The sizes of a packed file that has been written.
+pub(super) fn say_packed(path: &Path, ternary: usize) -> Result<()> {
+    let bytes = packed::PackedFile::open(path)?.0.packed_bytes();
+    let size = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+    say!(
+        "{}: {} ternary weights in {} bytes, {:.3} bits each with scales; the file has {} bytes",
+        path.display(),
+        thousands(ternary as u64),
+        thousands(bytes as u64),
+        8.0 * bytes as f64 / ternary as f64,
+        thousands(size)
+    );
+    Ok(())
+}
+
 pub fn run(args: ExportArgs) -> Result<()> {
     let path = super::model_dir(&args.model)?;
-    if args.out.exists() && !args.force {
-        return Err(Error::input(
-            &args.out,
-            "--out",
-            "something there",
-            "a new name, or --force to replace it",
-        ));
-    }
+    refuse_existing(&args.out, "--out", args.force)?;
     let model = model::load_trits(&path)?;
     let ternary: usize = model.decoder.weights().filter(|w| w.ternary().is_some()).map(|w| w.len()).sum();
     if ternary == 0 {
@@ -75,17 +91,7 @@ pub fn run(args: ExportArgs) -> Result<()> {
     match args.format {
         Format::Packed => {
             model::save_packed(&args.out, &model.decoder, &model.description, beside, args.density)?;
-            let opened = packed::PackedFile::open(&args.out)?.0;
-            let bytes: usize = opened.packed_bytes();
-            let size = std::fs::metadata(&args.out).map_err(Error::io("read", &args.out))?.len();
-            say!(
-                "{}: {} ternary weights in {} bytes, {:.3} bits each with scales; the file has {} bytes",
-                args.out.display(),
-                thousands(ternary as u64),
-                thousands(bytes as u64),
-                8.0 * bytes as f64 / ternary as f64,
-                thousands(size)
-            );
+            say_packed(&args.out, ternary)?;
         }
         Format::Unpacked => {
             let exists = if args.force { IfExists::Replace } else { IfExists::Refuse };

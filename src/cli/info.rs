@@ -8,15 +8,19 @@ use std::path::{Path, PathBuf};
 
 use super::{recipe, thousands};
 use crate::config::{ModelConfig, Scope};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::{if_there, path_text, read_text};
 use crate::formats::{self, Form, ModelFiles};
-use crate::kernels::Isa;
+use crate::kernels::{Isa, peak};
+use crate::measure::Needs;
 use crate::model;
 use crate::report::{self, Versions};
 use crate::ternary::Grouping;
 use crate::text::Tokenizer;
 use crate::train::{METRICS, Progress, Record, checkpoint, read_metrics};
+
+/// Positions that memory is told for, unless asked.
+const CONTEXT: usize = 2048;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -24,6 +28,7 @@ Examples:
   ternlm info
   ternlm info runs/wiki-75m
   ternlm info MODEL --json
+  ternlm info MODEL --estimate --context 4096
   ternlm info --recipe copy > my.toml")]
 pub struct InfoArgs {
     /// A model directory, a packed file, or the folder of a run; without it: this machine
@@ -31,6 +36,12 @@ pub struct InfoArgs {
     /// Print the TOML of a recipe, with its comments
     #[arg(long, value_name = "NAME", conflicts_with_all = ["path", "json"])]
     recipe: Option<String>,
+    /// Positions that the memory is told for [default: 2048, or all that the model has]
+    #[arg(long, value_name = "N", requires = "path")]
+    context: Option<usize>,
+    /// Measure how fast this machine reads memory, and say how fast the model can be at most
+    #[arg(long, requires = "path")]
+    estimate: bool,
     /// Print it as JSON
     #[arg(long)]
     json: bool,
@@ -47,13 +58,11 @@ pub fn run(args: InfoArgs) -> Result<()> {
     let is_model = formats::is_model(path);
     let is_run = path.join(recipe::FILE).is_file() || !checkpoint::list(path).is_empty();
     if is_model || !is_run {
-        return show(
-            &About { run: None, model: Some(ModelInfo::read(&super::model_dir(path)?)?) },
-            args.json,
-        );
+        let model = ModelInfo::read(&super::model_dir(path)?, &args)?;
+        return show(&About { run: None, model: Some(model) }, args.json);
     }
     // A run that has only begun has no model yet.
-    let model = super::model_dir(path).ok().map(|dir| ModelInfo::read(&dir)).transpose()?;
+    let model = super::model_dir(path).ok().map(|dir| ModelInfo::read(&dir, &args)).transpose()?;
     show(&About { run: Some(RunInfo::read(path)?), model }, args.json)
 }
 
@@ -223,6 +232,30 @@ struct ModelInfo {
     unused: Vec<String>,
     files: BTreeMap<String, u64>,
     tokenizer: Option<Value>,
+    /// Absent for a model that makes no text.
+    needs: Option<Needs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimate: Option<Estimate>,
+}
+
+/// What this machine can do with a model, at most.
+#[derive(Serialize)]
+struct Estimate {
+    read_gb_per_s: f64,
+    /// After nothing, and after the context.
+    decode_tok_per_s: [f64; 2],
+    available_memory_bytes: Option<u64>,
+}
+
+impl Estimate {
+    fn of(needs: &Needs) -> Self {
+        let read = peak::read_gbps();
+        Self {
+            read_gb_per_s: read,
+            decode_tok_per_s: [0, needs.context].map(|n| needs.tok_per_s(read, n)),
+            available_memory_bytes: super::available_memory(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -257,7 +290,7 @@ impl TensorInfo {
 }
 
 impl ModelInfo {
-    fn read(dir: &Path) -> Result<Self> {
+    fn read(dir: &Path, args: &InfoArgs) -> Result<Self> {
         let stored = ModelFiles::open(dir)?;
         let unused = model::unused(&stored)?;
         let description = &stored.description;
@@ -288,6 +321,15 @@ impl ModelInfo {
             true => Some(super::tokenizer::describe(&Tokenizer::of(&stored.files)?)),
             false => None,
         };
+        let most = description.model.max_positions;
+        let context = args.context.unwrap_or(most.min(CONTEXT));
+        if context == 0 || context > most {
+            return Err(Error::usage(format!(
+                "--context {context}: wanted 1 to {most}, the model's positions"
+            )));
+        }
+        let needs = description.model.causal.then(|| Needs::of(&stored, context)).transpose()?;
+        let estimate = needs.as_ref().filter(|_| args.estimate).map(Estimate::of);
         let files = stored.files.list()?;
         Ok(Self {
             dir: dir.into(),
@@ -300,6 +342,8 @@ impl ModelInfo {
             unused: unused.into_iter().map(String::from).collect(),
             files: files.into_iter().map(|(name, size)| (path_text::write(name.as_ref()), size)).collect(),
             tokenizer,
+            needs,
+            estimate,
         })
     }
 }
@@ -338,6 +382,12 @@ impl Show for ModelInfo {
             Some(t) => say!("Tokenizer: {} tokens, ends a text with {}", t["vocab_size"], t["eos"]),
             None => say!("Tokenizer: none"),
         }
+        if let Some(needs) = &self.needs {
+            show_needs(needs, self.config.max_positions);
+        }
+        if let Some(estimate) = &self.estimate {
+            estimate.show();
+        }
         for name in &self.unused {
             say!("Not used by the model: {}", name.escape_debug());
         }
@@ -351,6 +401,44 @@ impl Show for ModelInfo {
             say!("  {name}  {times}{shape:?}  {kind}");
         }
     }
+}
+
+fn show_needs(needs: &Needs, positions: usize) {
+    let held = needs.weights.iter().map(|h| format!("{} bytes in {}", thousands(h.bytes), h.form));
+    let held: Vec<String> = held.collect();
+    say!("Weights while it runs: {}; a token reads {}", held.join(", "), thousands(needs.bytes_per_token));
+    say!(
+        "Keys and values: {} bytes a position, {} at {}",
+        thousands(needs.kv_bytes_per_position),
+        gib(needs.kv_bytes_at_most),
+        thousands(positions as u64)
+    );
+    say!(
+        "Memory to generate up to {} positions: {} (weights {}, keys and values {}, other {}), and the tokenizer",
+        thousands(needs.context),
+        gib(needs.resident_bytes),
+        gib(needs.weight_bytes),
+        gib(needs.kv_bytes),
+        gib(needs.working_bytes)
+    );
+}
+
+impl Show for Estimate {
+    fn show(&self) {
+        let [first, last] = self.decode_tok_per_s;
+        let read = self.read_gb_per_s;
+        say!(
+            "Decode: at most {first:.1} tok/s at the start, {last:.1} at that context, by the {read:.1} GB/s that this \
+             machine reads"
+        );
+        if let Some(bytes) = self.available_memory_bytes {
+            say!("Memory available now: {}", gib(bytes));
+        }
+    }
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.3} GiB", bytes as f64 / (1u64 << 30) as f64)
 }
 
 /// Tensors that differ in the number of their layer only, counted.

@@ -17,17 +17,14 @@ impl RopeTable {
     pub fn new(positions: usize, dim: usize, theta: f32) -> Self {
         assert!(dim.is_multiple_of(2), "rotary heads have an even width, not {dim}");
         let half = dim / 2;
-        let angle = |at: usize| {
-            let (position, i) = (at / half, at % half);
-            // Frequency and angle in f32, as the models were trained with; sine and cosine of that angle in f64.
-            let frequency = (theta as f64).powf(-2.0 * i as f64 / dim as f64) as f32;
-            (position as f32 * frequency) as f64
+        // Frequency and angle in f32, as the models were trained with; sine and cosine of that angle in f64.
+        let frequency = |i: usize| (theta as f64).powf(-2.0 * i as f64 / dim as f64) as f32;
+        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+        let angle = |at: usize| ((at / half) as f32 * frequencies[at % half]) as f64;
+        let table = |of: fn(f64) -> f64| {
+            (0..positions * half).into_par_iter().map(|at| of(angle(at)) as f32).collect::<Vec<f32>>()
         };
-        Self {
-            half,
-            cos: (0..positions * half).map(|at| angle(at).cos() as f32).collect(),
-            sin: (0..positions * half).map(|at| angle(at).sin() as f32).collect(),
-        }
+        Self { half, cos: table(f64::cos), sin: table(f64::sin) }
     }
 
     pub fn positions(&self) -> usize {

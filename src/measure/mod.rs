@@ -1,7 +1,9 @@
-//! What a trained model is: ternary or not, and how good.
+//! What a trained model is: ternary or not, how good, and what it takes to run it.
 
+mod needs;
 mod perplexity;
 mod verify;
 
+pub use needs::{Held, Needs};
 pub use perplexity::{Perplexity, perplexity, perplexity_of};
 pub use verify::{Proof, TensorProof, verify};

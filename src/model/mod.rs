@@ -32,6 +32,6 @@ pub use latents::Latents;
 pub use linear::Linear;
 pub use rms_norm::RmsNorm;
 pub use sequences::Sequences;
-pub use store::{Model, load, load_to_train, load_trits, save, save_packed, ternary_entry};
+pub use store::{Model, load, load_to_train, load_trits, save, save_packed, save_packed_of, ternary_entry};
 pub use weight::{Form, Role, Weight, number};
 pub use workspace::{Context, Workspace, in_context};

@@ -1,5 +1,6 @@
 //! A decoder from a stored model, and to a Hugging Face directory.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
@@ -218,31 +219,51 @@ fn manifest_of(decoder: &Decoder, form: Form, digest: impl Fn(&str) -> Result<St
 ///
 /// # Errors
 /// A value of a matrix that f16 cannot hold, or a disk that is full.
-pub fn save_packed(
+pub fn save_packed<'a>(
     path: &Path,
-    decoder: &Decoder,
+    decoder: &'a Decoder,
     description: &Description,
     files: Vec<(String, Vec<u8>)>,
     density: Density,
 ) -> Result<()> {
-    let mut digests = BTreeMap::new();
+    let held = |weight: &'a Weight| Cow::Borrowed(weight.ternary().expect("trits in memory"));
+    save_packed_of(path, decoder, description, files, density, &held)
+}
+
+/// [`save_packed`] of trits that `trits` makes when the turn of a weight comes, the same ones twice: for a digest, and to be
+/// written. No more than one matrix is in memory.
+pub fn save_packed_of<'a>(
+    path: &Path,
+    decoder: &'a Decoder,
+    description: &Description,
+    files: Vec<(String, Vec<u8>)>,
+    density: Density,
+    trits: &dyn Fn(&'a Weight) -> Cow<'a, TernaryMatrix>,
+) -> Result<()> {
+    let mut tensors = BTreeMap::new();
     let (mut matrices, mut others): (Vec<ToPack<'_>>, Vec<Tensor<'_>>) = Default::default();
     for weight in decoder.weights() {
-        match weight.ternary() {
-            Some(matrix) => {
-                let pack = move || kernels::pack(matrix, decoder.grouping, density);
-                digests.insert(weight.name.clone(), sha256_hex([pack().bytes()]));
-                matrices.push((weight.name.clone(), [matrix.rows(), matrix.cols()], Box::new(pack)));
+        let (name, shape) = (weight.name.clone(), weight.shape.clone());
+        let (ternary, stored_sha256) = match (weight.grouping(), &shape[..]) {
+            (Some(grouping), &[rows, cols]) => {
+                let matrix = trits(weight);
+                let entry = ternary_entry(&matrix, &Stats::of(&matrix));
+                let digest = sha256_hex([kernels::pack(&matrix, grouping, density).bytes()]);
+                let pack = move || kernels::pack(&trits(weight), grouping, density);
+                matrices.push((name.clone(), [rows, cols], Box::new(pack)));
+                (Some(entry), digest)
             }
-            None => {
-                let values = weight.dense();
-                let data = if weight.role.is_matrix() { Data::F32AsF16(values) } else { Data::F32(values) };
-                digests.insert(weight.name.clone(), digest_of(values, weight.role.is_matrix()));
-                others.push(Tensor { name: weight.name.clone(), shape: weight.shape.clone(), data });
+            _ => {
+                let (values, half) = (weight.dense(), weight.role.is_matrix());
+                let data = if half { Data::F32AsF16(values) } else { Data::F32(values) };
+                others.push(Tensor { name: name.clone(), shape: shape.clone(), data });
+                (None, digest_of(values, half))
             }
-        }
+        };
+        tensors.insert(name, Entry { shape, ternary, stored_sha256 });
     }
-    let manifest = manifest_of(decoder, Form::Packed, |name| Ok(digests[name].clone()))?;
+    let manifest =
+        Manifest { format: manifest::FORMAT, form: Form::Packed, group: decoder.grouping, tensors };
     let mut all = vec![(manifest::FILE_NAME.to_string(), manifest.text())];
     let description = described(description, decoder, Form::Packed);
     all.extend(hf::config_files(&description, Dtype::F32).map(|(name, text)| (name.to_string(), text)));

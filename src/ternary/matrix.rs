@@ -5,6 +5,7 @@ use half::f16;
 
 use super::Grouping;
 use crate::error::{Error, Result};
+use crate::random::{GAMMA, splitmix64};
 
 /// Codes in a 32-bit word.
 pub const CODES_PER_WORD: usize = 16;
@@ -49,6 +50,37 @@ impl TernaryMatrix {
         matrix.words = vec![ZERO_WORD; rows * matrix.row_words()];
         matrix.scales = vec![0.0; rows * matrix.row_groups()];
         matrix
+    }
+
+    /// Random trits, half of them 0, and one scale, which keeps outputs as large as inputs: for measurements without a
+    /// model.
+    ///
+    /// ```
+    /// use ternlm::ternary::{Grouping, Stats, TernaryMatrix};
+    /// let w = TernaryMatrix::random([100, 90], Grouping::default(), 1);
+    /// let stats = Stats::of(&w);
+    /// assert!([stats.minus, stats.plus].iter().all(|n| (2000..2500).contains(n)), "a quarter of 9,000 each");
+    /// assert_eq!(w.scales(), [0.149; 100].map(|s| half::f16::from_f32(s).to_f32())); // sqrt(2 / 90)
+    /// ```
+    pub fn random([rows, cols]: [usize; 2], grouping: Grouping, seed: u64) -> Self {
+        let mut out = Self::zeros(rows, cols, grouping);
+        out.scales.fill(f16::from_f32((2.0 / cols as f32).sqrt()).to_f32());
+        let (row_words, left) = (out.row_words().max(1), cols % CODES_PER_WORD);
+        let used = if left == 0 { u32::MAX } else { (1 << (2 * left)) - 1 };
+        let mut count = seed << 32;
+        for row in out.words.chunks_mut(row_words) {
+            for word in row.iter_mut() {
+                count += 1;
+                let random = splitmix64(count.wrapping_mul(GAMMA)) as u32;
+                // A trit is the difference of two random bits.
+                let (plus, minus) = (random & ZERO_WORD, random >> 1 & ZERO_WORD);
+                *word = (plus & !minus) << 1 | (!(plus ^ minus) & ZERO_WORD);
+            }
+            if let Some(last) = row.last_mut() {
+                *last = *last & used | ZERO_WORD & !used;
+            }
+        }
+        out
     }
 
     /// Projects `latent`, `[rows, cols]`: in each group `s = f16(mean|w|)`, and the trit is 0 where `|w| <= s/2`, else

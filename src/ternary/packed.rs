@@ -220,38 +220,6 @@ impl PackedMatrix {
         Ok(Self { layout, grouping, bytes })
     }
 
-    /// Random trits and one scale, which keeps outputs as large as inputs: for measurements of speed without a model.
-    pub fn random([rows, cols]: [usize; 2], grouping: Grouping, density: Density, seed: u64) -> Self {
-        let layout = Layout::new(rows, cols, grouping, density);
-        let mut state = seed | 1;
-        let mut next = || {
-            // Marsaglia's xorshift.
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
-        // Bytes that trits make, eight at a time: any two-bit codes below 3, any byte below 243.
-        let fill = |random: u64| match density {
-            Density::TwoBit => random & !(random >> 1 & 0x5555_5555_5555_5555),
-            Density::Base3 => u64::from_le_bytes(random.to_le_bytes().map(|b| ((b as u16 * 243) >> 8) as u8)),
-        };
-        let len = layout.bytes().expect("a size that memory holds");
-        let mut bytes = vec![0u8; len.next_multiple_of(8)];
-        bytes.chunks_exact_mut(8).for_each(|to| to.copy_from_slice(&fill(next()).to_le_bytes()));
-        bytes.truncate(len);
-        let scale = f16::from_f32((1.5 / cols as f32).sqrt()).to_le_bytes();
-        for block in bytes.chunks_mut(layout.block_bytes.max(1)) {
-            for s in 0..layout.segments.len() {
-                for row in 0..BLOCK_ROWS {
-                    let at = layout.scale_at(row, s);
-                    block[at..at + 2].copy_from_slice(&scale);
-                }
-            }
-        }
-        Self { layout, grouping, bytes: bytes.into() }
-    }
-
     pub fn layout(&self) -> &Layout {
         &self.layout
     }

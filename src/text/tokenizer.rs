@@ -398,6 +398,11 @@ impl Tokenizer {
         write_bytes(dir.join(FILE_NAME), self.json(true).as_bytes())
     }
 
+    /// `tokenizer.json`, as [`Tokenizer::save`] writes it.
+    pub fn file(&self) -> (&'static str, Vec<u8>) {
+        (FILE_NAME, self.json(true).into_bytes())
+    }
+
     /// SHA-256 (hexadecimal) of the compact `tokenizer.json`: equal for tokenizers that give the same ids by the same
     /// means, wherever they were read from.
     pub fn fingerprint(&self) -> &str {
