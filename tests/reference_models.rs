@@ -9,6 +9,7 @@ use ternlm::config::{KvFormat, Scope, TernaryConfig, TrainConfig};
 use ternlm::formats::npy;
 use ternlm::formats::tensors::TensorFiles;
 use ternlm::kernels::IGNORE;
+use ternlm::measure;
 use ternlm::model::{self, Decoder, Gradients, KvPool, Latents, Sequences, Span, State, Wanted};
 use ternlm::train::{At, Optimizer, Trained};
 
@@ -294,4 +295,21 @@ fn a_generated_story_continues_its_prompt_letter_by_letter() {
         assert_eq!(pieces, made.text);
         assert!(want.starts_with(&format!("{prompt}{}", made.text)), "{prompt}|{}", made.text);
     }
+}
+
+/// A text scored through a cache in f32 is scored as whole windows are; f16 and 8 bits move it a little, and in that order.
+#[test]
+fn perplexity_through_a_cache_is_that_of_whole_windows() {
+    let Some(dir) = common::data("ckpt/stories260K-hf") else { return };
+    let decoder = load(&dir, Scope::None);
+    let story = ids(&json(&dir.join("ref.json"))["first_story_ids"]);
+    let none = &mut |_| {};
+    let whole = measure::perplexity(&decoder, &story, 64, 32, none);
+    let [f32, f16, int8] = [KvFormat::F32, KvFormat::F16, KvFormat::Int8].map(|kv| {
+        let cached = measure::perplexity_cached(&decoder, &story, 64, 32, kv, none);
+        assert_eq!((cached.tokens, cached.context, cached.stride), (whole.tokens, 64, 32));
+        (cached.nll - whole.nll).abs()
+    });
+    assert!(f32 < 1e-5 && f16 < 1e-3 && int8 < 2e-2, "{f32} {f16} {int8} nats away from {}", whole.nll);
+    assert!(f16 > f32 && int8 > f16, "rounding is seen: {f32} {f16} {int8}");
 }

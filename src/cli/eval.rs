@@ -19,6 +19,7 @@ Examples:
   ternlm eval runs/wiki-75m --data wiki.test.raw --context 128 --detokenize-wikitext
   ternlm eval runs/wiki-75m --data articles.jsonl --field body
   ternlm eval MODEL --data test.txt --context 1024 --stride 512 --json
+  ternlm eval model.tern --data test.txt --precision int8 --kv f16
 
 A text is read as a training reads it: a byte order mark is dropped, CRLF becomes LF, records of .jsonl and .parquet files
 are joined as data.join says. For the folder of a run, field and join are those of its recipe unless given here.
@@ -29,6 +30,9 @@ pub struct EvalArgs {
     /// What inputs of ternary products are rounded to
     #[arg(long, value_enum, default_value = "trained")]
     precision: super::Precision,
+    /// Score through a cache that keeps keys and values like this, as generation does, instead of whole windows
+    #[arg(long, value_enum)]
+    kv: Option<super::Kv>,
     /// The text, UTF-8: a text file, .jsonl, .parquet, or a folder of such files
     #[arg(long)]
     data: PathBuf,
@@ -89,7 +93,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
     }
     tokenizer.fits(&args.data.display().to_string(), text.ids.iter().copied(), config.vocab_size)?;
     let bar = super::count_bar("Evaluating", count as u64);
-    let p = measure::perplexity_of(&decoder, &text, context, stride, &mut |n| bar.inc(n));
+    let p =
+        measure::perplexity_of(&decoder, &text, context, stride, args.kv.map(super::Kv::format), &mut |n| {
+            bar.inc(n)
+        });
     bar.finish_and_clear();
     let (bits, per_word) = (p.bits_per_byte(), p.per_word());
     if args.json {

@@ -221,15 +221,20 @@ enum Kv {
     Int8,
 }
 
+impl Kv {
+    fn format(self) -> KvFormat {
+        match self {
+            Kv::F32 => KvFormat::F32,
+            Kv::F16 => KvFormat::F16,
+            Kv::Int8 => KvFormat::Int8,
+        }
+    }
+}
+
 impl KvArgs {
     fn format(&self, precision: Precision) -> KvFormat {
-        match self.kv {
-            Some(Kv::F32) => KvFormat::F32,
-            Some(Kv::F16) => KvFormat::F16,
-            Some(Kv::Int8) => KvFormat::Int8,
-            None if precision == Precision::F32 => KvFormat::F32,
-            None => KvFormat::F16,
-        }
+        let default = if precision == Precision::F32 { Kv::F32 } else { Kv::F16 };
+        self.kv.unwrap_or(default).format()
     }
 }
 

@@ -87,7 +87,7 @@ fn on_test_text(
     tokenizer.fits(&file.display().to_string(), text.ids.iter().copied(), decoder.config.vocab_size)?;
     let (mut read, all) = (0, text.ids.len() as u64);
     progress(read, all);
-    let measured = measure::perplexity_of(decoder, &text, seq, seq, &mut |n| {
+    let measured = measure::perplexity_of(decoder, &text, seq, seq, None, &mut |n| {
         read += n;
         progress(read, all);
     });

@@ -1,8 +1,11 @@
 //! How well a model predicts a text.
 
+use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::model::{Decoder, Loss, Sequences, State};
+use crate::config::KvFormat;
+use crate::kernels::IGNORE;
+use crate::model::{Decoder, Loss, Sequences, Span, State, Wanted};
 use crate::text::Reading;
 
 /// Measured over a whole text.
@@ -36,16 +39,21 @@ impl Perplexity {
     }
 }
 
-/// [`perplexity`] of a text that was read, with its bytes and words.
+/// [`perplexity`], or with a format of keys and values [`perplexity_cached`], of a text that was read, with its bytes and
+/// words.
 pub fn perplexity_of(
     decoder: &Decoder,
     reading: &Reading,
     context: usize,
     stride: usize,
+    kv: Option<KvFormat>,
     progress: &mut dyn FnMut(u64),
 ) -> Perplexity {
     let extent = reading.extent_from(1);
-    let measured = perplexity(decoder, &reading.ids, context, stride, progress);
+    let measured = match kv {
+        None => perplexity(decoder, &reading.ids, context, stride, progress),
+        Some(kv) => perplexity_cached(decoder, &reading.ids, context, stride, kv, progress),
+    };
     Perplexity { bytes: extent.bytes, words: extent.words, ..measured }
 }
 
@@ -78,8 +86,64 @@ pub fn perplexity(
     stride: usize,
     progress: &mut dyn FnMut(u64),
 ) -> Perplexity {
-    assert!(context > 0 && (1..=context).contains(&stride), "context {context}, stride {stride}");
     let mut state = State::default();
+    let score = |inputs: &[u32], targets: &[u32], len: usize| {
+        decoder.loss(inputs, targets, Sequences::new(inputs.len() / len, len), &mut state)
+    };
+    in_windows(tokens, context, stride, score, progress)
+}
+
+/// [`perplexity`] as generation would have it: through a cache that keeps keys and values in this format.
+///
+/// # Panics
+/// As [`perplexity`].
+pub fn perplexity_cached(
+    decoder: &Decoder,
+    tokens: &[u32],
+    context: usize,
+    stride: usize,
+    kv: KvFormat,
+    progress: &mut dyn FnMut(u64),
+) -> Perplexity {
+    let mut state = State::default();
+    let score = |inputs: &[u32], targets: &[u32], len: usize| {
+        let mut loss = Loss::default();
+        for (inputs, targets) in inputs.chunks(len).zip(targets.chunks(len)) {
+            let mut cache = decoder.cache(kv);
+            // Logits are as many as the vocabulary: some rows at a time.
+            for (tokens, targets) in inputs.chunks(ROWS).zip(targets.chunks(ROWS)) {
+                let span = Span { tokens, cache: &mut cache, wanted: Wanted::All };
+                let logits = decoder.advance(&mut [span], &mut state);
+                let rows = logits.par_chunks(decoder.config.vocab_size).zip(targets);
+                let nats: Vec<f64> =
+                    rows.filter(|(_, t)| **t != IGNORE).map(|(row, t)| nats(row, *t as usize)).collect();
+                loss += Loss { sum: nats.iter().sum(), count: nats.len() };
+            }
+        }
+        loss
+    };
+    in_windows(tokens, context, stride, score, progress)
+}
+
+/// Rows whose logits are in memory at once.
+const ROWS: usize = 128;
+
+/// `-ln softmax(logits)[target]`
+fn nats(logits: &[f32], target: usize) -> f64 {
+    let top = logits.iter().fold(f32::NEG_INFINITY, |top, x| top.max(*x)) as f64;
+    let sum: f64 = logits.iter().map(|x| (*x as f64 - top).exp()).sum();
+    top + sum.ln() - logits[target] as f64
+}
+
+/// Adds up what `score` says of equal windows: their inputs, what each is to predict or [`IGNORE`], and their length.
+fn in_windows(
+    tokens: &[u32],
+    context: usize,
+    stride: usize,
+    mut score: impl FnMut(&[u32], &[u32], usize) -> Loss,
+    progress: &mut dyn FnMut(u64),
+) -> Perplexity {
+    assert!(context > 0 && (1..=context).contains(&stride), "context {context}, stride {stride}");
     let mut loss = Loss::default();
     let mut scored = 0; // positions whose next token has been predicted
     let predictions = tokens.len().saturating_sub(1);
@@ -100,11 +164,10 @@ pub fn perplexity(
                 break;
             }
             inputs.extend_from_slice(&tokens[begin..end]);
-            targets
-                .extend((begin..end).map(|i| if i < next { crate::kernels::IGNORE } else { tokens[i + 1] }));
+            targets.extend((begin..end).map(|i| if i < next { IGNORE } else { tokens[i + 1] }));
             next = end;
         }
-        loss += decoder.loss(&inputs, &targets, Sequences::new(inputs.len() / len, len), &mut state);
+        loss += score(&inputs, &targets, len);
         progress((next - scored) as u64);
         scored = next;
     }
