@@ -26,10 +26,10 @@ pub struct SpeculationArgs {
 }
 
 impl SpeculationArgs {
-    /// The draft model that was asked for, to be packed as the model `of` it guesses for.
+    /// The draft model that was asked for, packed, to guess for the model `of`.
     ///
     /// # Errors
-    /// One that reads tokens in another way.
+    /// A tokenizer that is not that of the model.
     pub fn draft(&self, of: &Path, tokenizer: &Tokenizer, precision: Precision) -> Result<Option<Decoder>> {
         let Some(path) = &self.draft else { return Ok(None) };
         let dir = super::model_dir(path)?;
