@@ -485,6 +485,51 @@ fn a_tokenizer_is_trained_and_used() {
 }
 
 #[test]
+fn guesses_change_no_text() {
+    let place = Place::new();
+    place.model("model", 256);
+    place.model("small", 64);
+    let generate = ["generate", "model", "--prompt", "to be or not to be or", "-n", "60"];
+    let with = |more: &[&str]| place.json(&[&generate[..], more, &["--json"]].concat());
+    let plain = with(&[]);
+    assert_eq!((&plain["proposed"], &plain["accepted"]), (&0.into(), &0.into()));
+    for more in [&["--lookup"][..], &["--lookup=3"], &["--draft", "model", "--draft-tokens", "6"]] {
+        let made = with(more);
+        assert_eq!((&made["tokens"], &made["text"]), (&plain["tokens"], &plain["text"]), "{more:?}");
+        assert!(made["proposed"].as_u64() > Some(0), "{made}");
+    }
+    // A model guesses for itself without fail.
+    let out = place.run(&[&generate[..], &["--draft", "model"]].concat());
+    let said = String::from_utf8(out.stderr).unwrap();
+    let words: Vec<&str> = said.split(' ').collect();
+    let of = words.iter().position(|word| *word == "of").unwrap();
+    assert!(words[of - 1] == words[of + 1] && said.ends_with(" proposed tokens accepted]\n"), "{said}");
+
+    place.write("model/chat_template.jinja", TEMPLATE);
+    let chat = ["chat", "model", "-n", "20", "--message", "Hi", "--message", "More", "--json"];
+    let messages = |more: &[&str]| place.json(&[&chat[..], more].concat())["messages"].take();
+    let plain = messages(&[]);
+    for more in [&["--lookup"][..], &["--draft", "model"]] {
+        assert_eq!(messages(more), plain, "{more:?}");
+    }
+
+    place.fails(&[&generate[..], &["--draft", "none"]].concat(), &["none", "model directory"]);
+    place.fails(&[&generate[..], &["--draft", "small"]].concat(), &["draft model", "64 tokens", "256"]);
+    // The same size, but two tokens have changed places.
+    place.model("other", 256);
+    let file = place.path("other/tokenizer.json");
+    let mut json: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let vocab = &mut json["model"]["vocab"];
+    (vocab["a"], vocab["b"]) = (vocab["b"].take(), vocab["a"].take());
+    fs::write(&file, json.to_string()).unwrap();
+    place
+        .fails(&[&generate[..], &["--draft", "other"]].concat(), &["other", "draft model", "\"a\"", "\"b\""]);
+    for wrong in [&["--lookup", "--draft", "model"][..], &["--lookup=0"], &["--draft-tokens", "3"]] {
+        assert_eq!(place.run(&[&generate[..], wrong].concat()).status.code(), Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
 fn a_conversation() {
     let place = Place::new();
     place.model("model", 256);

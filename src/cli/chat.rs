@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use super::output;
 use super::sampling::{self, SamplingArgs};
+use super::speculation::SpeculationArgs;
 use crate::chat::{ChatTemplate, Message};
 use crate::error::{Error, Result};
 use crate::generate::{Generated, Sampler, Session};
@@ -20,6 +21,8 @@ Examples:
   ternlm chat MODEL --system 'Answer in one sentence.' --temperature 0.7 --top-p 0.9
   ternlm chat MODEL --message 'What is a trit?' --message 'And a bit?' --json
   ternlm chat runs/wiki-75m --template chat.jinja
+  ternlm chat MODEL --lookup
+  ternlm chat qwen3-8b.tern --draft qwen3-0.6b.tern
 
 Typed in a line of their own, /reset starts a new conversation and /exit ends it.")]
 pub struct ChatArgs {
@@ -44,6 +47,8 @@ pub struct ChatArgs {
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     /// Print the conversation, tokens and speed as JSON when done
     #[arg(long, requires = "message")]
     json: bool,
@@ -62,9 +67,12 @@ pub fn run(args: ChatArgs) -> Result<()> {
     };
     let mut decoder = super::load_model(&dir, args.precision)?.decoder;
     decoder.weights_mut().for_each(|weight| weight.pack(Density::TwoBit));
+    let draft = args.speculation.draft(&dir, &tokenizer, args.precision)?;
+    let mut session = Session::new(&decoder, &tokenizer, args.kv.format(args.precision));
+    session.speculate(args.speculation.with(draft.as_ref()))?;
     let messages: Vec<Message> = args.system.map(|text| Message::new("system", text)).into_iter().collect();
     let mut chat = Chat {
-        session: Session::new(&decoder, &tokenizer, args.kv.format(args.precision)),
+        session,
         tokenizer: &tokenizer,
         template,
         start: messages.len(),

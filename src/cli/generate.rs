@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::output;
 use super::sampling::{self, SamplingArgs};
+use super::speculation::SpeculationArgs;
 use crate::error::Result;
 use crate::generate::{Sampler, Session};
 use crate::ternary::Density;
@@ -14,7 +15,9 @@ use crate::ternary::Density;
 Examples:
   ternlm generate runs/shakespeare --prompt 'ROMEO:' --temperature 0.8
   echo 'Once upon a time' | ternlm generate MODEL --prompt - --max-tokens 200
-  ternlm generate MODEL --prompt 'The' --temperature 1 --top-p 0.9 --seed 7 --json")]
+  ternlm generate MODEL --prompt 'The' --temperature 1 --top-p 0.9 --seed 7 --json
+  ternlm generate MODEL --prompt - --lookup < code.txt
+  ternlm generate qwen3-8b.tern --prompt 'The' --draft qwen3-0.6b.tern --draft-tokens 6")]
 pub struct GenerateArgs {
     /// A model directory, a packed file, or the folder of a run
     model: PathBuf,
@@ -31,6 +34,8 @@ pub struct GenerateArgs {
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     /// Do not stop at the end-of-text token
     #[arg(long)]
     ignore_eos: bool,
@@ -46,8 +51,10 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let prompt = super::text_or_stdin(args.prompt)?;
     let mut decoder = super::load_model(&dir, args.precision)?.decoder;
     decoder.weights_mut().for_each(|weight| weight.pack(Density::TwoBit));
+    let draft = args.speculation.draft(&dir, &tokenizer, args.precision)?;
     let stop = if args.ignore_eos { &[] } else { tokenizer.stop_ids() };
     let mut session = Session::new(&decoder, &tokenizer, args.kv.format(args.precision));
+    session.speculate(args.speculation.with(draft.as_ref()))?;
     session.set_tokens(tokenizer.encode_prompt(&prompt)?);
     if !args.json {
         output::piece(&prompt);

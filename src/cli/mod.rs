@@ -14,6 +14,7 @@ mod info;
 mod recipe;
 mod report;
 mod sampling;
+mod speculation;
 mod tokenizer;
 mod train;
 mod verify;

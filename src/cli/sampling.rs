@@ -52,8 +52,12 @@ pub fn made_json(made: &Generated) -> Value {
 
 /// One line for people.
 pub fn speed(made: &Generated) -> String {
+    let guessed = match made.proposed {
+        0 => String::new(),
+        proposed => format!(", {} of {proposed} proposed tokens accepted", made.accepted),
+    };
     format!(
-        "{} prompt tokens in {:.2} s, {} tokens at {:.1} tok/s",
+        "{} prompt tokens in {:.2} s, {} tokens at {:.1} tok/s{guessed}",
         made.prompt_tokens,
         made.prefill_seconds,
         made.tokens.len(),

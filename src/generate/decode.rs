@@ -4,13 +4,12 @@ use serde::Serialize;
 use std::time::Instant;
 
 use super::Sampler;
+use super::prefill;
+use super::speculate::{Proposer, Speculation};
 use crate::config::KvFormat;
 use crate::error::{Error, Result};
-use crate::model::{Decoder, KvCache, State};
+use crate::model::{Decoder, KvCache, Span, State, Wanted};
 use crate::text::{TokenStream, Tokenizer};
-
-/// Tokens of a prompt that go through the model at a time: bounds the memory of a long prompt.
-const PREFILL: usize = 512;
 
 /// One conversation with a model: the tokens so far and their cache.
 ///
@@ -46,6 +45,8 @@ pub struct Session<'a> {
     state: State,
     /// Prompt and answers so far; all but the last few are in the cache.
     tokens: Vec<u32>,
+    kv: KvFormat,
+    proposer: Option<Proposer<'a>>,
 }
 
 /// What one call of [`Session::generate`] did.
@@ -56,6 +57,9 @@ pub struct Generated {
     pub prompt_tokens: usize,
     pub prefill_seconds: f64,
     pub decode_seconds: f64,
+    /// Tokens that were proposed for the model to judge, and those of them that are part of the text.
+    pub proposed: usize,
+    pub accepted: usize,
     /// A stop token or the caller ended it, not the limit.
     pub stopped: bool,
 }
@@ -71,7 +75,22 @@ impl<'a> Session<'a> {
     /// A conversation that keeps keys and values in this format.
     pub fn new(decoder: &'a Decoder, tokenizer: &'a Tokenizer, kv: KvFormat) -> Self {
         let cache = decoder.cache(kv);
-        Self { decoder, tokenizer, cache, state: State::default(), tokens: Vec::new() }
+        Self { decoder, tokenizer, cache, state: State::default(), tokens: Vec::new(), kv, proposer: None }
+    }
+
+    /// From now on tokens are proposed, as many in a pass as the model judges with the bits that it has for each alone
+    /// ([`Decoder::rows_alike`]). What is drawn stays the same, token for token: time alone is saved, or lost.
+    ///
+    /// # Errors
+    /// A draft model of another vocabulary.
+    pub fn speculate(&mut self, speculation: Speculation<'a>) -> Result<()> {
+        let judged = self.decoder.rows_alike() - 1;
+        let vocab = self.decoder.config.vocab_size;
+        self.proposer = match speculation {
+            Speculation::Off => None,
+            _ => Some(Proposer::new(speculation, vocab, judged, self.kv)?),
+        };
+        Ok(())
     }
 
     /// The tokens so far.
@@ -116,25 +135,50 @@ impl<'a> Session<'a> {
         out.prefill_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let mut stream = TokenStream::after(self.tokenizer, &self.tokens);
-        while out.tokens.len() < limit {
-            let token = sampler.sample(&mut logits, &self.tokens);
-            if stop.contains(&token) {
-                out.stopped = true;
-                break;
+        // What the last pass read after the last token: row `i` of the logits stands after the first `i` of them.
+        let mut proposed: Vec<u32> = Vec::new();
+        'text: while out.tokens.len() < limit {
+            let mut accepted = 0;
+            for (i, logits) in logits.chunks_exact_mut(vocab).enumerate() {
+                // The draw that follows a token without proposals, and so the same draw.
+                let token = sampler.sample(logits, &self.tokens);
+                if stop.contains(&token) {
+                    out.stopped = true;
+                    break 'text;
+                }
+                self.tokens.push(token);
+                out.tokens.push(token);
+                let agrees = proposed.get(i) == Some(&token);
+                accepted += usize::from(agrees);
+                out.accepted += usize::from(agrees);
+                let piece = stream.push(token);
+                out.text.push_str(&piece);
+                if !piece.is_empty() && !on_text(&piece) {
+                    out.stopped = true;
+                    break 'text;
+                }
+                if self.tokens.len() >= positions || out.tokens.len() >= limit {
+                    break 'text;
+                }
+                if !agrees {
+                    break;
+                }
             }
-            self.tokens.push(token);
-            out.tokens.push(token);
-            let piece = stream.push(token);
-            out.text.push_str(&piece);
-            if !piece.is_empty() && !on_text(&piece) {
-                out.stopped = true;
-                break;
+            // The last token is to be read; proposals past it were wrong.
+            self.cache.truncate(self.tokens.len() - 1);
+            let room = (limit - out.tokens.len()).min(positions - self.tokens.len()) - 1;
+            let mut read = self.tokens[self.tokens.len() - 1..].to_vec();
+            if let Some(proposer) = &mut self.proposer {
+                proposer.judged(proposed.len(), accepted);
+                proposed = proposer.propose(&self.tokens, room);
+                out.proposed += proposed.len();
+                read.extend(&proposed);
             }
-            if self.tokens.len() >= positions {
-                break;
-            }
-            logits = self.decoder.step(&[token], &mut self.cache, &mut self.state);
+            let span = Span { tokens: &read, cache: &mut self.cache, wanted: Wanted::All };
+            logits = self.decoder.advance(&mut [span], &mut self.state);
         }
+        // With and without proposals the next call finds the same cache.
+        self.cache.truncate(self.tokens.len() - 1);
         let rest = stream.finish();
         out.text.push_str(&rest);
         if !rest.is_empty() {
@@ -148,10 +192,6 @@ impl<'a> Session<'a> {
     fn prefill(&mut self) -> Vec<f32> {
         // The last token goes through the model in any case: its logits are wanted.
         self.cache.truncate(self.tokens.len() - 1);
-        let mut logits = Vec::new();
-        for piece in self.tokens[self.cache.len()..].chunks(PREFILL) {
-            logits = self.decoder.step(piece, &mut self.cache, &mut self.state);
-        }
-        logits
+        prefill::read(self.decoder, &self.tokens[self.cache.len()..], &mut self.cache, &mut self.state)
     }
 }

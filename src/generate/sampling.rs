@@ -207,7 +207,7 @@ impl Sampler {
 }
 
 /// The place of the greatest value, the first among equals.
-fn argmax(values: &[f32]) -> usize {
+pub(super) fn argmax(values: &[f32]) -> usize {
     let mut best = 0;
     for (i, &value) in values.iter().enumerate() {
         if value > values[best] {

@@ -436,6 +436,14 @@ impl Decoder {
         self.advance(&mut [Span { tokens, cache, wanted: Wanted::Last }], state)
     }
 
+    /// Tokens of a span up to which each gets the bits, of logits, keys and values, that it gets in a pass of its own
+    /// (`tests/speculation.rs`): fewer than attention over a cache takes in the way of one, and no more than the products
+    /// with any matrix.
+    pub fn rows_alike(&self) -> usize {
+        let matrices = self.weights().filter(|weight| weight.role.is_matrix());
+        matrices.map(|weight| kernels::linear::rows_alike(weight.matrix())).min().unwrap_or(1)
+    }
+
     /// Appends the tokens of each span to its sequence, all in one pass; the wanted logits, `[rows, V]`, in the order of the
     /// spans and their tokens.
     ///

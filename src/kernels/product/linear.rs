@@ -2,6 +2,7 @@
 
 use super::operands::{Rhs, Target, Threads, View};
 use super::tiles;
+pub use super::way::rows_alike;
 use super::way::{self, Way};
 use super::{dots, gemm, lookup, packed, rounding};
 use crate::config::Inputs;

@@ -39,6 +39,14 @@ pub fn forward(n: usize, w: Matrix<'_>) -> Way {
     }
 }
 
+/// Rows up to which `x Wᵀ` gives each the bits that it gives a row alone: all go the way of one.
+pub fn rows_alike(w: Matrix<'_>) -> usize {
+    match w.values() {
+        Values::Packed(_) => MANY_ROWS - 1,
+        _ => FEW_ROWS - 1,
+    }
+}
+
 /// `dy W` for `n` rows.
 pub fn backward_input(n: usize, w: Matrix<'_>) -> Way {
     match w.values() {
