@@ -29,7 +29,7 @@ pub struct ChatArgs {
     /// A model directory, a packed file, or the folder of a run
     model: PathBuf,
     /// What inputs of ternary products are rounded to
-    #[arg(long, value_enum, default_value = "trained")]
+    #[arg(long, value_enum, default_value = "int8")]
     precision: super::Precision,
     #[command(flatten)]
     kv: super::KvArgs,

@@ -131,6 +131,11 @@ pub fn on_every_isa(test: impl Fn(&mut Rng)) {
     all.last().unwrap().force();
 }
 
+/// Keeps [`on_every_isa`] out while a test of the same program computes on the instruction set that it found.
+pub fn on_this_isa() -> impl Drop {
+    ISA.lock().unwrap_or_else(|e| e.into_inner())
+}
+
 /// A file or folder of the test data that is not part of the project: under `TERNLM_DATA`, else `../shared/data` beside
 /// the checkout. Says so when it is absent; where `CI` is set and there is such data, that is a failure.
 pub fn data(path: &str) -> Option<PathBuf> {
