@@ -111,7 +111,7 @@ fn products_of_the_same_inputs_are_those_of_each() {
                 let mut together: Vec<Vec<f32>> =
                     packed.iter().map(|w| vec![f32::NAN; n * w.rows()]).collect();
                 let matrices = packed.iter().map(|w| Matrix::packed(w, rounding));
-                linear::forward_each(&x, matrices.zip(together.iter_mut().map(|y| &mut y[..])));
+                linear::forward_each(&x, matrices.zip(&mut together));
                 for (w, got) in packed.iter().zip(together) {
                     let mut alone = vec![0.0; n * w.rows()];
                     linear::forward(&x, Matrix::packed(w, rounding), &mut alone, To::Set);

@@ -3,9 +3,11 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use super::PAGE;
 use super::simd::Simd;
 use crate::config::KvFormat;
+
+/// Positions of a page of keys or values.
+pub const PAGE: usize = 128;
 
 /// Keys or values of one head, a row for each position.
 #[derive(Clone, Copy, Debug)]

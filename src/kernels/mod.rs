@@ -35,7 +35,7 @@ mod to;
 mod x86_64;
 
 pub use attention::{
-    Attended, AttentionGradients, AttentionSpan, Heads, PAGE, Positions, attention, attention_backward,
+    Attended, AttentionGradients, AttentionSpan, Heads, Positions, attention, attention_backward,
     attention_spans,
 };
 pub use buffer::Buffer;
@@ -46,7 +46,7 @@ pub use elementwise::{
 };
 pub use embedding::{gather, scatter_add, unpack_row};
 pub use isa::Isa;
-pub use kv::{KvMemory, KvPage, KvRows};
+pub use kv::{KvMemory, KvPage, KvRows, PAGE};
 pub use matrix::{Matrix, Values};
 pub use memory::LargePages;
 pub use moments::{BLOCK, Codes, Moments, dither_key};

@@ -84,7 +84,7 @@ impl Linear {
     /// [`Linear::forward`] of several that share their inputs, each to its own `y`.
     pub fn forward_each<'a>(x: &[f32], several: impl IntoIterator<Item = (&'a Linear, &'a mut Buffer)>) {
         let mut several: Vec<_> = several.into_iter().collect();
-        kernel::forward_each(x, several.iter_mut().map(|(linear, y)| (linear.weight.matrix(), &mut y[..])));
+        kernel::forward_each(x, several.iter_mut().map(|(linear, y)| (linear.weight.matrix(), &mut **y)));
         for (linear, y) in several {
             if let Some(bias) = &linear.bias {
                 kernel::add_bias(bias.dense(), y);

@@ -14,7 +14,7 @@ mod products;
 use std::ops::Range;
 
 use super::isa::kernel;
-use super::kv::{KvPage, KvRows};
+use super::kv::{KvPage, KvRows, PAGE};
 use super::reference::AttentionShape;
 use super::scratch::{self, Aligned};
 
@@ -29,9 +29,6 @@ const FEW: usize = 32;
 const MANY: usize = 128;
 /// Partial sums of a row.
 const LANES: usize = 16;
-/// Positions of a page of keys or values.
-pub const PAGE: usize = KEYS;
-
 impl AttentionShape {
     pub fn heads(&self) -> Heads {
         Heads { heads: self.heads, kv_heads: self.kv_heads, dim: self.dim, causal: self.causal }

@@ -4,13 +4,13 @@
 use half::f16;
 
 use crate::kernels::isa::kernel;
-use crate::kernels::kv::{KvRows, Stored};
+use crate::kernels::kv::{KvRows, PAGE, Stored};
 use crate::kernels::product::{Rhs, Target, Threads, View, gemm};
 use crate::kernels::simd::Simd;
 use crate::kernels::to::To;
 
 /// Columns of a tile of scores, keys: a multiple of the partial sums of a row, up to which a row is computed on.
-pub(super) const KEYS: usize = 128;
+pub(super) const KEYS: usize = PAGE;
 /// Rows that a key or a value is read once for, of few.
 const TOGETHER: usize = 3;
 

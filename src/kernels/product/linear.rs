@@ -1,5 +1,7 @@
 //! The three products of a linear layer, for dense and ternary weights.
 
+use std::ops::DerefMut;
+
 use super::operands::{Rhs, Target, Threads, View};
 use super::tiles;
 pub use super::way::rows_alike;
@@ -35,8 +37,11 @@ pub fn forward(x: &[f32], w: Matrix<'_>, y: &mut [f32], to: To) {
 
 /// `y = x Wᵀ` for several matrices of the same inputs. Where all are packed alike, `x` is rounded or tabulated once, and
 /// the threads start once.
-pub fn forward_each<'a>(x: &[f32], several: impl IntoIterator<Item = (Matrix<'a>, &'a mut [f32])>) {
-    let several: Vec<_> = several.into_iter().collect();
+pub fn forward_each<'a, Y: DerefMut<Target = [f32]> + 'a>(
+    x: &[f32],
+    several: impl IntoIterator<Item = (Matrix<'a>, &'a mut Y)>,
+) {
+    let several: Vec<(Matrix<'a>, &mut [f32])> = several.into_iter().map(|(w, y)| (w, &mut **y)).collect();
     for (w, y) in &several {
         let (inputs, out) = (w.cols(), w.rows());
         assert!(x.len().is_multiple_of(inputs), "{} inputs in rows of {inputs}", x.len());

@@ -22,7 +22,7 @@ use crate::ternary::{BLOCK_ROWS, Density, Grouping, Layout, PackedMatrix, Ternar
 /// From so many tokens on codes are taken apart for all of them.
 const MANY: usize = 4;
 /// Bytes between the line in use and the one asked for.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 /// Bytes of weights below which another thread does not pay.
 const ALONE: usize = 1 << 14;
 /// Parts of a product for each thread: one that something else slows down does fewer.
