@@ -252,11 +252,7 @@ fn round(decoder: &Decoder, kv: KvFormat, prompt: &[u32], made: usize, batch: us
     let pool = KvPool::new(&decoder.config, kv, batch * (prompt.len() + made + 2 * kernels::PAGE));
     let mut first = pool.sequence();
     let start = Instant::now();
-    // In the chunks that a prompt is read in.
-    for (i, tokens) in prompt.chunks(512).enumerate() {
-        let wanted = if (i + 1) * 512 >= prompt.len() { Wanted::Last } else { Wanted::None };
-        decoder.advance(&mut [Span { tokens, cache: &mut first, wanted }], &mut state);
-    }
+    decoder.read(prompt, &mut first, &mut state);
     let read = prompt.len() as f64 / start.elapsed().as_secs_f64();
     let mut caches: Vec<KvCache> = (0..batch).map(|_| first.fork(prompt.len())).collect();
     drop(first);

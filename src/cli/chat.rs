@@ -11,7 +11,6 @@ use super::speculation::SpeculationArgs;
 use crate::chat::{ChatTemplate, Message};
 use crate::error::{Error, Result};
 use crate::generate::{Generated, Sampler, Session};
-use crate::ternary::Density;
 use crate::text::Tokenizer;
 
 #[derive(Args)]
@@ -65,8 +64,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
             Error::input(&dir, "chat template", "none", wanted)
         })?,
     };
-    let mut decoder = super::load_model(&dir, args.precision)?.decoder;
-    decoder.weights_mut().for_each(|weight| weight.pack(Density::TwoBit));
+    let decoder = super::load_packed(&dir, args.precision)?;
     let draft = args.speculation.draft(&dir, &tokenizer, args.precision)?;
     let mut session = Session::new(&decoder, &tokenizer, args.kv.format(args.precision));
     session.speculate(args.speculation.with(draft.as_ref()))?;

@@ -8,7 +8,6 @@ use super::sampling::{self, SamplingArgs};
 use super::speculation::SpeculationArgs;
 use crate::error::Result;
 use crate::generate::{Sampler, Session};
-use crate::ternary::Density;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -49,8 +48,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let config = args.sampling.config()?;
     let tokenizer = super::tokenizer_of(&dir)?;
     let prompt = super::text_or_stdin(args.prompt)?;
-    let mut decoder = super::load_model(&dir, args.precision)?.decoder;
-    decoder.weights_mut().for_each(|weight| weight.pack(Density::TwoBit));
+    let decoder = super::load_packed(&dir, args.precision)?;
     let draft = args.speculation.draft(&dir, &tokenizer, args.precision)?;
     let stop = if args.ignore_eos { &[] } else { tokenizer.stop_ids() };
     let mut session = Session::new(&decoder, &tokenizer, args.kv.format(args.precision));

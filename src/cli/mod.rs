@@ -32,6 +32,7 @@ use crate::finish::MODEL;
 use crate::formats::{self, hf};
 use crate::model::{self, Decoder, Model};
 use crate::report::thousands;
+use crate::ternary::Density;
 use crate::text::Tokenizer;
 use output::say_json;
 
@@ -249,6 +250,13 @@ fn load_model(dir: &Path, precision: Precision) -> Result<Model> {
         return Err(Error::input(dir.join(hf::FILE_NAME), "causal", false, wanted));
     }
     Ok(model)
+}
+
+/// [`load_model`] to generate with: its matrices of trits packed.
+fn load_packed(dir: &Path, precision: Precision) -> Result<Decoder> {
+    let mut decoder = load_model(dir, precision)?.decoder;
+    decoder.weights_mut().for_each(|weight| weight.pack(Density::TwoBit));
+    Ok(decoder)
 }
 
 /// `text` as given on the command line; `-` reads standard input, less the newline that `echo` or an editor ends it with.

@@ -7,7 +7,6 @@ use super::Precision;
 use crate::error::{Error, Result};
 use crate::generate::Speculation;
 use crate::model::Decoder;
-use crate::ternary::Density;
 use crate::text::Tokenizer;
 
 #[derive(Args)]
@@ -34,9 +33,7 @@ impl SpeculationArgs {
         let Some(path) = &self.draft else { return Ok(None) };
         let dir = super::model_dir(path)?;
         same_tokens(&dir, &super::tokenizer_of(&dir)?, of, tokenizer)?;
-        let mut decoder = super::load_model(&dir, precision)?.decoder;
-        decoder.weights_mut().for_each(|weight| weight.pack(Density::TwoBit));
-        Ok(Some(decoder))
+        super::load_packed(&dir, precision).map(Some)
     }
 
     pub fn with<'a>(&self, draft: Option<&'a Decoder>) -> Speculation<'a> {

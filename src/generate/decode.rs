@@ -4,7 +4,6 @@ use serde::Serialize;
 use std::time::Instant;
 
 use super::Sampler;
-use super::prefill;
 use super::speculate::{Proposer, Speculation};
 use crate::config::KvFormat;
 use crate::error::{Error, Result};
@@ -45,7 +44,6 @@ pub struct Session<'a> {
     state: State,
     /// Prompt and answers so far; all but the last few are in the cache.
     tokens: Vec<u32>,
-    kv: KvFormat,
     proposer: Option<Proposer<'a>>,
 }
 
@@ -75,7 +73,7 @@ impl<'a> Session<'a> {
     /// A conversation that keeps keys and values in this format.
     pub fn new(decoder: &'a Decoder, tokenizer: &'a Tokenizer, kv: KvFormat) -> Self {
         let cache = decoder.cache(kv);
-        Self { decoder, tokenizer, cache, state: State::default(), tokens: Vec::new(), kv, proposer: None }
+        Self { decoder, tokenizer, cache, state: State::default(), tokens: Vec::new(), proposer: None }
     }
 
     /// From now on tokens are proposed, as many in a pass as the model judges with the bits that it has for each alone
@@ -88,7 +86,7 @@ impl<'a> Session<'a> {
         let vocab = self.decoder.config.vocab_size;
         self.proposer = match speculation {
             Speculation::Off => None,
-            _ => Some(Proposer::new(speculation, vocab, judged, self.kv)?),
+            _ => Some(Proposer::new(speculation, vocab, judged, self.cache.format())?),
         };
         Ok(())
     }
@@ -192,6 +190,6 @@ impl<'a> Session<'a> {
     fn prefill(&mut self) -> Vec<f32> {
         // The last token goes through the model in any case: its logits are wanted.
         self.cache.truncate(self.tokens.len() - 1);
-        prefill::read(self.decoder, &self.tokens[self.cache.len()..], &mut self.cache, &mut self.state)
+        self.decoder.read(&self.tokens[self.cache.len()..], &mut self.cache, &mut self.state)
     }
 }

@@ -1,7 +1,6 @@
 //! Turning a model's logits into text.
 
 mod decode;
-mod prefill;
 mod sampling;
 mod speculate;
 

@@ -1,6 +1,5 @@
 //! Guessing the tokens to come, for the model to judge several in one pass (Leviathan et al., arXiv 2211.17192).
 
-use super::prefill;
 use super::sampling::argmax;
 use crate::config::KvFormat;
 use crate::error::{Error, Result};
@@ -155,7 +154,7 @@ impl<'a> Draft<'a> {
         let same = self.read.iter().zip(tokens).take_while(|(a, b)| a == b).count().min(tokens.len() - 1);
         self.cache.truncate(same);
         self.read.truncate(same);
-        let mut logits = prefill::read(self.decoder, &tokens[same..], &mut self.cache, &mut self.state);
+        let mut logits = self.decoder.read(&tokens[same..], &mut self.cache, &mut self.state);
         self.read.extend(&tokens[same..]);
         loop {
             let token = argmax(&logits) as u32;

@@ -64,7 +64,7 @@ impl Stored for i8 {
 
 /// Keys and values of [`PAGE`] positions: sections, one for the keys and one for the values of each layer, head by head, so
 /// that attention reads what belongs to a head in one piece.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct KvMemory {
     /// `[sections, KV, PAGE, D]`
     values: Values,
@@ -72,7 +72,7 @@ pub struct KvMemory {
     dim: usize,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Values {
     F32(Vec<f32>),
     F16(Vec<f16>),
@@ -146,7 +146,15 @@ impl KvMemory {
 
     /// Copies what `other`, of the same size and format, holds.
     pub fn copy_from(&mut self, other: &KvMemory) {
-        self.clone_from(other);
+        match (&mut self.values, &other.values) {
+            (Values::F32(to), Values::F32(from)) => to.copy_from_slice(from),
+            (Values::F16(to), Values::F16(from)) => to.copy_from_slice(from),
+            (Values::Int8 { codes, scales }, Values::Int8 { codes: from, scales: from_scales }) => {
+                codes.copy_from_slice(from);
+                scales.copy_from_slice(from_scales);
+            }
+            _ => panic!("pages of two formats"),
+        }
     }
 }
 

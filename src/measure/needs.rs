@@ -7,11 +7,9 @@ use crate::error::Result;
 use crate::formats::hf::EMBEDDING;
 use crate::formats::{ModelFiles, Stored};
 use crate::kernels::PAGE;
-use crate::model::KvPool;
+use crate::model::{KvPool, PIECE};
 use crate::ternary::{Density, Grouping, Layout};
 
-/// Rows of a prompt that go through a model together.
-const ROWS: u64 = 512;
 /// Of the program itself, with threads and their scratch; measured.
 const PROGRAM: u64 = 16 << 20;
 
@@ -129,7 +127,7 @@ fn working_bytes(c: &ModelConfig, context: usize) -> u64 {
     // The residual stream and its norm, twice; queries, keys, values and attention's output; what is `F` wide.
     let row = 4 * width + 2 * heads + wide * feed_forward;
     let angles = c.max_positions as u64 * c.head_dim as u64;
-    let values = (row * ROWS.min(context as u64)).saturating_add(angles + 2 * vocab);
+    let values = (row * context.min(PIECE) as u64).saturating_add(angles + 2 * vocab);
     values.saturating_mul(4).saturating_add(PROGRAM)
 }
 

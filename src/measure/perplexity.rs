@@ -1,10 +1,9 @@
 //! How well a model predicts a text.
 
-use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::config::KvFormat;
-use crate::kernels::IGNORE;
+use crate::kernels::{IGNORE, cross_entropy};
 use crate::model::{Decoder, Loss, Sequences, Span, State, Wanted};
 use crate::text::Reading;
 
@@ -113,11 +112,11 @@ pub fn perplexity_cached(
             // Logits are as many as the vocabulary: some rows at a time.
             for (tokens, targets) in inputs.chunks(ROWS).zip(targets.chunks(ROWS)) {
                 let span = Span { tokens, cache: &mut cache, wanted: Wanted::All };
-                let logits = decoder.advance(&mut [span], &mut state);
-                let rows = logits.par_chunks(decoder.config.vocab_size).zip(targets);
-                let nats: Vec<f64> =
-                    rows.filter(|(_, t)| **t != IGNORE).map(|(row, t)| nats(row, *t as usize)).collect();
-                loss += Loss { sum: nats.iter().sum(), count: nats.len() };
+                let mut logits = decoder.advance(&mut [span], &mut state);
+                let (vocab, mut losses) = (decoder.config.vocab_size, vec![0.0; targets.len()]);
+                cross_entropy(&mut logits, vocab, vocab, targets, None, &mut losses);
+                let count = targets.iter().filter(|target| **target != IGNORE).count();
+                loss += Loss { sum: losses.iter().map(|loss| *loss as f64).sum(), count };
             }
         }
         loss
@@ -127,13 +126,6 @@ pub fn perplexity_cached(
 
 /// Rows whose logits are in memory at once.
 const ROWS: usize = 128;
-
-/// `-ln softmax(logits)[target]`
-fn nats(logits: &[f32], target: usize) -> f64 {
-    let top = logits.iter().fold(f32::NEG_INFINITY, |top, x| top.max(*x)) as f64;
-    let sum: f64 = logits.iter().map(|x| (*x as f64 - top).exp()).sum();
-    top + sum.ln() - logits[target] as f64
-}
 
 /// Adds up what `score` says of equal windows: their inputs, what each is to predict or [`IGNORE`], and their length.
 fn in_windows(

@@ -132,6 +132,11 @@ impl KvCache {
         self.len
     }
 
+    /// How keys and values are kept.
+    pub fn format(&self) -> KvFormat {
+        self.pool.0.format
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

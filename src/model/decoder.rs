@@ -151,6 +151,9 @@ pub struct Span<'a> {
     pub wanted: Wanted,
 }
 
+/// Tokens of a long prompt that go through the model together: bounds the memory that it takes.
+pub const PIECE: usize = 512;
+
 /// After which tokens of a span logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
@@ -442,6 +445,15 @@ impl Decoder {
     pub fn rows_alike(&self) -> usize {
         let matrices = self.weights().filter(|weight| weight.role.is_matrix());
         matrices.map(|weight| kernels::linear::rows_alike(weight.matrix())).min().unwrap_or(1)
+    }
+
+    /// [`Decoder::step`] with many tokens, [`PIECE`] at a time; logits are made after the last of them alone.
+    pub fn read(&self, tokens: &[u32], cache: &mut KvCache, state: &mut State) -> Vec<f32> {
+        let (first, last) = tokens.split_at((tokens.len() - 1) / PIECE * PIECE);
+        for tokens in first.chunks(PIECE) {
+            self.advance(&mut [Span { tokens, cache, wanted: Wanted::None }], state);
+        }
+        self.step(last, cache, state)
     }
 
     /// Appends the tokens of each span to its sequence, all in one pass; the wanted logits, `[rows, V]`, in the order of the

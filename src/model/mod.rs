@@ -23,7 +23,7 @@ mod workspace;
 pub use attention::{Attention, AttentionSaved, Cached};
 pub use cache::{KvCache, KvPool};
 pub use cross_entropy::Loss;
-pub use decoder::{Block, Decoder, Span, State, Wanted};
+pub use decoder::{Block, Decoder, PIECE, Span, State, Wanted};
 pub use directory::{promised, unused};
 pub use embedding::Embedding;
 pub use feed_forward::{FeedForward, FeedForwardSaved};

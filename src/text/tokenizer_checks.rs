@@ -11,7 +11,7 @@ use crate::{Error, Result};
 const MAX_ID: u64 = 1 << 24;
 /// Ids may have gaps, but tables have a place for each: so many for a token, and some more, are what a file justifies.
 const IDS_PER_TOKEN: u64 = 16;
-const FREE_IDS: u64 = 1 << 20;
+const FREE_IDS: u64 = 1 << 17;
 
 /// Checks a `tokenizer.json`, drops its truncation and padding (they belong to one use of it), and returns the number
 /// of ids (the largest one plus 1).

@@ -44,7 +44,9 @@ pub fn forward<'a>(
     });
     let several: Vec<Product<'_>> = several.collect();
     match inputs {
-        Inputs::Int8 if several.iter().any(|p| x.len() >= MANY * p.w.cols()) => panels::forward(x, &several),
+        Inputs::Int8 if several.first().is_some_and(|p| x.len() >= MANY * p.w.cols()) => {
+            panels::forward(x, &several)
+        }
         Inputs::Int8 => integer::forward(x, &several),
         Inputs::F32 => float::forward(x, &several),
     }

@@ -18,10 +18,13 @@ use crate::ternary::{BLOCK_ROWS, Density, LINE_BYTES, Layout, SEGMENT};
 const ROWS: usize = 2;
 /// Segments that are taken apart at a time.
 const SEGMENTS: usize = 4;
+/// Groups are a multiple of so many tokens wide.
+const NARROWEST: usize = 4;
 /// Inputs of a step.
 const STEP: usize = 4;
 
-/// Some tokens whose inputs are interleaved.
+/// Some tokens whose inputs are interleaved. Those before them are whole groups: what has a place for each token holds
+/// theirs from `first` on.
 #[derive(Clone, Copy)]
 struct Group {
     /// The first token, and how many there are.
@@ -29,9 +32,6 @@ struct Group {
     tokens: usize,
     /// Tokens that there is room for: the rest are zeros.
     width: usize,
-    /// Where its inputs begin, and its sums.
-    inputs: usize,
-    sums: usize,
 }
 
 /// Inputs of a product, rounded and interleaved.
@@ -39,10 +39,10 @@ struct Group {
 struct Rounded {
     groups: Vec<Group>,
     /// Of each group `[steps, width]`, four inputs each; segments begin with a step.
-    inputs: Aligned<u32>,
+    words: Aligned<u32>,
     /// Of each group `[segments, width]`.
     sums: Vec<i32>,
-    /// One for each token of every group.
+    /// One for each token that a group has room for.
     scales: Vec<f32>,
 }
 
@@ -61,11 +61,11 @@ fn steps(segment: usize) -> usize {
     segment.div_ceil(STEP)
 }
 
-/// Tokens together with which a last group is as wide as it must be.
-fn widths(tokens: usize, most: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+/// The groups of so many tokens, `most` each; the last is as wide as it must be.
+fn groups(tokens: usize, most: usize) -> impl Iterator<Item = Group> {
     (0..tokens).step_by(most).map(move |first| {
-        let count = most.min(tokens - first);
-        (first, count, count.next_multiple_of(STEP).min(most))
+        let tokens = most.min(tokens - first);
+        Group { first, tokens, width: tokens.next_multiple_of(NARROWEST) }
     })
 }
 
@@ -74,20 +74,14 @@ fn widths(tokens: usize, most: usize) -> impl Iterator<Item = (usize, usize, usi
 struct Rows(Vec<i8>);
 
 impl Rounded {
-    /// The inputs, and in how many values each group's begin after those of the one before.
     fn fill<'a>(&'a mut self, x: &[f32], layout: &Layout) -> Inputs<'a> {
         let segments: Vec<_> = layout.segments().collect();
         let all: usize = segments.iter().map(|s| steps(s.len())).sum();
-        let (mut inputs, mut sums) = (0, 0);
         self.groups.clear();
-        for (first, tokens, width) in widths(x.len() / layout.cols(), group_size()) {
-            self.groups.push(Group { first, tokens, width, inputs, sums });
-            inputs += all * width;
-            sums += segments.len() * width;
-        }
-        let padded = self.groups.iter().map(|g| g.width).sum();
-        let words = self.inputs.first(inputs);
-        self.sums.resize(sums, 0);
+        self.groups.extend(groups(x.len() / layout.cols(), group_size()));
+        let padded: usize = self.groups.iter().map(|g| g.width).sum();
+        let words = self.words.first(all * padded);
+        self.sums.resize(segments.len() * padded, 0);
         self.scales.resize(padded, 0.0);
         let (mut rest, mut rest_sums, mut rest_scales) =
             (&mut *words, &mut self.sums[..], &mut self.scales[..]);
@@ -121,7 +115,8 @@ impl Rounded {
                 }
             });
         });
-        Inputs { groups: &self.groups, words, sums: &self.sums, scales: &self.scales }
+        let (steps, segments) = (all, segments.len());
+        Inputs { groups: &self.groups, steps, words, segments, sums: &self.sums, scales: &self.scales }
     }
 }
 
@@ -129,6 +124,9 @@ impl Rounded {
 #[derive(Clone, Copy)]
 struct Inputs<'a> {
     groups: &'a [Group],
+    /// Of a row, and its segments.
+    steps: usize,
+    segments: usize,
     words: &'a [u32],
     sums: &'a [i32],
     scales: &'a [f32],
@@ -219,11 +217,10 @@ unsafe fn panel_on<D: Lines>(
             at += steps(length);
         }
         let some = Segments { first: segment, lengths: &lengths[..count], codes, scales };
-        let mut first = 0;
         for group in x.groups {
-            let words = &x.words[group.inputs + step * group.width..];
-            let sums = &x.sums[group.sums..];
-            let totals = &mut totals[first * ROWS * lanes..][..group.width * ROWS * lanes];
+            let words = &x.words[x.steps * group.first + step * group.width..];
+            let sums = &x.sums[x.segments * group.first..];
+            let totals = &mut totals[group.first * ROWS * lanes..][..group.width * ROWS * lanes];
             // SAFETY: by the caller's word; groups are as wide as one of these.
             unsafe {
                 match group.width {
@@ -233,24 +230,21 @@ unsafe fn panel_on<D: Lines>(
                     width => unreachable!("a group of {width}"),
                 }
             }
-            first += group.width;
         }
         segment += count;
         step += at;
     }
-    let mut first = 0;
     for group in x.groups {
-        for t in 0..group.tokens {
+        for t in group.first..group.first + group.tokens {
             // SAFETY: by the caller's word; rows past the end go nowhere.
             unsafe {
-                let scale = D::F::splat(x.scales[first + t]);
+                let scale = D::F::splat(x.scales[t]);
                 for (v, row) in rows.into_iter().enumerate() {
-                    let total = D::F::load(totals.as_ptr().add(((first + t) * ROWS + v) * lanes));
-                    y.put::<D::F>(group.first + t, row, D::F::mul(total, scale));
+                    let total = D::F::load(totals.as_ptr().add((t * ROWS + v) * lanes));
+                    y.put::<D::F>(t, row, D::F::mul(total, scale));
                 }
             }
         }
-        first += group.width;
     }
 }
 
