@@ -67,7 +67,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
     let decoder = super::load_packed(&dir, args.precision)?;
     let draft = args.speculation.draft(&dir, &tokenizer, args.precision)?;
     let mut session = Session::new(&decoder, &tokenizer, args.kv.format(args.precision));
-    session.speculate(args.speculation.with(draft.as_ref()))?;
+    session.speculate(args.speculation.with(draft.as_ref(), &decoder))?;
     let messages: Vec<Message> = args.system.map(|text| Message::new("system", text)).into_iter().collect();
     let mut chat = Chat {
         session,

@@ -52,7 +52,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let draft = args.speculation.draft(&dir, &tokenizer, args.precision)?;
     let stop = if args.ignore_eos { &[] } else { tokenizer.stop_ids() };
     let mut session = Session::new(&decoder, &tokenizer, args.kv.format(args.precision));
-    session.speculate(args.speculation.with(draft.as_ref()))?;
+    session.speculate(args.speculation.with(draft.as_ref(), &decoder))?;
     session.set_tokens(tokenizer.encode_prompt(&prompt)?);
     if !args.json {
         output::piece(&prompt);

@@ -36,12 +36,18 @@ impl SpeculationArgs {
         super::load_packed(&dir, precision).map(Some)
     }
 
-    pub fn with<'a>(&self, draft: Option<&'a Decoder>) -> Speculation<'a> {
-        match (draft, self.lookup) {
-            (Some(decoder), _) => Speculation::Draft { decoder, most: self.draft_tokens as usize },
-            (None, Some(most)) => Speculation::Lookup { most: most as usize },
-            (None, None) => Speculation::Off,
+    /// Who guesses for the model `of`.
+    pub fn with<'a>(&self, draft: Option<&'a Decoder>, of: &Decoder) -> Speculation<'a> {
+        let (asked, most) = match (draft, self.lookup) {
+            (Some(_), _) => ("--draft-tokens", self.draft_tokens as usize),
+            (None, Some(most)) => ("--lookup", most as usize),
+            (None, None) => return Speculation::Off,
+        };
+        let judged = of.rows_alike() - 1;
+        if most > judged {
+            tell!("note: {asked} {most}: {judged} at a time are as many as this model judges with the bits of one alone");
         }
+        draft.map_or(Speculation::Lookup { most }, |decoder| Speculation::Draft { decoder, most })
     }
 }
 

@@ -10,6 +10,7 @@ pub struct Portable;
 
 impl Simd for Portable {
     const LANES: usize = 4;
+    const REGISTERS: usize = 16;
     const MR: usize = 4;
     const KC: usize = 256;
     const HOLDS_B: bool = true;

@@ -3,6 +3,9 @@
 
 use half::f16;
 
+/// Vectors that [`Simd::sums`] adds up together.
+pub const SUMS: usize = 4;
+
 /// One instruction set's vector of `f32`.
 ///
 /// # Safety
@@ -11,6 +14,8 @@ use half::f16;
 pub trait Simd: Copy + 'static {
     /// `f32`s in a vector.
     const LANES: usize;
+    /// Vector registers.
+    const REGISTERS: usize;
     /// Rows of a register tile, which is two vectors wide.
     const MR: usize;
     /// Depth of a block of a product.
@@ -38,6 +43,11 @@ pub trait Simd: Copy + 'static {
     /// `a * b + c`
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn sum(v: Self::V) -> f32;
+    /// The sum of each; what one is does not depend on the others.
+    #[inline(always)]
+    unsafe fn sums(v: [Self::V; SUMS]) -> [f32; SUMS] {
+        unsafe { v.map(|v| Self::sum(v)) }
+    }
     /// `scale * (code - 1)` for the `LANES` two-bit codes in the low bits of `codes`.
     unsafe fn decode(codes: u32, scale: f32) -> Self::V;
     /// The two-bit codes of `LANES` latents: 0 below `-half`, 2 above `half`, else 1.

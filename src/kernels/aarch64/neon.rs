@@ -57,6 +57,7 @@ unsafe fn transpose4(rows: [float32x4_t; 4]) -> [float32x4_t; 4] {
 
 impl Simd for Neon {
     const LANES: usize = 8;
+    const REGISTERS: usize = 32;
     const MR: usize = 6;
     const KC: usize = 384;
     const HOLDS_B: bool = true;

@@ -6,7 +6,7 @@ use half::f16;
 use crate::kernels::isa::kernel;
 use crate::kernels::kv::{KvRows, PAGE, Stored};
 use crate::kernels::product::{Rhs, Target, Threads, View, gemm};
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{SUMS, Simd};
 use crate::kernels::to::To;
 
 /// Columns of a tile of scores, keys: a multiple of the partial sums of a row, up to which a row is computed on.
@@ -145,11 +145,11 @@ fn scale_rows(m: usize, n: usize, scores: &mut [f32], scales: &[f32]) {
 
 /// As many rows as a constant: what is computed stays in registers.
 macro_rules! of_rows {
-    ($m:ident, $f:ident::<$S:ident, $T:ident $(, $V:literal)?>($($arg:expr),*)) => {
+    ($m:ident, $f:ident::<$S:ident, $T:ident, $V:literal>($($arg:expr),*)) => {
         match $m {
-            1 => $f::<$S, $T, $($V,)? 1>($($arg),*),
-            2 => $f::<$S, $T, $($V,)? 2>($($arg),*),
-            _ => $f::<$S, $T, $($V,)? TOGETHER>($($arg),*),
+            1 => $f::<$S, $T, $V, 1>($($arg),*),
+            2 => $f::<$S, $T, $V, 2>($($arg),*),
+            _ => $f::<$S, $T, $V, TOGETHER>($($arg),*),
         }
     };
 }
@@ -168,51 +168,20 @@ fn sums_of<S: Simd, T: Stored>(
 ) {
     assert!((1..=TOGETHER).contains(&m) && scores.len() >= (m - 1) * KEYS + n && acc.len() >= m * dim);
     assert!(n == 0 || v.len() >= (n - 1) * v_stride + dim);
-    of_rows!(m, sums::<S, T>(n, dim, scores, v, v_stride, acc, to))
-}
-
-/// Each value is read once for all `M` rows.
-#[inline(always)]
-fn sums<S: Simd, T: Stored, const M: usize>(
-    n: usize,
-    dim: usize,
-    scores: &[f32],
-    v: &[T],
-    v_stride: usize,
-    acc: &mut [f32],
-    to: To,
-) {
-    const VECTORS: usize = 4;
-    let whole = dim / (VECTORS * S::LANES) * VECTORS * S::LANES;
-    for d in (0..whole).step_by(VECTORS * S::LANES) {
-        // SAFETY: by the assertions of `sums_of` all vectors lie inside of the slices.
-        unsafe {
-            let mut sums = [[S::zero(); VECTORS]; M];
-            if to.adds() {
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    for (at, sum) in sums.iter_mut().enumerate() {
-                        *sum = S::load(acc.as_ptr().add(i * dim + d + at * S::LANES));
-                    }
-                }
-            }
-            for j in 0..n {
-                let row = v.as_ptr().add(j * v_stride + d);
-                let x: [S::V; VECTORS] = std::array::from_fn(|at| T::load::<S>(row.add(at * S::LANES)));
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let score = S::splat(*scores.as_ptr().add(i * KEYS + j));
-                    for (sum, x) in sums.iter_mut().zip(x) {
-                        *sum = S::fma(score, x, *sum);
-                    }
-                }
-            }
-            for (i, sums) in sums.into_iter().enumerate() {
-                for (at, sum) in sums.into_iter().enumerate() {
-                    S::store(acc.as_mut_ptr().add(i * dim + d + at * S::LANES), sum);
-                }
-            }
+    let vectors = dim / S::LANES;
+    let mut at = 0;
+    // SAFETY: by the assertions all vectors lie inside of the slices.
+    unsafe {
+        while at < vectors {
+            at += match vectors - at {
+                8.. if S::REGISTERS >= 32 => of_rows!(m, sums::<S, T, 8>(n, dim, at, scores, v, v_stride, acc, to)),
+                4.. => of_rows!(m, sums::<S, T, 4>(n, dim, at, scores, v, v_stride, acc, to)),
+                _ => of_rows!(m, sums::<S, T, 1>(n, dim, at, scores, v, v_stride, acc, to)),
+            };
         }
     }
-    for i in 0..M {
+    let whole = vectors * S::LANES;
+    for i in 0..m {
         let acc = &mut acc[i * dim + whole..(i + 1) * dim];
         if !to.adds() {
             acc.fill(0.0);
@@ -226,6 +195,52 @@ fn sums<S: Simd, T: Stored, const M: usize>(
     }
 }
 
+/// Sums of `V` vectors from vector `at` on, for `M` rows: each value is read once for all of them. Returns `V`.
+///
+/// # Safety
+/// The vectors lie inside of the slices.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn sums<S: Simd, T: Stored, const V: usize, const M: usize>(
+    n: usize,
+    dim: usize,
+    at: usize,
+    scores: &[f32],
+    v: &[T],
+    v_stride: usize,
+    acc: &mut [f32],
+    to: To,
+) -> usize {
+    let first = at * S::LANES;
+    // SAFETY: by the caller's word.
+    unsafe {
+        let mut sums = [[S::zero(); V]; M];
+        if to.adds() {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                for (at, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::load(acc.as_ptr().add(i * dim + first + at * S::LANES));
+                }
+            }
+        }
+        for j in 0..n {
+            let row = v.as_ptr().add(j * v_stride + first);
+            let weights: [S::V; M] = std::array::from_fn(|i| S::splat(*scores.as_ptr().add(i * KEYS + j)));
+            for at in 0..V {
+                let x = T::load::<S>(row.add(at * S::LANES));
+                for (sums, weight) in sums.iter_mut().zip(weights) {
+                    sums[at] = S::fma(weight, x, sums[at]);
+                }
+            }
+        }
+        for (i, sums) in sums.into_iter().enumerate() {
+            for (at, sum) in sums.into_iter().enumerate() {
+                S::store(acc.as_mut_ptr().add(i * dim + first + at * S::LANES), sum);
+            }
+        }
+    }
+    V
+}
+
 #[inline(always)]
 fn dots_of<S: Simd, T: Stored>(
     m: usize,
@@ -236,7 +251,8 @@ fn dots_of<S: Simd, T: Stored>(
     k_stride: usize,
     scores: &mut [f32],
 ) {
-    assert!((1..=TOGETHER).contains(&m) && q.len() >= m * dim && scores.len() >= (m - 1) * KEYS + n);
+    assert!((1..=TOGETHER).contains(&m) && q.len() >= m * dim);
+    assert!(scores.len() >= (m - 1) * KEYS + n.next_multiple_of(SUMS));
     assert!(n == 0 || k.len() >= (n - 1) * k_stride + dim);
     let vectors = dim / S::LANES;
     let mut at = 0;
@@ -263,7 +279,7 @@ fn dots_of<S: Simd, T: Stored>(
     }
 }
 
-/// Adds to the scores what `V` vectors of the `M` queries from vector `at` on give, and returns their number; sets them
+/// Adds to the scores, up to a multiple of [`SUMS`] keys, what `V` vectors of the `M` queries from vector `at` on give, and returns their number; sets them
 /// where `at` is 0. Queries stay in registers while the keys pass by.
 ///
 /// # Safety
@@ -284,19 +300,28 @@ unsafe fn dots<S: Simd, T: Stored, const V: usize, const M: usize>(
         let queries: [[S::V; V]; M] = std::array::from_fn(|i| {
             std::array::from_fn(|v| S::load(q.as_ptr().add(i * dim + first + v * S::LANES)))
         });
-        for j in 0..n {
-            let key = k.as_ptr().add(j * k_stride + first);
-            let mut sums = [[S::zero(); 2]; M];
-            for v in 0..V {
-                let x = T::load::<S>(key.add(v * S::LANES));
-                for (sums, queries) in sums.iter_mut().zip(&queries) {
-                    sums[v % 2] = S::fma(queries[v], x, sums[v % 2]);
+        for j in (0..n).step_by(SUMS) {
+            let mut of_keys = [[S::zero(); SUMS]; M];
+            for next in 0..SUMS.min(n - j) {
+                let key = k.as_ptr().add((j + next) * k_stride + first);
+                let mut sums = [[S::zero(); 2]; M];
+                for v in 0..V {
+                    let x = T::load::<S>(key.add(v * S::LANES));
+                    for (sums, queries) in sums.iter_mut().zip(&queries) {
+                        sums[v % 2] = S::fma(queries[v], x, sums[v % 2]);
+                    }
+                }
+                for (of_keys, [a, b]) in of_keys.iter_mut().zip(sums) {
+                    of_keys[next] = S::add(a, b);
                 }
             }
-            for (i, [a, b]) in sums.into_iter().enumerate() {
-                let score = scores.as_mut_ptr().add(i * KEYS + j);
-                let sum = S::sum(S::add(a, b));
-                *score = if at == 0 { sum } else { *score + sum };
+            for (i, of_keys) in of_keys.into_iter().enumerate() {
+                let some = S::sums(of_keys);
+                let scores = scores.as_mut_ptr().add(i * KEYS + j);
+                for (next, sum) in some.into_iter().enumerate() {
+                    let score = scores.add(next);
+                    *score = if at == 0 { sum } else { *score + sum };
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! AVX2 with FMA: 8 lanes, 16 registers, a 6 x 16 tile.
 
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{SUMS, Simd};
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -9,6 +9,7 @@ pub struct Avx2;
 
 impl Simd for Avx2 {
     const LANES: usize = 8;
+    const REGISTERS: usize = 16;
     const MR: usize = 6;
     const KC: usize = 384;
     const HOLDS_B: bool = true;
@@ -58,6 +59,15 @@ impl Simd for Avx2 {
             let half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
             let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
             _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sums([a, b, c, d]: [__m256; SUMS]) -> [f32; SUMS] {
+        unsafe {
+            // Of each in both halves a half of its sum.
+            let halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let whole = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+            std::mem::transmute(whole)
         }
     }
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! AVX-512: 16 lanes, 32 registers, a 14 x 32 tile.
 
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{SUMS, Simd};
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -9,6 +9,7 @@ pub struct Avx512;
 
 impl Simd for Avx512 {
     const LANES: usize = 16;
+    const REGISTERS: usize = 32;
     const MR: usize = 14;
     const KC: usize = 512;
     const HOLDS_B: bool = false;
@@ -55,6 +56,20 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn sum(v: __m512) -> f32 {
         unsafe { _mm512_reduce_add_ps(v) }
+    }
+    #[inline(always)]
+    unsafe fn sums([a, b, c, d]: [__m512; SUMS]) -> [f32; SUMS] {
+        unsafe {
+            let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+            let low = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+            // Of each in every 128 bits a quarter of its sum.
+            let quarters = _mm512_add_ps(low, _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+            let halves = _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps(quarters, 1));
+            let whole = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+            std::mem::transmute(whole)
+        }
     }
     #[inline(always)]
     unsafe fn decode(codes: u32, scale: f32) -> __m512 {

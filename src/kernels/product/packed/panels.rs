@@ -105,12 +105,14 @@ impl Rounded {
                     for (s, segment) in segments.iter().enumerate() {
                         let inputs = &rows[segment.clone()];
                         sums[s * group.width + t] = sum_of(inputs);
-                        for four in inputs.chunks(STEP) {
-                            let mut bytes = [0u8; STEP];
-                            bytes.iter_mut().zip(four).for_each(|(to, x)| *to = *x as u8);
-                            words[at] = u32::from_ne_bytes(bytes);
-                            at += group.width;
+                        let (whole, rest) = inputs.as_chunks::<STEP>();
+                        let mut last = [0; STEP];
+                        last[..rest.len()].copy_from_slice(rest);
+                        let fours = whole.iter().chain((!rest.is_empty()).then_some(&last));
+                        for (to, four) in words[at..].iter_mut().step_by(group.width).zip(fours) {
+                            *to = u32::from_ne_bytes(four.map(|x| x as u8));
                         }
+                        at += steps(inputs.len()) * group.width;
                     }
                 }
             });
