@@ -21,7 +21,7 @@ mod verify;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -35,6 +35,7 @@ use crate::report::thousands;
 use crate::ternary::Density;
 use crate::text::Tokenizer;
 use output::say_json;
+pub use train::train;
 
 /// Train, prove and run language models whose every weight is -1, 0 or +1.
 #[derive(Parser)]
@@ -83,9 +84,15 @@ enum Command {
     Bench(bench::BenchArgs),
 }
 
-/// Parses the process's arguments, runs the command, and says what went wrong in one sentence.
+/// Runs the command of the process's arguments.
 pub fn main() -> ExitCode {
-    let done = match Cli::try_parse() {
+    call(std::env::args_os()).into()
+}
+
+/// Runs the command of these arguments, the first of which is the program's name, and says what went wrong in one sentence;
+/// the exit status. Wrong arguments end the process.
+pub fn call(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let done = match Cli::try_parse_from(arguments) {
         Ok(cli) => start(cli),
         Err(error) if error.use_stderr() => error.exit(),
         // The help or the version.
@@ -95,12 +102,12 @@ pub fn main() -> ExitCode {
         }
     };
     match done.and(output::finish()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             // Names out of files may hold anything.
             let line = error.to_string().replace(char::is_control, " ");
             tell!("error: {line}");
-            ExitCode::FAILURE
+            1
         }
     }
 }
@@ -108,12 +115,12 @@ pub fn main() -> ExitCode {
 fn start(cli: Cli) -> Result<()> {
     let level = if cli.verbose { "ternlm=debug" } else { "ternlm=warn" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("TERNLM_LOG").unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt()
+    let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(output::coloured())
         .log_internal_errors(false)
-        .init();
+        .try_init();
     threads(cli.threads)?;
     run(cli.command)
 }
@@ -153,7 +160,7 @@ fn threads(count: Option<usize>) -> Result<()> {
 }
 
 /// Where the model lies that `path` means: there, or, of a run, the finished model or else the newest checkpoint.
-fn model_dir(path: &Path) -> Result<PathBuf> {
+pub fn model_dir(path: &Path) -> Result<PathBuf> {
     let finished = path.join(MODEL);
     let newest = crate::train::checkpoint::list(path).pop();
     [Some(path.to_path_buf()), Some(finished), newest]
@@ -167,7 +174,7 @@ fn model_dir(path: &Path) -> Result<PathBuf> {
 }
 
 /// The tokenizer stored with the model at `dir`.
-fn tokenizer_of(dir: &Path) -> Result<Tokenizer> {
+pub fn tokenizer_of(dir: &Path) -> Result<Tokenizer> {
     let files = formats::files_of(dir)?;
     if !files.contains("tokenizer.json") && Tokenizer::other_form(&files).is_none() {
         let wanted = "a model of texts (copy and recall make models of bare tokens)";

@@ -1,7 +1,8 @@
 //! `ternlm train`: a recipe from start to report.
 
-use clap::Args;
+use clap::{Args, Parser};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,6 +62,39 @@ pub struct TrainArgs {
 }
 
 pub fn run(args: TrainArgs) -> Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    // A second Ctrl-C does not wait for the checkpoint.
+    let _ = ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        tell!("\nstopping after this step; a checkpoint will be saved (Ctrl-C again to leave at once)");
+    });
+    follow(args, &stop, None).map(|_| ())
+}
+
+/// `ternlm train` with these arguments, for a program that wants to be told of every step; a step that is under way when
+/// `stop` becomes true is finished, and a checkpoint saved.
+///
+/// # Errors
+/// Wrong arguments, and whatever the command would say.
+pub fn train(
+    arguments: impl IntoIterator<Item = OsString>,
+    stop: &AtomicBool,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    #[derive(Parser)]
+    #[command(no_binary_name = true)]
+    struct Arguments {
+        #[command(flatten)]
+        of: TrainArgs,
+    }
+    let arguments = Arguments::try_parse_from(arguments).map_err(Error::usage)?;
+    follow(arguments.of, stop, Some(observer))
+}
+
+fn follow(args: TrainArgs, stop: &AtomicBool, told: Option<&mut dyn Observer>) -> Result<Outcome> {
     let named = recipe::read(&args.recipe)?;
     let name = named.get("name").and_then(|n| n.as_str()).unwrap_or("run").to_string();
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&name));
@@ -81,26 +115,18 @@ pub fn run(args: TrainArgs) -> Result<()> {
     }
     describe(&trainer, &out);
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    // A second Ctrl-C does not wait for the checkpoint.
-    let _ = ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-        tell!("\nstopping after this step; a checkpoint will be saved (Ctrl-C again to leave at once)");
-    });
-    let mut show = Show::new(&trainer);
-    let outcome = train::run(&mut trainer, &out, &stop, &mut show);
+    let mut show = Show::new(&trainer, told);
+    let outcome = train::run(&mut trainer, &out, stop, &mut show);
     show.bar.finish_and_clear();
-    match outcome? {
-        Outcome::Finished => super::finish::finish(&mut trainer, &out),
+    let outcome = outcome?;
+    match &outcome {
+        Outcome::Finished => super::finish::finish(&mut trainer, &out)?,
         Outcome::Stopped(path) => {
             say!("Stopped at step {}; saved {}", trainer.progress.step, path.display());
             say!("Go on with: ternlm train {} --out {} --resume", args.recipe.display(), out.display());
-            Ok(())
         }
     }
+    Ok(outcome)
 }
 
 /// How a training begins.
@@ -277,20 +303,22 @@ fn describe_text(corpus: &Corpus, recipe: &Recipe) {
 }
 
 /// A progress bar where there is a terminal, and a line for everything that is logged.
-struct Show {
+struct Show<'a> {
     bar: ProgressBar,
     task: Task,
     steps: u64,
+    /// Who is told besides.
+    told: Option<&'a mut dyn Observer>,
 }
 
-impl Show {
-    fn new(trainer: &Trainer) -> Self {
+impl<'a> Show<'a> {
+    fn new(trainer: &Trainer, told: Option<&'a mut dyn Observer>) -> Self {
         let steps = trainer.recipe.train.steps;
         let bar = ProgressBar::new(steps).with_position(trainer.progress.step);
         let style = "{bar:32} {pos}/{len} {msg} left {eta}";
         bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
         bar.reset_eta();
-        Self { bar, task: trainer.recipe.task, steps }
+        Self { bar, task: trainer.recipe.task, steps, told }
     }
 
     fn say(&self, line: String) {
@@ -298,7 +326,7 @@ impl Show {
     }
 }
 
-impl Observer for Show {
+impl Observer for Show<'_> {
     fn stepped(&mut self, report: &StepReport, tok_per_s: f64, logged: bool) {
         self.bar.set_position(report.index + 1);
         self.bar.set_message(format!("loss {:.4}, {tok_per_s:.0} tok/s,", report.loss));
@@ -314,13 +342,22 @@ impl Observer for Show {
             }
             self.say(line);
         }
+        if let Some(told) = &mut self.told {
+            told.stepped(report, tok_per_s, logged);
+        }
     }
 
     fn validated(&mut self, step: u64, p: &Perplexity) {
         self.say(format!("Validation after {step} steps: {:.4} nats/token, perplexity {:.2}", p.nll, p.ppl));
+        if let Some(told) = &mut self.told {
+            told.validated(step, p);
+        }
     }
 
     fn saved(&mut self, path: &Path) {
         tracing::info!("saved {}", path.display());
+        if let Some(told) = &mut self.told {
+            told.saved(path);
+        }
     }
 }

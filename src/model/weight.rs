@@ -1,10 +1,12 @@
 //! One tensor of a model, as layers multiply with it.
 
+use std::borrow::Cow;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::config::Inputs;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::{self, Buffer, Matrix, Values};
 use crate::ternary::{Density, Flips, Grouping, PackedMatrix, TernaryMatrix};
 
@@ -124,6 +126,23 @@ impl Weight {
         match &self.form {
             Form::Packed(matrix) => Some(matrix),
             _ => None,
+        }
+    }
+
+    /// Trits and scales of a ternary tensor, packed or not.
+    ///
+    /// # Errors
+    /// Packed bytes that are none.
+    pub fn trits(&self) -> Result<Option<Cow<'_, TernaryMatrix>>> {
+        match &self.form {
+            Form::Dense(_) => Ok(None),
+            Form::Ternary(_, matrix) => Ok(Some(Cow::Borrowed(matrix))),
+            Form::Packed(matrix) => {
+                let judged = matrix.judge().and_then(|()| matrix.unpack(0..matrix.rows()));
+                judged
+                    .map(|m| Some(Cow::Owned(m)))
+                    .map_err(|why| Error::usage(format!("{}: {why}", self.name)))
+            }
         }
     }
 

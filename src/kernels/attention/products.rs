@@ -174,7 +174,9 @@ fn sums_of<S: Simd, T: Stored>(
     unsafe {
         while at < vectors {
             at += match vectors - at {
-                8.. if S::REGISTERS >= 32 => of_rows!(m, sums::<S, T, 8>(n, dim, at, scores, v, v_stride, acc, to)),
+                8.. if S::REGISTERS >= 32 => {
+                    of_rows!(m, sums::<S, T, 8>(n, dim, at, scores, v, v_stride, acc, to))
+                }
                 4.. => of_rows!(m, sums::<S, T, 4>(n, dim, at, scores, v, v_stride, acc, to)),
                 _ => of_rows!(m, sums::<S, T, 1>(n, dim, at, scores, v, v_stride, acc, to)),
             };

@@ -1,0 +1,71 @@
+//! The training of a recipe, told to Python as it goes.
+
+use pyo3::prelude::*;
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use ternlm::measure::Perplexity;
+use ternlm::train::{Observer, Outcome, StepReport};
+
+use crate::model::figures;
+use crate::raised;
+
+/// Trains as `ternlm train ARGUMENTS` does. `on_metrics` gets a dict with `step` and `loss`, `lr`, `grad_norm`,
+/// `tokens_per_s` of every step that is logged, and `step`, `val_nll`, `val_perplexity` of every validation; returning
+/// False ends the training after the step at hand, with a checkpoint. True if it came to its end.
+#[pyfunction]
+#[pyo3(signature = (arguments, on_metrics=None))]
+pub fn train(py: Python<'_>, arguments: Vec<OsString>, on_metrics: Option<Py<PyAny>>) -> PyResult<bool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut told = Told { on_metrics, stop: stop.clone(), failed: None };
+    let outcome = py.detach(|| ternlm::cli::train(arguments, &stop, &mut told));
+    match told.failed {
+        Some(error) => Err(error),
+        None => Ok(outcome.map_err(raised)? == Outcome::Finished),
+    }
+}
+
+struct Told {
+    on_metrics: Option<Py<PyAny>>,
+    stop: Arc<AtomicBool>,
+    failed: Option<PyErr>,
+}
+
+impl Told {
+    fn tell(&mut self, of: &[(&str, f64)]) {
+        let goes_on = Python::attach(|py| {
+            py.check_signals()?;
+            let Some(f) = self.on_metrics.as_ref().filter(|_| !of.is_empty()) else { return Ok(true) };
+            let said = f.bind(py).call1((figures(py, of)?,))?;
+            Ok::<bool, PyErr>(!said.is(pyo3::types::PyBool::new(py, false)))
+        });
+        match goes_on {
+            Ok(true) => {}
+            Ok(false) => self.stop.store(true, Ordering::SeqCst),
+            Err(error) => {
+                self.failed.get_or_insert(error);
+                self.stop.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+impl Observer for Told {
+    fn stepped(&mut self, report: &StepReport, tokens_per_s: f64, logged: bool) {
+        let of = [
+            ("step", report.index as f64 + 1.0),
+            ("loss", report.loss),
+            ("lr", report.lr as f64),
+            ("grad_norm", report.grad_norm),
+            ("tokens_per_s", tokens_per_s),
+        ];
+        self.tell(if logged { &of } else { &[] });
+    }
+
+    fn validated(&mut self, step: u64, measured: &Perplexity) {
+        self.tell(&[("step", step as f64), ("val_nll", measured.nll), ("val_perplexity", measured.ppl)]);
+    }
+
+    fn saved(&mut self, _: &Path) {}
+}

@@ -1,0 +1,113 @@
+"""Right values come from NumPy, in the words of the number contract."""
+
+import numpy as np
+import pytest
+
+import ternlm
+
+
+def absmean(w, group):
+    """Trits and scales by the definition: s = f16(mean |w|), 0 where |w| <= s / 2."""
+    trits, scales = np.zeros(w.shape, np.int8), []
+    for at in range(0, w.shape[1], group):
+        part = w[:, at : at + group]
+        s = np.abs(part.astype(np.float64)).mean(axis=1).astype(np.float32).astype(np.float16).astype(np.float32)
+        scales.append(s)
+        trits[:, at : at + group] = np.where(np.abs(part) <= s[:, None] / 2, 0, np.sign(part))
+    return trits, np.stack(scales, axis=1)
+
+
+@pytest.mark.parametrize("shape, group", [((5, 300), 128), ((3, 7), 3), ((17, 128), 64)])
+def test_projection_packing_and_products_are_those_of_the_definition(shape, group):
+    rng = np.random.default_rng(1)
+    latents = rng.normal(size=shape).astype(np.float32)
+    matrix = ternlm.project(latents, group=group)
+    trits, scales = absmean(latents, group)
+    assert (matrix.trits() == trits).all() and (matrix.scales() == scales).all()
+    values = trits * np.repeat(scales, group, axis=1)[:, : shape[1]]
+    assert (matrix.values() == values).all()
+    again = [ternlm.TernaryMatrix.from_values(values, group), ternlm.TernaryMatrix.from_parts(trits, scales, group)]
+    for density in ("base3", "2bit"):
+        again.append(ternlm.TernaryMatrix.unpack(matrix.pack(density), shape, group, density))
+    for other in again:
+        assert (other.trits() == trits).all() and (other.scales() == scales).all() and other.shape == shape
+    x = rng.normal(size=(4, shape[1])).astype(np.float32)
+    np.testing.assert_allclose(matrix.linear(x), x.astype(np.float64) @ values.T, rtol=1e-5, atol=1e-5)
+    # Eight bits: each input is off by half a step at most.
+    steps = np.abs(x).max(axis=1, keepdims=True) / 127
+    far = np.abs(matrix.linear(x, inputs="int8") - x @ values.T)
+    assert (far <= steps * np.abs(values).sum(axis=1) / 2 + 1e-4).all()
+
+
+def test_arrays_in_other_orders_and_scales_of_dead_groups_are_kept():
+    latents = np.asfortranarray(np.random.default_rng(2).normal(size=(6, 9)).astype(np.float32))
+    assert (ternlm.project(latents, 3).trits() == ternlm.project(latents.copy(order="C"), 3).trits()).all()
+    dead = ternlm.TernaryMatrix.from_parts(np.zeros((1, 4), np.int8), np.full((1, 2), 0.5, np.float32), 2)
+    assert dead.scales().tolist() == [[0.5, 0.5]] and not dead.values().any()
+
+
+@pytest.mark.parametrize("make, said", [
+    (lambda: ternlm.project(np.ones((2, 2), np.float32), group=0), "wanted a number of inputs"),
+    (lambda: ternlm.TernaryMatrix.from_values(np.array([[1.0, 0.5]], np.float32)), "none of"),
+    (lambda: ternlm.TernaryMatrix.from_parts(np.array([[2]], np.int8), np.ones((1, 1), np.float32)), r"trits\[0, 0\]"),
+    (lambda: ternlm.TernaryMatrix.unpack(b"\xff", (4, 4)), "bytes"),
+    (lambda: ternlm.Model.load("/nowhere"), "nowhere"),
+    (lambda: ternlm.train("no such recipe"), "no such recipe"),
+])
+def test_what_cannot_be_used_is_an_error_that_says_so(make, said):
+    with pytest.raises(ternlm.TernlmError, match=said):
+        make()
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A tiny training on a text of bytes."""
+    folder = tmp_path_factory.mktemp("run")
+    text = folder / "text.txt"
+    text.write_text("the cat sat on the mat. " * 400)
+    seen = []
+    settings = {
+        "model.layers": 1, "model.hidden_size": 64, "model.heads": 2, "model.kv_heads": 2, "model.head_dim": 32,
+        "model.intermediate_size": 128, "train.steps": 60, "train.batch": 8, "train.seq": 32,
+        "train.log_every": 20, "train.eval_every": 30, "train.warmup": 5,
+    }
+    out = folder / "run"
+    done = ternlm.train("shakespeare", data=text, out=out, seed=1, settings=settings, on_metrics=seen.append)
+    assert done
+    return out, seen
+
+
+def test_a_training_tells_what_happens_and_its_model_runs(run):
+    out, seen = run
+    steps = [m for m in seen if "loss" in m]
+    assert steps[0]["loss"] > 4 > steps[-1]["loss"] and any("val_nll" in m for m in seen)
+    model = ternlm.Model.load(out)
+    assert ternlm.verify(out / "model")["pass"] and model.config["hidden_size"] == 64
+    tokens = model.encode("the cat")
+    logits = model.logits(tokens)
+    assert logits.shape == (7, model.config["vocab_size"]) and np.isfinite(logits).all()
+    pieces = []
+    made = model.generate("the cat", 12, on_text=pieces.append)
+    assert "".join(pieces) == made["text"] == model.decode(made["tokens"]) and len(made["tokens"]) == 12
+    # Greedy: each token is the most likely one after those before it.
+    assert made["tokens"][0] == logits[-1].argmax()
+    assert made == made | model.generate(tokens, 12) | {k: made[k] for k in ("prefill_seconds", "decode_seconds")}
+    assert len(model.generate("the", 50, on_text=lambda piece: False)["tokens"]) == 1
+    name = ternlm.verify(out / "model")["tensors"][0]["name"]
+    matrix = model.matrix(name)
+    assert set(np.unique(matrix.trits())) <= {-1, 0, 1} and name in model.names()
+    with pytest.raises(ternlm.TernlmError, match="below"):
+        model.logits([10**6])
+
+
+def test_a_training_ends_when_told_and_an_exception_comes_through(run, tmp_path):
+    text = run[0].parent / "text.txt"
+    settings = {"train.steps": 400, "train.log_every": 1, "train.batch": 2, "train.seq": 16, "model.layers": 1}
+    done = ternlm.train("shakespeare", data=[text], out=tmp_path / "a", settings=settings, on_metrics=lambda m: False)
+    assert not done and list((tmp_path / "a").glob("step-*"))
+
+    def fails(metrics):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        ternlm.train("shakespeare", data=[text], out=tmp_path / "b", settings=settings, on_metrics=fails)
