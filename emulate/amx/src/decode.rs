@@ -251,7 +251,7 @@ impl Registers {
     }
 
     /// Goes on so many bytes further.
-    pub fn skip(&mut self, length: usize) {
+    pub fn skip(&mut self, length: isize) {
         self.set_general(REG_RIP, self.general(REG_RIP) + length as greg_t);
     }
 

@@ -41,5 +41,4 @@ extern "C" fn start() {
     }
 }
 
-/// Does nothing; a program that names it has this crate linked, with its constructor.
-pub fn link() {}
+pub use signals::emulate_behind_ud2;

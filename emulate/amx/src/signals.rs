@@ -12,8 +12,17 @@ use crate::{bf16, cpuid, tiles};
 const CPUID: [u8; 2] = [0x0F, 0xA2];
 /// What the system gives as the reason for a general protection fault, which CPUID then is.
 const SI_KERNEL: c_int = 0x80;
+const UD2: [u8; 2] = [0x0F, 0x0B];
 /// Bytes of an unknown instruction that are shown.
 const SHOWN: usize = 11;
+
+static BEHIND_UD2: AtomicBool = AtomicBool::new(false);
+
+/// From now on `ud2` and an instruction behind it is that instruction, emulated: for tests on a processor that has it,
+/// though CPUID may deny it. A program that calls this has the crate linked, with its constructor.
+pub fn emulate_behind_ud2() {
+    BEHIND_UD2.store(true, Ordering::Relaxed);
+}
 
 pub fn take_over() {
     handle(libc::SIGILL, on_unknown_instruction, 0);
@@ -53,16 +62,23 @@ extern "C" fn on_unknown_instruction(signal: c_int, _: *mut siginfo_t, context: 
     // processor had read them.
     let done = unsafe {
         let mut registers = Registers::new(context.cast::<ucontext_t>());
-        match Instruction::decode(&registers) {
+        let marked = BEHIND_UD2.load(Ordering::Relaxed) && *registers.instruction().cast::<[u8; 2]>() == UD2;
+        let before = if marked { UD2.len() as isize } else { 0 };
+        registers.skip(before);
+        let done = match Instruction::decode(&registers) {
             Some(instruction) => {
                 let done = match instruction.evex {
                     None => tiles::run(&instruction, registers.place_of(&instruction)),
                     Some(evex) => bf16::run(&instruction, evex, &mut registers),
                 };
-                done.map(|()| registers.skip(instruction.length))
+                done.map(|()| registers.skip(instruction.length as isize))
             }
             None => Err("an instruction that is not emulated"),
+        };
+        if done.is_err() {
+            registers.skip(-before);
         }
+        done
     };
     if let Err(why) = done {
         // One thread's message is enough, and whole.
@@ -82,7 +98,7 @@ extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void
         let mut registers = Registers::new(context.cast::<ucontext_t>());
         if (*info).si_code == SI_KERNEL && *registers.instruction().cast::<[u8; 2]>() == CPUID {
             registers.cpuid(cpuid::answer);
-            registers.skip(CPUID.len());
+            registers.skip(CPUID.len() as isize);
             return;
         }
     }

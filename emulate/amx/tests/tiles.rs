@@ -1,91 +1,15 @@
-//! The emulated instructions, as a program meets them, against what plain loops make of the same numbers.
+//! Tiles and what a program sees of them, against what plain loops make of the same numbers.
 //!
-//! Linked with the emulator instead of preloaded. On a processor that has the instructions, this tests the processor.
+//! Linked with the emulator instead of preloaded.
+
+mod common;
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::process::Command;
 
-use ternlm_amx::link;
-
-const PERMISSION: libc::c_long = 0x1023;
-
-/// SplitMix64.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn bytes<const N: usize>(&mut self) -> Aligned<N> {
-        Aligned(std::array::from_fn(|_| self.next() as u8))
-    }
-
-    /// Numbers in bf16 from 2^-8 to 2^8, with zeros and denormals among them.
-    fn bf16<const N: usize>(&mut self) -> Aligned<N> {
-        let mut to = [0; N];
-        for pair in to.chunks_exact_mut(2) {
-            let r = self.next();
-            let exponent = if r.is_multiple_of(11) { 0 } else { 119 + (r >> 8) % 16 };
-            let bits = (r >> 16) as u16 & 0x807F | (exponent as u16) << 7;
-            pair.copy_from_slice(&bits.to_le_bytes());
-        }
-        Aligned(to)
-    }
-
-    /// Numbers in f32, a few of them special.
-    fn f32<const N: usize>(&mut self) -> Aligned<N> {
-        const SPECIAL: [u32; 10] = [
-            0,
-            1 << 31,
-            1,
-            0x807F_FFFF,
-            0x7F80_0000,
-            0xFF80_0000,
-            0x7FC0_0000,
-            0x7F80_0001,
-            0x7F7F_FFFF,
-            0x3F80_8000,
-        ];
-        let mut to = [0; N];
-        for four in to.chunks_exact_mut(4) {
-            let r = self.next();
-            let bits = if r.is_multiple_of(3) {
-                SPECIAL[(r >> 32) as usize % SPECIAL.len()]
-            } else {
-                r as u32 & 0x807F_FFFF | (119 + (r >> 40) as u32 % 16) << 23
-            };
-            four.copy_from_slice(&bits.to_le_bytes());
-        }
-        Aligned(to)
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C, align(64))]
-struct Aligned<const N: usize>([u8; N]);
-
-impl<const N: usize> Aligned<N> {
-    fn word(&self, i: usize) -> u32 {
-        u32::from_le_bytes(self.0[4 * i..][..4].try_into().unwrap())
-    }
-
-    fn half(&self, i: usize) -> u16 {
-        u16::from_le_bytes(self.0[2 * i..][..2].try_into().unwrap())
-    }
-
-    fn set_word(&mut self, i: usize, word: u32) {
-        self.0[4 * i..][..4].copy_from_slice(&word.to_le_bytes());
-    }
-
-    fn set_half(&mut self, i: usize, half: u16) {
-        self.0[2 * i..][..2].copy_from_slice(&half.to_le_bytes());
-    }
-}
+use common::{Aligned, Rng, emulated, no_denormal, wide};
+use ternlm_amx::emulate_behind_ud2;
 
 /// A configuration of tiles of these rows and bytes.
 fn configuration(tiles: [(u8, u16); 8]) -> Aligned<64> {
@@ -100,15 +24,6 @@ fn configuration(tiles: [(u8, u16); 8]) -> Aligned<64> {
 
 fn configure(tiles: [(u8, u16); 8]) {
     unsafe { asm!("ldtilecfg [{}]", in(reg) &configuration(tiles)) };
-}
-
-/// Runs `f` where the program may use what it asks for, as programs ask.
-#[track_caller]
-fn emulated(f: impl FnOnce()) {
-    link();
-    assert_eq!(unsafe { libc::syscall(libc::SYS_arch_prctl, PERMISSION, 18 as libc::c_long) }, 0);
-    f();
-    unsafe { asm!("tilerelease") };
 }
 
 #[test]
@@ -252,14 +167,6 @@ fn products_of_bytes() {
     });
 }
 
-fn wide(half: u16) -> f32 {
-    no_denormal(f32::from_bits((half as u32) << 16))
-}
-
-fn no_denormal(x: f32) -> f32 {
-    if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
-}
-
 #[test]
 fn products_of_bf16_in_tiles() {
     emulated(|| {
@@ -333,136 +240,6 @@ fn each_thread_has_tiles_of_its_own() {
     });
 }
 
-fn rounded(x: u32) -> u16 {
-    let value = f32::from_bits(x);
-    if value.is_nan() {
-        return (x >> 16) as u16 | 0x40;
-    }
-    if value.is_infinite() {
-        return (x >> 16) as u16;
-    }
-    // The nearer of the two neighbours, by distance, in f64. An infinite one stands where the next number would.
-    let value = no_denormal(value);
-    let (value, down) = (value as f64, value.to_bits() >> 16);
-    let up = down + 1;
-    let wide = |half: u32| {
-        if half & 0x7FFF == 0x7F80 { 2f64.powi(128) } else { f32::from_bits(half << 16).abs() as f64 }
-    };
-    let (below, above) = (value.abs() - wide(down), wide(up) - value.abs());
-    (if below < above || (below == above && down % 2 == 0) { down } else { up }) as u16
-}
-
-/// Runs an instruction on registers that hold `to`, `a`, `b` and the mask, and returns `to`; `$b` names the last operand.
-macro_rules! vector {
-    ($op:literal, $to:literal, $a:literal, $b:literal, $mask:expr, $values:expr) => {{
-        let (mut to, a, b): (Aligned<64>, Aligned<64>, &Aligned<256>) = $values;
-        // SAFETY: registers and memory that hold so much.
-        unsafe {
-            asm!(
-                concat!("vmovups zmm", $to, ", [{to}]"),
-                concat!("vmovups zmm", $a, ", [{a}]"),
-                "vmovups zmm17, [{b}]",
-                "kmovw k3, {mask:e}",
-                concat!($op, $b),
-                concat!("vmovups [{to}], zmm", $to),
-                to = in(reg) to.0.as_mut_ptr(), a = in(reg) a.0.as_ptr(), b = in(reg) b.0.as_ptr(),
-                mask = in(reg) $mask as u32, out("k3") _,
-                out("xmm1") _, out("xmm2") _, out("xmm17") _, out("xmm30") _, out("xmm9") _,
-            );
-        }
-        to
-    }};
-}
-
-/// What `lane` makes of each lane of `bytes`, under a mask; zeros past `size`.
-fn lanes(
-    before: Aligned<64>,
-    size: usize,
-    bytes: usize,
-    (mask, zeroing): (u32, bool),
-    lane: impl Fn(usize) -> u32,
-) -> Aligned<64> {
-    let mut to = Aligned([0; 64]);
-    for i in 0..size / bytes {
-        let at = i * bytes..(i + 1) * bytes;
-        if mask >> i & 1 == 1 {
-            to.0[at].copy_from_slice(&lane(i).to_le_bytes()[..bytes]);
-        } else if !zeroing {
-            to.0[at.clone()].copy_from_slice(&before.0[at]);
-        }
-    }
-    to
-}
-
-#[test]
-fn dot_products_of_bf16_in_vectors() {
-    emulated(|| {
-        let mut rng = Rng(4);
-        for _ in 0..50 {
-            let (to, a, b) = (rng.bf16::<64>(), rng.bf16::<64>(), rng.bf16::<256>());
-            // The last operand: words from `first` on, or that one for all.
-            let want = |size, first: usize, step, mask| {
-                lanes(to, size, 4, mask, |i| {
-                    let mut c = no_denormal(f32::from_bits(to.word(i)));
-                    for half in [1, 0] {
-                        let (a, b) =
-                            (wide(a.half(2 * i + half)), wide(b.half(2 * (first + i * step) + half)));
-                        c = no_denormal(a.mul_add(b, c));
-                    }
-                    c.to_bits()
-                })
-            };
-            let (v, all) = ((to, a, &b), (u32::MAX, false));
-            assert_eq!(vector!("vdpbf16ps zmm1, zmm2, ", "1", "2", "zmm17", 0, v), want(64, 0, 1, all));
-            assert_eq!(vector!("vdpbf16ps zmm30, zmm9, ", "30", "9", "zmm17", 0, v), want(64, 0, 1, all));
-            assert_eq!(vector!("vdpbf16ps ymm1, ymm30, ", "1", "30", "ymm17", 0, v), want(32, 0, 1, all));
-            assert_eq!(vector!("vdpbf16ps xmm9, xmm2, ", "9", "2", "xmm17", 0, v), want(16, 0, 1, all));
-            let masked = vector!("vdpbf16ps zmm1{{k3}}, zmm2, ", "1", "2", "[{b} + 64]", 0xA5C3, v);
-            assert_eq!(masked, want(64, 16, 1, (0xA5C3, false)));
-            let zeroed = vector!("vdpbf16ps ymm30{{k3}}{{z}}, ymm2, ", "30", "2", "[{b} + 96]", 0x5A, v);
-            assert_eq!(zeroed, want(32, 24, 1, (0x5A, true)));
-            let broadcast =
-                vector!("vdpbf16ps zmm9, zmm2, ", "9", "2", "dword ptr [{b} + 12]{{1to16}}", 0, v);
-            assert_eq!(broadcast, want(64, 3, 0, all));
-        }
-    });
-}
-
-#[test]
-fn numbers_rounded_to_bf16_in_vectors() {
-    emulated(|| {
-        let mut rng = Rng(5);
-        for _ in 0..50 {
-            let (to, a, b) = (rng.f32::<64>(), rng.f32::<64>(), rng.f32::<256>());
-            let (v, all) = ((to, a, &b), (u32::MAX, false));
-            let one = |size: usize, first: usize, step, mask| {
-                lanes(to, size / 2, 2, mask, |i| rounded(b.word(first + i * step)).into())
-            };
-            assert_eq!(vector!("vcvtneps2bf16 ymm1, ", "1", "2", "zmm17", 0, v), one(64, 0, 1, all));
-            assert_eq!(vector!("vcvtneps2bf16 xmm30, ", "30", "2", "ymm17", 0, v), one(32, 0, 1, all));
-            assert_eq!(vector!("vcvtneps2bf16 xmm9, ", "9", "2", "xmm17", 0, v), one(16, 0, 1, all));
-            let far = vector!("vcvtneps2bf16 ymm1{{k3}}, ", "1", "2", "zmmword ptr [{b} + 128]", 0x0FF3, v);
-            assert_eq!(far, one(64, 32, 1, (0x0FF3, false)));
-            let broadcast = vector!("vcvtneps2bf16 ymm1, ", "1", "2", "dword ptr [{b} + 8]{{1to16}}", 0, v);
-            assert_eq!(broadcast, one(64, 2, 0, all));
-
-            let two = |size: usize, first: usize, mask| {
-                lanes(to, size, 2, mask, |i| {
-                    let half = size / 4;
-                    rounded(if i < half { b.word(first + i) } else { a.word(i - half) }).into()
-                })
-            };
-            assert_eq!(vector!("vcvtne2ps2bf16 zmm1, zmm2, ", "1", "2", "zmm17", 0, v), two(64, 0, all));
-            assert_eq!(
-                vector!("vcvtne2ps2bf16 xmm30, xmm9, ", "30", "9", "[{b} + 16]", 0, v),
-                two(16, 4, all)
-            );
-            let zeroed = vector!("vcvtne2ps2bf16 ymm9{{k3}}{{z}}, ymm1, ", "9", "1", "ymm17", 0xC35A, v);
-            assert_eq!(zeroed, two(32, 0, (0xC35A, true)));
-        }
-    });
-}
-
 /// Not a test: run by the next one, in a process that dies of it.
 #[test]
 #[ignore]
@@ -496,7 +273,7 @@ fn refused() {
 #[test]
 fn what_a_processor_refuses_is_refused() {
     use std::os::unix::process::ExitStatusExt;
-    link();
+    emulate_behind_ud2();
     for (what, signal, message) in [
         ("unknown", libc::SIGILL, "an instruction that is not emulated: 0f 0b"),
         ("unconfigured", libc::SIGILL, "tiles are used that nobody configured: c4 e2 7b 49 c8"),
