@@ -309,7 +309,8 @@ fn norm(bench: &mut Bench, what: &str, width: usize, rows: usize, to: To) {
 }
 
 fn rope(bench: &mut Bench) {
-    let table = RopeTable::new(SEQ, DIM, 1e4);
+    let frequencies: Vec<f32> = (0..DIM / 2).map(|i| 1e4f32.powf(-2.0 * i as f32 / DIM as f32)).collect();
+    let table = RopeTable::new(SEQ, &frequencies, 1.0);
     let positions: Vec<u32> = (0..N as u32).map(|row| row % SEQ as u32).collect();
     let width = HEADS * DIM;
     bench.run(
@@ -318,7 +319,7 @@ fn rope(bench: &mut Bench) {
         [both(N * width)],
         |_, [x]| kernels::rope(x, HEADS, &table, &positions, Turn::Forward),
         |[before], [x]| {
-            let want = reference::rope(&wide(before), HEADS, DIM, 1e4, SEQ);
+            let want = reference::rope(&wide(before), HEADS, &frequencies, 1.0, SEQ);
             some_of(N)
                 .for_each(|r| close(&x[r * width..][..width], &want[r * width..][..width], SEQ, "rope"));
         },

@@ -76,11 +76,15 @@ impl Place {
             activation: Activation::SwiGlu,
             qk_norm: true,
             qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            sub_norm: false,
             causal: true,
             tie_embeddings: true,
             rope_theta: 1e4,
             rms_norm_eps: 1e-6,
             max_positions: 256,
+            rope_scaling: None,
         };
         let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(16));
         Latents::random(decoder.weights_mut(), 1, None).unwrap();

@@ -175,23 +175,28 @@ fn config(activation: Activation) -> ModelConfig {
         activation,
         qk_norm: true,
         qkv_bias: true,
+        o_bias: false,
+        mlp_bias: false,
+        sub_norm: false,
         causal: true,
         tie_embeddings: false,
         rope_theta: 100.0,
         rms_norm_eps: 1e-6,
         max_positions: 16,
+        rope_scaling: None,
     }
 }
 
 #[test]
 fn attention_layer_with_norms_rotation_and_biases() {
     on_every_isa(|rng| {
-        let c = config(Activation::SwiGlu);
+        let c = ModelConfig { o_bias: true, sub_norm: true, ..config(Activation::SwiGlu) };
         let seqs = Sequences::new(2, 5);
         let mut layer = Attention::new("a", &c, None);
         randomise(layer.weights_mut(), rng);
         let (h, dout) = (rng.normal(10 * 12), rng.normal(10 * 12));
-        let rope = RopeTable::new(8, 6, 100.0);
+        let frequencies = common::frequencies(6, 100.0);
+        let rope = RopeTable::new(8, &frequencies, 1.25);
         let (mut saved, mut ws) = (AttentionSaved::default(), Workspace::default());
         let (mut out, mut dh) = (vec![0.0; 120], vec![0.0; 120]);
         in_context(seqs, &rope, &mut ws, |cx| layer.forward(&h, cx, &mut saved, None, &mut out));
@@ -209,12 +214,14 @@ fn attention_layer_with_norms_rotation_and_biases() {
                 r::linear(h, &get(&format!("{name}.weight")), Some(&get(&format!("{name}.bias"))), 12)
             };
             let rotated = |x: Vec<f64>, heads, norm: &str| {
-                r::rope(&r::rms_norm(&x, &get(&format!("{norm}.weight")), 1e-6), heads, 6, 100.0, 5)
+                r::rope(&r::rms_norm(&x, &get(&format!("{norm}.weight")), 1e-6), heads, &frequencies, 1.25, 5)
             };
             let (q, kk) = (rotated(project("q_proj"), 4, "q_norm"), rotated(project("k_proj"), 2, "k_norm"));
             let s =
                 AttentionShape { batch: 2, queries: 5, keys: 5, heads: 4, kv_heads: 2, dim: 6, causal: true };
-            r::linear(&r::attention(&s, &q, &kk, &project("v_proj")), &get("o_proj.weight"), None, 24)
+            let mixed = r::attention(&s, &q, &kk, &project("v_proj"));
+            let mixed = r::rms_norm(&mixed, &get("attn_sub_norm.weight"), 1e-6);
+            r::linear(&mixed, &get("o_proj.weight"), Some(&get("o_proj.bias")), 24)
         };
         common::close(&out, &forward(&wide(&h), None), 200, "forward");
         check("dh", &h, &dh, |h| dot(&forward(h, None), &dout));
@@ -228,10 +235,13 @@ fn attention_layer_with_norms_rotation_and_biases() {
 #[test]
 fn feed_forward_of_every_kind() {
     on_every_isa(|rng| {
-        for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu2] {
-            let c = config(activation);
+        let plain = [Activation::SwiGlu, Activation::Relu2Glu, Activation::Gelu, Activation::Relu2];
+        // With what BitNet and some LLaMA models add, too.
+        let more = [(Activation::Relu2Glu, true), (Activation::Relu2, true)];
+        for (activation, more) in plain.map(|activation| (activation, false)).into_iter().chain(more) {
+            let c = ModelConfig { sub_norm: more, mlp_bias: more, ..config(activation) };
             let n = 6;
-            let (seqs, rope) = (Sequences::new(1, n), RopeTable::new(n, 2, 100.0));
+            let (seqs, rope) = (Sequences::new(1, n), RopeTable::new(n, &[1.0], 1.0));
             let mut layer = FeedForward::new("f", &c, None);
             randomise(layer.weights_mut(), rng);
             let (h, dout) = (rng.normal(n * 12), rng.normal(n * 12));
@@ -249,16 +259,24 @@ fn feed_forward_of_every_kind() {
                     Some((n, v)) if n == name => v.to_vec(),
                     _ => wide(&params.iter().find(|p| p.0 == name).unwrap().1),
                 };
-                let up = r::linear(h, &get("f.up_proj.weight"), None, 12);
+                let project = |x: &[f64], name: &str, inputs: usize| {
+                    let bias = more.then(|| get(&format!("f.{name}.bias")));
+                    r::linear(x, &get(&format!("f.{name}.weight")), bias.as_deref(), inputs)
+                };
+                let up = project(h, "up_proj", 12);
                 let act: Vec<f64> = match activation {
                     Activation::SwiGlu => {
-                        let gate = r::linear(h, &get("f.gate_proj.weight"), None, 12);
-                        gate.iter().zip(&up).map(|(g, u)| r::silu(*g) * u).collect()
+                        project(h, "gate_proj", 12).iter().zip(&up).map(|(g, u)| r::silu(*g) * u).collect()
+                    }
+                    Activation::Relu2Glu => {
+                        project(h, "gate_proj", 12).iter().zip(&up).map(|(g, u)| r::relu2(*g) * u).collect()
                     }
                     Activation::Gelu => up.iter().map(|u| r::gelu(*u)).collect(),
                     Activation::Relu2 => up.iter().map(|u| r::relu2(*u)).collect(),
                 };
-                r::linear(&act, &get("f.down_proj.weight"), None, 10)
+                let norm = |act: Vec<f64>| r::rms_norm(&act, &get("f.ffn_sub_norm.weight"), 1e-6);
+                let act = if more { norm(act) } else { act };
+                project(&act, "down_proj", 10)
             };
             check("dh", &h, &dh, |h| dot(&forward(h, None), &dout));
             let h = wide(&h);

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{At, Rng, attention_gradient_rows, attention_row, close, on_every_isa, wide};
+use common::{At, Rng, attention_gradient_rows, attention_row, close, frequencies, on_every_isa, wide};
 use ternlm::config::KvFormat;
 use ternlm::config::MomentFormat;
 use ternlm::kernels::{
@@ -274,6 +274,10 @@ fn elementwise_kernels_equal_the_reference() {
             let want: Vec<f64> =
                 x.iter().zip(&y).map(|(x, y)| reference::silu(*x as f64) * *y as f64).collect();
             close(&out, &want, 4, "silu_mul");
+            k::relu2_mul(&x, &y, &mut out);
+            let want: Vec<f64> =
+                x.iter().zip(&y).map(|(x, y)| reference::relu2(*x as f64) * *y as f64).collect();
+            close(&out, &want, 4, "relu2_mul");
             k::gelu(&x, &mut out);
             close(&out, &x.iter().map(|x| reference::gelu(*x as f64)).collect::<Vec<_>>(), 4, "gelu");
             k::relu2(&x, &mut out);
@@ -314,14 +318,16 @@ fn norm_rope_and_cross_entropy_equal_the_reference() {
             k::rms_norm(&x, &gain, 1e-6, &mut y);
             close(&y, &reference::rms_norm(&wide(&x), &wide(&gain), 1e-6), width, "rms_norm");
             if width % 2 == 0 {
-                let table = RopeTable::new(rows, width, 1e4);
+                let frequencies = frequencies(width, 1e4);
+                let table = RopeTable::new(rows, &frequencies, 1.25);
                 let mut y = x.clone();
                 let positions: Vec<u32> = (0..rows as u32).collect();
                 k::rope(&mut y, 1, &table, &positions, Turn::Forward);
                 // Position times frequency is rounded in f32, as in the models.
-                close(&y, &reference::rope(&wide(&x), 1, width, 1e4, rows), rows, "rope");
+                close(&y, &reference::rope(&wide(&x), 1, &frequencies, 1.25, rows), rows, "rope");
                 k::rope(&mut y, 1, &table, &positions, Turn::Backward);
-                close(&y, &wide(&x), 8, "rope there and back");
+                let twice: Vec<f64> = x.iter().map(|x| 1.5625 * *x as f64).collect();
+                close(&y, &twice, 8, "rope there and back");
             }
             let targets: Vec<u32> =
                 (0..rows as u32).map(|r| if r % 5 == 4 { k::IGNORE } else { r * 7 % width as u32 }).collect();

@@ -151,7 +151,7 @@ fn settings_that_do_nothing_are_let_through() {
 
 #[test]
 fn a_setting_that_changes_the_function_is_named() {
-    let scaled = json!({"rope_type": "linear", "factor": 8.0, "rope_theta": 10000});
+    let scaled = json!({"rope_type": "longrope", "factor": 8.0, "rope_theta": 10000});
     for (changes, field) in [
         (json!({"architectures": ["Qwen3ForSequenceClassification"]}), "architectures"),
         (json!({"architectures": ["Qwen3Model"]}), "architectures"),
@@ -188,7 +188,7 @@ fn a_setting_that_changes_the_function_is_named() {
         (json!({"num_local_experts": 8}), "num_local_experts"),
         (json!({"n_routed_experts": 64}), "n_routed_experts"),
         (json!({"mlp_layer_types": ["dense", "sparse"]}), "mlp_layer_types"),
-        (json!({"attention_bias": true}), "attention_bias"),
+        (json!({"mlp_bias": true}), "mlp_bias"),
         (json!({"attention_out_bias": true}), "attention_out_bias"),
         (json!({"qkv_bias": true}), "qkv_bias"),
         (json!({"model_type": "llama", "architectures": null, "qk_norm": true}), "qk_norm"),
@@ -229,6 +229,10 @@ fn a_setting_that_changes_the_function_is_named() {
             "rope_parameters.rope_scaling",
         ),
         (json!({"rope_parameters": {"default": scaled, "rope_theta": 1e4}}), "rope_parameters.default"),
+        (
+            json!({"rope_scaling": {"type": "default", "full_attention": {"type": "linear", "factor": 2}}, "rope_theta": 1e4}),
+            "rope_scaling.full_attention.rope_type",
+        ),
         (json!({"rope_scaling": {"rope_scaling": scaled, "type": "default"}}), "rope_scaling.rope_scaling"),
         (json!({"rope_parameters": {"rope_theta": 1e4, "factor": 4}}), "rope_parameters.factor"),
         (

@@ -30,11 +30,15 @@ fn random(seed: u64, (share, layers, positions): (usize, usize, usize), scope: S
         activation: Activation::SwiGlu,
         qk_norm: true,
         qkv_bias: false,
+        o_bias: false,
+        mlp_bias: false,
+        sub_norm: false,
         causal: true,
         tie_embeddings: false,
         rope_theta: 1e4,
         rms_norm_eps: 1e-6,
         max_positions: positions,
+        rope_scaling: None,
     };
     let mut decoder = Decoder::new(&config, scope, Grouping::Size(48));
     Latents::random(decoder.weights_mut(), seed, None).unwrap();

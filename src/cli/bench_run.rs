@@ -111,11 +111,15 @@ impl Shape {
             activation: Activation::SwiGlu,
             qk_norm: true,
             qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            sub_norm: false,
             causal: true,
             tie_embeddings: tied,
             rope_theta: 1e6,
             rms_norm_eps: 1e-6,
             max_positions: positions,
+            rope_scaling: None,
         }
     }
 }

@@ -368,6 +368,9 @@ impl Show for ModelInfo {
             thousands(c.max_positions as u64),
             if c.tie_embeddings { "tied to the embedding" } else { "of its own" }
         );
+        if let Some(scaling) = &c.rope_scaling {
+            say!("Rotation: base {}, {scaling}", c.rope_theta);
+        }
         let share = 100.0 * self.ternary_weights as f64 / self.parameters.max(1) as f64;
         let (all, ternary) = (thousands(self.parameters), thousands(self.ternary_weights));
         say!("Parameters: {all}, {ternary} of them ternary ({share:.2} %)");

@@ -3,9 +3,11 @@
 
 mod model;
 mod recipe;
+mod rope;
 
 pub use model::{Activation, KvFormat, ModelConfig};
 pub use recipe::{
     DataConfig, Inputs, Join, MomentFormat, OptimizerKind, Order, Recipe, ReportConfig, ScheduleKind, Scope,
     Task, TernaryConfig, TrainConfig,
 };
+pub use rope::{RopeScaling, Rotation};

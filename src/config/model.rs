@@ -1,5 +1,6 @@
 //! The shape of a model.
 
+use super::RopeScaling;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -11,10 +12,19 @@ use crate::error::{Error, Result};
 pub enum Activation {
     /// `down(silu(gate(x)) * up(x))`, three matrices.
     SwiGlu,
+    /// `down(max(0, gate(x))^2 * up(x))`, three matrices (BitNet b1.58).
+    Relu2Glu,
     /// `down(gelu(up(x)))`, two matrices, the tanh form of GELU.
     Gelu,
     /// `down(max(0, up(x))^2)`, two matrices.
     Relu2,
+}
+
+impl Activation {
+    /// Whether there is a gate: a third matrix.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Self::SwiGlu | Self::Relu2Glu)
+    }
 }
 
 /// How the keys and values of positions that a model has read are kept.
@@ -54,6 +64,15 @@ pub struct ModelConfig {
     /// Biases on the query, key and value projections (Qwen2).
     #[serde(default)]
     pub qkv_bias: bool,
+    /// A bias on attention's output projection (`attention_bias` of LLaMA, with `qkv_bias`).
+    #[serde(default)]
+    pub o_bias: bool,
+    /// Biases on the projections of the feed-forward network.
+    #[serde(default)]
+    pub mlp_bias: bool,
+    /// RMSNorm before the output projection and before the down projection (BitNet b1.58).
+    #[serde(default)]
+    pub sub_norm: bool,
     #[serde(default = "yes")]
     pub causal: bool,
     /// The output head is the embedding.
@@ -65,6 +84,9 @@ pub struct ModelConfig {
     pub rms_norm_eps: f32,
     /// Longest sequence the model is meant for.
     pub max_positions: usize,
+    /// A rotation stretched over more positions than it was first trained for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
 }
 
 fn default_activation() -> Activation {
@@ -81,7 +103,7 @@ fn default_eps() -> f32 {
 }
 
 /// Larger than any published decoder; above it a size is a damaged or hostile file.
-const MAX_DIM: usize = 1 << 24;
+pub(super) const MAX_DIM: usize = 1 << 24;
 
 impl ModelConfig {
     /// Judges the shape. `file` is named in the error.
@@ -118,6 +140,9 @@ impl ModelConfig {
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
             return Err(Error::input(file, "rms_norm_eps", self.rms_norm_eps, "0 or more"));
         }
+        if let Some(scaling) = &self.rope_scaling {
+            scaling.validate(self, file)?;
+        }
         let params = self.parameters();
         if params > 1 << 40 {
             return Err(Error::input(file, "sizes", format!("{params} parameters"), "at most 2^40"));
@@ -129,10 +154,13 @@ impl ModelConfig {
     pub fn parameters(&self) -> u128 {
         let [v, c, f] = [self.vocab_size, self.hidden_size, self.intermediate_size].map(|n| n as u128);
         let [h, kv, d] = [self.heads, self.kv_heads, self.head_dim].map(|n| n as u128);
-        let ffn = if self.activation == Activation::SwiGlu { 3 } else { 2 };
-        let qk = if self.qk_norm { 2 * d } else { 0 };
-        let bias = if self.qkv_bias { (h + 2 * kv) * d } else { 0 };
-        let layer = c * d * (2 * h + 2 * kv) + bias + ffn * c * f + 2 * c + qk;
+        let ffn = if self.activation.is_gated() { 3 } else { 2 };
+        let some = |there: bool, n: u128| if there { n } else { 0 };
+        let norms = 2 * c + some(self.qk_norm, 2 * d) + some(self.sub_norm, h * d + f);
+        let biases = some(self.qkv_bias, (h + 2 * kv) * d)
+            + some(self.o_bias, c)
+            + some(self.mlp_bias, (ffn - 1) * f + c);
+        let layer = c * d * (2 * h + 2 * kv) + ffn * c * f + norms + biases;
         let head = if self.tie_embeddings { 1 } else { 2 };
         head * v * c + self.layers as u128 * layer + c
     }

@@ -57,6 +57,20 @@ fn zip2(out: &mut [f32], a: &[f32], b: &[f32], f: fn(&mut [f32], &[f32], &[f32])
         .for_each(|((o, a), b)| f(o, a, b));
 }
 
+/// Runs `f` on matching chunks of gate, up projection and their gradients, in parallel.
+fn zip_gated(
+    gate: &[f32],
+    up: &[f32],
+    d: &mut [f32],
+    dgate: &mut [f32],
+    f: fn(&[f32], &[f32], &mut [f32], &mut [f32]),
+) {
+    assert_eq!([up.len(), d.len(), dgate.len()], [gate.len(); 3], "up, d and dgate of {} gates", gate.len());
+    let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
+    let gradients = d.par_chunks_mut(CHUNK).zip(dgate.par_chunks_mut(CHUNK));
+    inputs.zip(gradients).for_each(|((g, u), (d, dg))| f(g, u, d, dg));
+}
+
 /// `out = x`
 pub fn copy(out: &mut [f32], x: &[f32]) {
     let _time = scope(Phase::Elementwise);
@@ -120,11 +134,7 @@ pub fn silu_mul_backward(gate: &[f32], up: &[f32], d: &mut [f32], dgate: &mut [f
             }
         }
     }
-    assert_eq!([up.len(), d.len(), dgate.len()], [gate.len(); 3], "up, d and dgate of {} gates", gate.len());
-    let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
-    inputs
-        .zip(d.par_chunks_mut(CHUNK).zip(dgate.par_chunks_mut(CHUNK)))
-        .for_each(|((g, u), (d, dg))| run(g, u, d, dg));
+    zip_gated(gate, up, d, dgate, run);
 }
 
 /// `sqrt(2 / pi)` and the cubic term of GELU's tanh form.
@@ -183,6 +193,36 @@ pub fn relu2_backward(x: &[f32], d: &mut [f32]) {
         }
     }
     zip(d, x, run);
+}
+
+/// The gate of BitNet's feed-forward network: `out = max(0, gate)^2 * up`.
+pub fn relu2_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let _time = scope(Phase::Elementwise);
+    kernel! {
+        fn run<S>(out: &mut [f32], gate: &[f32], up: &[f32]) {
+            for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
+                let r = if *g < 0.0 { 0.0 } else { *g };
+                *o = r * r * u;
+            }
+        }
+    }
+    zip2(out, gate, up, run);
+}
+
+/// Backward of [`relu2_mul`]: `dgate = 2 max(0, gate) * up * d`, and `d`, the gradient by the output, becomes that by
+/// `up`, `max(0, gate)^2 * d`.
+pub fn relu2_mul_backward(gate: &[f32], up: &[f32], d: &mut [f32], dgate: &mut [f32]) {
+    let _time = scope(Phase::Elementwise);
+    kernel! {
+        fn run<S>(gate: &[f32], up: &[f32], d: &mut [f32], dgate: &mut [f32]) {
+            for ((g, u), (d, dg)) in gate.iter().zip(up).zip(d.iter_mut().zip(dgate)) {
+                let r = if *g < 0.0 { 0.0 } else { *g };
+                *dg = 2.0 * r * u * *d;
+                *d *= r * r;
+            }
+        }
+    }
+    zip_gated(gate, up, d, dgate, run);
 }
 
 /// `sum x^2` in f64, the same for any number of threads.

@@ -41,8 +41,8 @@ pub use attention::{
 pub use buffer::Buffer;
 pub use cross_entropy::{IGNORE, cross_entropy, logits_stride, most_likely};
 pub use elementwise::{
-    absorb, add_assign, all_finite, copy, fill_zero, gelu, gelu_backward, relu2, relu2_backward, silu_mul,
-    silu_mul_backward, sum_squares,
+    absorb, add_assign, all_finite, copy, fill_zero, gelu, gelu_backward, relu2, relu2_backward, relu2_mul,
+    relu2_mul_backward, silu_mul, silu_mul_backward, sum_squares,
 };
 pub use embedding::{gather, scatter_add, unpack_row};
 pub use isa::Isa;

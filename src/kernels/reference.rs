@@ -36,16 +36,17 @@ pub fn rms_norm(x: &[f64], gain: &[f64], eps: f64) -> Vec<f64> {
     y
 }
 
-/// Rotation of `[n, heads, dim]` in halves; row `r` at position `r % seq`.
-pub fn rope(x: &[f64], heads: usize, dim: usize, theta: f64, seq: usize) -> Vec<f64> {
+/// Rotation of `[n, heads, D]` in halves, times `factor`; row `r` at position `r % seq`, `frequencies` `[D / 2]`.
+pub fn rope(x: &[f64], heads: usize, frequencies: &[f32], factor: f64, seq: usize) -> Vec<f64> {
+    let half = frequencies.len();
     let mut y = x.to_vec();
-    for (r, row) in y.chunks_mut(heads * dim).enumerate() {
-        for head in row.chunks_mut(dim) {
-            for i in 0..dim / 2 {
-                let angle = (r % seq) as f64 * theta.powf(-2.0 * i as f64 / dim as f64);
-                let (a, b) = (head[i], head[i + dim / 2]);
-                head[i] = a * angle.cos() - b * angle.sin();
-                head[i + dim / 2] = b * angle.cos() + a * angle.sin();
+    for (r, row) in y.chunks_mut(heads * 2 * half).enumerate() {
+        for head in row.chunks_mut(2 * half) {
+            for i in 0..half {
+                let angle = (r % seq) as f64 * frequencies[i] as f64;
+                let (a, b) = (head[i], head[i + half]);
+                head[i] = factor * (a * angle.cos() - b * angle.sin());
+                head[i + half] = factor * (b * angle.cos() + a * angle.sin());
             }
         }
     }

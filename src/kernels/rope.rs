@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::isa::kernel;
 use super::profile::{Phase, scope};
 
-/// Cosine and sine of `position * theta^(-2 i / D)`, `[positions, D / 2]` each.
+/// Cosine and sine of `position * frequency`, times a factor, `[positions, D / 2]` each.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
     half: usize,
@@ -14,15 +14,16 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    pub fn new(positions: usize, dim: usize, theta: f32) -> Self {
-        assert!(dim.is_multiple_of(2), "rotary heads have an even width, not {dim}");
-        let half = dim / 2;
+    /// `frequencies` `[D / 2]`, in radians a position.
+    pub fn new(positions: usize, frequencies: &[f32], factor: f32) -> Self {
+        let half = frequencies.len();
         // Frequency and angle in f32, as the models were trained with; sine and cosine of that angle in f64.
-        let frequency = |i: usize| (theta as f64).powf(-2.0 * i as f64 / dim as f64) as f32;
-        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
         let angle = |at: usize| ((at / half) as f32 * frequencies[at % half]) as f64;
         let table = |of: fn(f64) -> f64| {
-            (0..positions * half).into_par_iter().map(|at| of(angle(at)) as f32).collect::<Vec<f32>>()
+            (0..positions * half)
+                .into_par_iter()
+                .map(|at| of(angle(at)) as f32 * factor)
+                .collect::<Vec<f32>>()
         };
         Self { half, cos: table(f64::cos), sin: table(f64::sin) }
     }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::config::{Activation, KvFormat, ModelConfig};
+use crate::config::{KvFormat, ModelConfig};
 use crate::error::Result;
 use crate::formats::hf::EMBEDDING;
 use crate::formats::{ModelFiles, Stored};
@@ -123,7 +123,7 @@ impl Needs {
 fn working_bytes(c: &ModelConfig, context: usize) -> u64 {
     let [width, feed_forward, vocab] = [c.hidden_size, c.intermediate_size, c.vocab_size].map(|n| n as u64);
     let heads = (c.heads as u64 + c.kv_heads as u64) * c.head_dim as u64;
-    let wide = if c.activation == Activation::SwiGlu { 3 } else { 2 };
+    let wide = if c.activation.is_gated() { 3 } else { 2 } + u64::from(c.sub_norm);
     // The residual stream and its norm, twice; queries, keys, values and attention's output; what is `F` wide.
     let row = 4 * width + 2 * heads + wide * feed_forward;
     let angles = c.max_positions as u64 * c.head_dim as u64;
@@ -149,7 +149,7 @@ fn elements(shape: &[usize]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Scope;
+    use crate::config::{Activation, Scope};
     use crate::formats::Description;
     use crate::model::{self, Decoder, Latents};
 
@@ -165,11 +165,15 @@ mod tests {
             activation: Activation::SwiGlu,
             qk_norm: true,
             qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            sub_norm: false,
             causal: true,
             tie_embeddings: tied,
             rope_theta: 1e4,
             rms_norm_eps: 1e-6,
             max_positions: 1000,
+            rope_scaling: None,
         }
     }
 

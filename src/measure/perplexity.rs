@@ -65,8 +65,8 @@ pub fn perplexity_of(
 /// # use ternlm::{measure, model::Decoder, ternary::Grouping};
 /// # let config = ModelConfig {
 /// #     vocab_size: 256, hidden_size: 16, layers: 1, heads: 1, kv_heads: 1, head_dim: 16, intermediate_size: 16,
-/// #     activation: Activation::SwiGlu, qk_norm: false, qkv_bias: false, causal: true, tie_embeddings: false,
-/// #     rope_theta: 1e4, rms_norm_eps: 1e-6, max_positions: 64,
+/// #     activation: Activation::SwiGlu, qk_norm: false, qkv_bias: false, o_bias: false, mlp_bias: false, sub_norm: false,
+/// #     causal: true, tie_embeddings: false, rope_theta: 1e4, rms_norm_eps: 1e-6, max_positions: 64, rope_scaling: None,
 /// # };
 /// // Weights of zero give every one of 256 tokens the same probability.
 /// let decoder = Decoder::new(&config, Scope::None, Grouping::default());

@@ -249,11 +249,15 @@ mod tests {
             activation: Activation::SwiGlu,
             qk_norm: true,
             qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            sub_norm: false,
             causal: true,
             tie_embeddings: false,
             rope_theta: 1e4,
             rms_norm_eps: 1e-6,
             max_positions: 32,
+            rope_scaling: None,
         };
         let mut decoder = Decoder::new(&config, Scope::Blocks, Grouping::Size(8));
         let latents = Latents::random(decoder.weights_mut(), 1, None).unwrap();

@@ -1,6 +1,8 @@
-//! Grouped-query self-attention with rotary positions and, for Qwen3, norms on queries and keys.
+//! Grouped-query self-attention with rotary positions; for Qwen3 with norms on queries and keys, for BitNet with one
+//! before the output projection.
 
 use super::cache::{KvCache, Part};
+use super::rms_norm::{normed, normed_backward};
 use super::{Context, Gradients, Linear, RmsNorm, Role, Weight};
 use crate::config::ModelConfig;
 use crate::kernels::{
@@ -17,6 +19,7 @@ pub struct Attention {
     pub o_proj: Linear,
     pub q_norm: Option<RmsNorm>,
     pub k_norm: Option<RmsNorm>,
+    pub attn_sub_norm: Option<RmsNorm>,
     heads: Heads,
 }
 
@@ -33,7 +36,7 @@ pub struct AttentionSaved {
     q: Buffer,
     k: Buffer,
     v: Buffer,
-    /// Before the output projection.
+    /// Before the output projection and its norm.
     out: Buffer,
     /// Log-sum-exp of the scores, `[B, H, T]`.
     lse: Buffer,
@@ -56,16 +59,17 @@ impl Attention {
         let linear = |part: &str, inputs, out, bias| {
             Linear::new(&format!("{name}.{part}"), inputs, out, Role::Attention, grouping, bias)
         };
-        let norm = |part: &str| {
-            c.qk_norm.then(|| RmsNorm::new(&format!("{name}.{part}"), c.head_dim, c.rms_norm_eps))
+        let norm = |there: bool, part: &str, width| {
+            there.then(|| RmsNorm::new(&format!("{name}.{part}"), width, c.rms_norm_eps))
         };
         Self {
             q_proj: linear("q_proj", c.hidden_size, q, c.qkv_bias),
             k_proj: linear("k_proj", c.hidden_size, kv, c.qkv_bias),
             v_proj: linear("v_proj", c.hidden_size, kv, c.qkv_bias),
-            o_proj: linear("o_proj", q, c.hidden_size, false),
-            q_norm: norm("q_norm"),
-            k_norm: norm("k_norm"),
+            o_proj: linear("o_proj", q, c.hidden_size, c.o_bias),
+            q_norm: norm(c.qk_norm, "q_norm", c.head_dim),
+            k_norm: norm(c.qk_norm, "k_norm", c.head_dim),
+            attn_sub_norm: norm(c.sub_norm, "attn_sub_norm", q),
             heads: Heads { heads: c.heads, kv_heads: c.kv_heads, dim: c.head_dim, causal: c.causal },
         }
     }
@@ -104,9 +108,10 @@ impl Attention {
             }
             Some(cached) => self.attend_cached(cached, cx, &q, &k, saved),
         }
-        cx.ws.give(q);
         cx.ws.give(k);
-        self.o_proj.forward(&saved.out, out, To::Add);
+        // The rotated queries are no longer needed: their buffer takes the norm of what attention gave.
+        self.o_proj.forward(normed(&self.attn_sub_norm, &saved.out, &mut q), out, To::Add);
+        cx.ws.give(q);
     }
 
     fn attend_cached(
@@ -152,10 +157,12 @@ impl Attention {
         grads: &mut Gradients,
     ) {
         let Heads { heads, kv_heads, .. } = self.heads;
-        let mut dmixed = cx.ws.take(saved.out.len());
-        self.o_proj.backward(&saved.out, dout, &mut dmixed, To::Set, grads);
-
         let (mut q, mut k) = (cx.ws.take(saved.q.len()), cx.ws.take(saved.k.len()));
+        let mut dmixed = cx.ws.take(saved.out.len());
+        let mixed = normed(&self.attn_sub_norm, &saved.out, &mut q);
+        self.o_proj.backward(mixed, dout, &mut dmixed, To::Set, grads);
+        normed_backward(&self.attn_sub_norm, &saved.out, &mut dmixed, &mut q, grads);
+
         rotate(&self.q_norm, &saved.q, heads, cx, &mut q);
         rotate(&self.k_norm, &saved.k, kv_heads, cx, &mut k);
         let (mut dq, mut dk) = (cx.ws.take(saved.q.len()), cx.ws.take(saved.k.len()));
@@ -177,14 +184,14 @@ impl Attention {
 
     pub fn weights(&self) -> impl Iterator<Item = &Weight> {
         let linears = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
-        let norms = self.q_norm.iter().chain(&self.k_norm).map(|n| &n.gain);
+        let norms = self.q_norm.iter().chain(&self.k_norm).chain(&self.attn_sub_norm).map(|n| &n.gain);
         linears.into_iter().flat_map(Linear::weights).chain(norms)
     }
 
     pub fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
         let linears = [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj];
-        let norms = self.q_norm.iter_mut().chain(&mut self.k_norm).map(|n| &mut n.gain);
-        linears.into_iter().flat_map(Linear::weights_mut).chain(norms)
+        let norms = self.q_norm.iter_mut().chain(&mut self.k_norm).chain(&mut self.attn_sub_norm);
+        linears.into_iter().flat_map(Linear::weights_mut).chain(norms.map(|n| &mut n.gain))
     }
 }
 

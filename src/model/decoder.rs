@@ -162,7 +162,7 @@ pub enum Wanted {
     All,
 }
 
-/// A decoder of the Qwen3 and LLaMA family, or, with a two-matrix feed-forward, the small one of the copy task.
+/// A decoder of the Qwen3, LLaMA and BitNet family, or, with a two-matrix feed-forward, the small one of the copy task.
 ///
 /// It is read by everything that uses it, several threads at once if they like. A training keeps latents, gradients and
 /// moments beside it. One step by hand: add the gradients of one or more batches, let the optimizer change the latents,
@@ -185,11 +185,15 @@ pub enum Wanted {
 ///     activation: Activation::SwiGlu,
 ///     qk_norm: true,
 ///     qkv_bias: false,
+///     o_bias: false,
+///     mlp_bias: false,
+///     sub_norm: false,
 ///     causal: true,
 ///     tie_embeddings: false,
 ///     rope_theta: 10_000.0,
 ///     rms_norm_eps: 1e-6,
 ///     max_positions: 8,
+///     rope_scaling: None,
 /// };
 /// let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(16));
 /// let mut latents = Latents::random(decoder.weights_mut(), 0, None)?;
@@ -239,6 +243,7 @@ impl Decoder {
         let c = config;
         let blocks = (scope != Scope::None).then_some(grouping);
         let ends = (scope == Scope::All).then_some(grouping);
+        let rotation = c.rotation();
         let mut decoder = Self {
             config: c.clone(),
             scope,
@@ -249,7 +254,7 @@ impl Decoder {
             norm: RmsNorm::new("model.norm", c.hidden_size, c.rms_norm_eps),
             lm_head: (!c.tie_embeddings)
                 .then(|| Linear::new("lm_head", c.hidden_size, c.vocab_size, Role::Head, ends, false)),
-            rope: RopeTable::new(c.max_positions, c.head_dim, c.rope_theta),
+            rope: RopeTable::new(c.max_positions, &rotation.frequencies, rotation.factor),
         };
         number(decoder.weights_mut());
         decoder

@@ -1,16 +1,19 @@
-//! The feed-forward network of a block: SwiGLU with three matrices, or GELU or ReLU² with two.
+//! The feed-forward network of a block: SwiGLU or gated ReLU² with three matrices, or GELU or ReLU² with two; for BitNet
+//! with a norm before the last one.
 
-use super::{Context, Gradients, Linear, Role, Weight};
+use super::rms_norm::{normed, normed_backward};
+use super::{Context, Gradients, Linear, RmsNorm, Role, Weight};
 use crate::config::{Activation, ModelConfig};
 use crate::kernels::{self, Buffer, To};
 use crate::ternary::Grouping;
 
 #[derive(Clone, Debug)]
 pub struct FeedForward {
-    /// SwiGLU only.
+    /// Where the activation is gated.
     pub gate_proj: Option<Linear>,
     pub up_proj: Linear,
     pub down_proj: Linear,
+    pub ffn_sub_norm: Option<RmsNorm>,
     activation: Activation,
 }
 
@@ -30,18 +33,20 @@ impl FeedForwardSaved {
 impl FeedForward {
     pub fn new(name: &str, c: &ModelConfig, grouping: Option<Grouping>) -> Self {
         let linear = |part: &str, inputs, out| {
-            Linear::new(&format!("{name}.{part}"), inputs, out, Role::FeedForward, grouping, false)
+            Linear::new(&format!("{name}.{part}"), inputs, out, Role::FeedForward, grouping, c.mlp_bias)
         };
+        let norm = |part: &str| RmsNorm::new(&format!("{name}.{part}"), c.intermediate_size, c.rms_norm_eps);
+        let gated = c.activation.is_gated();
         Self {
-            gate_proj: (c.activation == Activation::SwiGlu)
-                .then(|| linear("gate_proj", c.hidden_size, c.intermediate_size)),
+            gate_proj: gated.then(|| linear("gate_proj", c.hidden_size, c.intermediate_size)),
             up_proj: linear("up_proj", c.hidden_size, c.intermediate_size),
             down_proj: linear("down_proj", c.intermediate_size, c.hidden_size),
+            ffn_sub_norm: c.sub_norm.then(|| norm("ffn_sub_norm")),
             activation: c.activation,
         }
     }
 
-    /// `out += down(act(h))` for `h` `[n, C]`.
+    /// `out += down(norm(act(h)))` for `h` `[n, C]`.
     pub fn forward(&self, h: &[f32], cx: &mut Context<'_>, saved: &mut FeedForwardSaved, out: &mut [f32]) {
         let len = cx.rows.count() * self.up_proj.weight.shape[0];
         let FeedForwardSaved { gate, up } = saved;
@@ -49,10 +54,11 @@ impl FeedForward {
         up.resize(len);
         let gated = self.gate_proj.iter().zip([gate]);
         Linear::forward_each(h, gated.chain([(&self.up_proj, up)]));
-        let mut act = cx.ws.take(len);
+        let (mut act, mut h) = (cx.ws.take(len), cx.ws.take(self.normed_len(len)));
         self.activate(saved, &mut act);
-        self.down_proj.forward(&act, out, To::Add);
+        self.down_proj.forward(normed(&self.ffn_sub_norm, &act, &mut h), out, To::Add);
         cx.ws.give(act);
+        cx.ws.give(h);
     }
 
     /// Mirror of [`FeedForward::forward`]: from `dout` the gradients of all weights, and `dh`.
@@ -68,9 +74,13 @@ impl FeedForward {
         let len = saved.up.len();
         // `d` is the gradient by the activation, then that by the up projection.
         let (mut act, mut d) = (cx.ws.take(len), cx.ws.take(len));
+        let mut scratch = cx.ws.take(self.normed_len(len));
         self.activate(saved, &mut act);
-        self.down_proj.backward(&act, dout, &mut d, To::Set, grads);
+        let inner = normed(&self.ffn_sub_norm, &act, &mut scratch);
+        self.down_proj.backward(inner, dout, &mut d, To::Set, grads);
+        normed_backward(&self.ffn_sub_norm, &act, &mut d, &mut scratch, grads);
         match self.activation {
+            Activation::Relu2Glu => kernels::relu2_mul_backward(&saved.gate, &saved.up, &mut d, &mut act),
             Activation::SwiGlu => kernels::silu_mul_backward(&saved.gate, &saved.up, &mut d, &mut act),
             Activation::Gelu => kernels::gelu_backward(&saved.up, &mut d),
             Activation::Relu2 => kernels::relu2_backward(&saved.up, &mut d),
@@ -80,26 +90,33 @@ impl FeedForward {
             // `act` holds the gate's gradient now.
             gate.backward(h, &act, dh, To::Add, grads);
         }
-        cx.ws.give(act);
-        cx.ws.give(d);
+        for buffer in [act, d, scratch] {
+            cx.ws.give(buffer);
+        }
+    }
+
+    /// Values that the norm before the last projection needs room for.
+    fn normed_len(&self, len: usize) -> usize {
+        if self.ffn_sub_norm.is_some() { len } else { 0 }
     }
 
     fn activate(&self, saved: &FeedForwardSaved, act: &mut [f32]) {
         match self.activation {
             Activation::SwiGlu => kernels::silu_mul(&saved.gate, &saved.up, act),
+            Activation::Relu2Glu => kernels::relu2_mul(&saved.gate, &saved.up, act),
             Activation::Gelu => kernels::gelu(&saved.up, act),
             Activation::Relu2 => kernels::relu2(&saved.up, act),
         }
     }
 
     pub fn weights(&self) -> impl Iterator<Item = &Weight> {
-        self.gate_proj.iter().chain([&self.up_proj, &self.down_proj]).flat_map(Linear::weights)
+        let norm = self.ffn_sub_norm.iter().map(|n| &n.gain);
+        self.gate_proj.iter().chain([&self.up_proj, &self.down_proj]).flat_map(Linear::weights).chain(norm)
     }
 
     pub fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
-        self.gate_proj
-            .iter_mut()
-            .chain([&mut self.up_proj, &mut self.down_proj])
-            .flat_map(Linear::weights_mut)
+        let norm = self.ffn_sub_norm.iter_mut().map(|n| &mut n.gain);
+        let linears = self.gate_proj.iter_mut().chain([&mut self.up_proj, &mut self.down_proj]);
+        linears.flat_map(Linear::weights_mut).chain(norm)
     }
 }

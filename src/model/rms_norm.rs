@@ -1,7 +1,7 @@
 //! RMSNorm, never ternary.
 
 use super::{Gradients, Weight};
-use crate::kernels::{self, To};
+use crate::kernels::{self, Buffer, To};
 
 /// `y = x * gain / sqrt(mean(x^2) + eps)` over the last dimension.
 #[derive(Clone, Debug)]
@@ -24,5 +24,30 @@ impl RmsNorm {
     pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], to: To, grads: &mut Gradients) {
         let (gain, dgain) = (self.gain.dense(), grads.of(&self.gain));
         kernels::rms_norm_backward(x, gain, self.eps, dy, dx, dgain, to);
+    }
+}
+
+/// What a projection behind a norm takes: `x` through the norm into `out`, or `x` itself where there is none.
+pub(super) fn normed<'a>(norm: &Option<RmsNorm>, x: &'a Buffer, out: &'a mut Buffer) -> &'a Buffer {
+    match norm {
+        Some(norm) => {
+            norm.forward(x, out);
+            out
+        }
+        None => x,
+    }
+}
+
+/// Mirror of [`normed`]: `d`, the gradient by what the projection took, becomes that by `x`. `scratch` is as long.
+pub(super) fn normed_backward(
+    norm: &Option<RmsNorm>,
+    x: &Buffer,
+    d: &mut Buffer,
+    scratch: &mut Buffer,
+    grads: &mut Gradients,
+) {
+    if let Some(norm) = norm {
+        norm.backward(x, d, scratch, To::Set, grads);
+        std::mem::swap(d, scratch);
     }
 }

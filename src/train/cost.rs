@@ -1,7 +1,7 @@
 //! What a training costs: arithmetic, memory, and memory traffic, from the shape of the model and the batch.
 
 use super::Trainer;
-use crate::config::{Activation, ModelConfig, MomentFormat, OptimizerKind, TrainConfig};
+use crate::config::{ModelConfig, MomentFormat, OptimizerKind, TrainConfig};
 use crate::kernels::BLOCK;
 use crate::model::{Role, Sequences, cross_entropy};
 
@@ -16,7 +16,7 @@ fn projections(c: &ModelConfig) -> Vec<[usize; 2]> {
 
 /// How many projections lead to the width of the feed-forward network: gate and up, or up alone.
 fn widening(c: &ModelConfig) -> usize {
-    if c.activation == Activation::SwiGlu { 2 } else { 1 }
+    if c.activation.is_gated() { 2 } else { 1 }
 }
 
 /// Weights of the projections of all blocks.
@@ -125,7 +125,7 @@ pub fn least_traffic(trainer: &Trainer) -> f64 {
 mod tests {
     use super::super::{Optimizer, setup_random};
     use super::*;
-    use crate::config::{Recipe, Scope};
+    use crate::config::{Activation, Recipe, Scope};
     use crate::formats::tensors::Tensor;
     use crate::model::{Decoder, Gradients, State};
     use crate::ternary::Grouping;
@@ -185,10 +185,18 @@ mod tests {
             ..copy().model.unwrap()
         };
         let mut shapes = Vec::new();
-        for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu2] {
+        for activation in [Activation::SwiGlu, Activation::Relu2Glu, Activation::Gelu, Activation::Relu2] {
             for more in [false, true] {
-                let (qk_norm, qkv_bias, tie_embeddings) = (more, more, more);
-                shapes.push(ModelConfig { activation, qk_norm, qkv_bias, tie_embeddings, ..first.clone() });
+                shapes.push(ModelConfig {
+                    activation,
+                    qk_norm: more,
+                    qkv_bias: more,
+                    o_bias: more,
+                    mlp_bias: more,
+                    sub_norm: more,
+                    tie_embeddings: more,
+                    ..first.clone()
+                });
             }
         }
         shapes

@@ -36,6 +36,11 @@ impl Rng {
     }
 }
 
+/// Those of a plain rotation of heads `dim` wide.
+pub fn frequencies(dim: usize, theta: f64) -> Vec<f32> {
+    (0..dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim as f64) as f32).collect()
+}
+
 pub fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| x as f64).collect()
 }

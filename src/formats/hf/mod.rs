@@ -1,11 +1,12 @@
 //! `config.json` and `generation_config.json` of a Hugging Face directory, and [`ModelConfig`].
 //!
-//! Architectures: Qwen3, Qwen2, LLaMA, Mistral without its sliding window, and `ternlm`, our own name for what the
+//! Architectures: Qwen3, Qwen2, LLaMA, Mistral without its sliding window, BitNet, and `ternlm`, our own name for what the
 //! others cannot say (a two-matrix feed-forward network, a model that is not causal): keys `ffn`, `causal`, `qk_norm`,
-//! `qkv_bias`. A setting that would change the function and is not supported is an error, never ignored.
+//! `qkv_bias`, `o_bias`, `mlp_bias`, `sub_norm`. A setting that would change the function and is not supported is an error, never ignored.
 
 mod read;
 mod refuse;
+mod rope;
 mod write;
 
 pub use read::read_config;
@@ -29,26 +30,32 @@ enum Architecture {
     Qwen2,
     Llama,
     Mistral,
+    Bitnet,
     Ternlm,
 }
 
 impl Architecture {
-    const NAMES: &str = "\"qwen3\", \"qwen2\", \"llama\", \"mistral\" or \"ternlm\"";
+    const NAMES: &str = "\"qwen3\", \"qwen2\", \"llama\", \"mistral\", \"bitnet\" or \"ternlm\"";
 
     fn from_name(name: &str) -> Option<Self> {
         use Architecture::*;
-        [Qwen3, Qwen2, Llama, Mistral, Ternlm].into_iter().find(|a| a.name() == name)
+        [Qwen3, Qwen2, Llama, Mistral, Bitnet, Ternlm].into_iter().find(|a| a.name() == name)
     }
 
     /// The architecture to write: the one that was read where it can say the model, otherwise the one that can.
     fn of(model: &ModelConfig, read: Option<Self>) -> Self {
-        let plain = model.activation == Activation::SwiGlu && model.causal;
-        match (plain, model.qk_norm, model.qkv_bias) {
-            _ if read == Some(Self::Ternlm) => Self::Ternlm,
-            (true, true, false) => Self::Qwen3,
-            (true, false, true) => Self::Qwen2,
-            (true, false, false) if read == Some(Self::Mistral) => Self::Mistral,
-            (true, false, false) => Self::Llama,
+        let m = model;
+        let no_bias = !(m.qkv_bias || m.o_bias || m.mlp_bias);
+        let even_bias = m.qkv_bias == m.o_bias && !m.mlp_bias;
+        match (m.activation, m.sub_norm, m.qk_norm) {
+            _ if !m.causal || read == Some(Self::Ternlm) => Self::Ternlm,
+            (Activation::Relu2Glu, true, false) if even_bias && m.heads * m.head_dim == m.hidden_size => {
+                Self::Bitnet
+            }
+            (Activation::SwiGlu, false, true) if even_bias => Self::Qwen3,
+            (Activation::SwiGlu, false, false) if no_bias && read == Some(Self::Mistral) => Self::Mistral,
+            (Activation::SwiGlu, false, false) if m.qkv_bias && !m.o_bias && !m.mlp_bias => Self::Qwen2,
+            (Activation::SwiGlu, false, false) if m.qkv_bias == m.o_bias => Self::Llama,
             _ => Self::Ternlm,
         }
     }
@@ -59,6 +66,7 @@ impl Architecture {
             Self::Qwen2 => "qwen2",
             Self::Llama => "llama",
             Self::Mistral => "mistral",
+            Self::Bitnet => "bitnet",
             Self::Ternlm => "ternlm",
         }
     }
@@ -70,6 +78,7 @@ impl Architecture {
             Self::Qwen2 => "Qwen2ForCausalLM",
             Self::Llama => "LlamaForCausalLM",
             Self::Mistral => "MistralForCausalLM",
+            Self::Bitnet => "BitNetForCausalLM",
             Self::Ternlm => "TernlmForCausalLM",
         }
     }
@@ -127,11 +136,15 @@ mod tests {
             activation: Activation::SwiGlu,
             qk_norm: true,
             qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            sub_norm: false,
             causal: true,
             tie_embeddings: false,
             rope_theta: 5e5,
             rms_norm_eps: 1e-5,
             max_positions: 128,
+            rope_scaling: None,
         };
         assert_eq!(qwen3, wanted);
         for (kind, qk_norm, qkv_bias) in
@@ -139,6 +152,19 @@ mod tests {
         {
             assert_eq!(model(kind, json!({})), ModelConfig { qk_norm, qkv_bias, ..wanted.clone() });
         }
+        for (kind, mlp_bias) in [("llama", true), ("qwen3", false)] {
+            let biased = model(kind, json!({"attention_bias": true, "mlp_bias": mlp_bias}));
+            let qk_norm = kind == "qwen3";
+            let (qkv_bias, o_bias) = (true, true);
+            assert_eq!(biased, ModelConfig { qk_norm, qkv_bias, o_bias, mlp_bias, ..wanted.clone() });
+        }
+        // The published one names code that it does not carry.
+        let released = json!({"AutoConfig": "configuration_bitnet.BitNetConfig",
+            "AutoModelForCausalLM": "modeling_bitnet.BitNetForCausalLM"});
+        let bitnet = model("bitnet", json!({"head_dim": 8, "hidden_act": "relu2", "auto_map": released}));
+        let activation = Activation::Relu2Glu;
+        let like = ModelConfig { activation, head_dim: 8, qk_norm: false, sub_norm: true, ..wanted.clone() };
+        assert_eq!(bitnet, like);
         let bare = json!({"head_dim": "absent", "num_key_value_heads": null, "rms_norm_eps": "absent", "rope_theta": "absent"});
         let llama = model("llama", bare);
         assert_eq!((llama.head_dim, llama.kv_heads, llama.rms_norm_eps, llama.rope_theta), (8, 4, 1e-6, 1e4));
@@ -166,17 +192,13 @@ mod tests {
     fn a_setting_that_changes_the_function_is_never_ignored() {
         for (kind, changes, wanted) in [
             ("gpt2", json!({}), "model_type: found \"gpt2\", wanted \"qwen3\""),
-            (
-                "llama",
-                json!({"rope_scaling": {"rope_type": "yarn", "factor": 4}}),
-                "rope_scaling.rope_type: found \"yarn\"",
-            ),
-            ("llama", json!({"rope_scaling": {"type": "linear"}}), "rope_scaling.type: found \"linear\""),
+            ("llama", json!({"rope_scaling": {"type": "longrope"}}), "rope_scaling.type: found \"longrope\""),
+            ("llama", json!({"rope_scaling": {"type": "linear"}}), "rope_scaling.factor: found nothing"),
             ("llama", json!({"rope_scaling": {"factor": 2}}), "rope_scaling: found"),
             (
                 "llama",
                 json!({"rope_parameters": {"rope_type": "llama3"}}),
-                "rope_parameters.rope_type: found \"llama3\"",
+                "rope_parameters.factor: found nothing",
             ),
             (
                 "llama",
@@ -189,8 +211,15 @@ mod tests {
                 "rope_parameters.partial_rotary_factor",
             ),
             ("qwen3", json!({"rope_theta": "absent"}), "rope_theta: found nothing"),
-            ("llama", json!({"attention_bias": true}), "attention_bias: found true"),
-            ("llama", json!({"mlp_bias": true}), "mlp_bias: found true"),
+            ("qwen2", json!({"attention_bias": true}), "attention_bias: found true"),
+            ("mistral", json!({"attention_bias": true}), "attention_bias: found true"),
+            ("qwen3", json!({"mlp_bias": true}), "mlp_bias: found true"),
+            (
+                "bitnet",
+                json!({"head_dim": 8, "hidden_act": "silu"}),
+                "hidden_act: found \"silu\", wanted \"relu2\"",
+            ),
+            ("bitnet", json!({"hidden_size": 48}), "head_dim: found 16, wanted hidden_size 48 over 4 heads"),
             ("qwen3", json!({"hidden_act": "gelu"}), "hidden_act: found \"gelu\", wanted \"silu\""),
             ("qwen3", json!({"use_sliding_window": true, "sliding_window": 32}), "sliding_window: found 32"),
             ("qwen3", json!({"layer_types": ["full_attention", "sliding_attention"]}), "layer_types: found"),
@@ -230,6 +259,15 @@ mod tests {
             ("llama", "llama", json!({"rope_theta": null, "rope_parameters": {"rope_theta": 12345.678}})),
             ("mistral", "mistral", json!({"sliding_window": "absent"})),
             ("ternlm", "ternlm", json!({"ffn": "gelu", "causal": false, "qkv_bias": true})),
+            (
+                "ternlm",
+                "ternlm",
+                json!({"ffn": "relu2glu", "sub_norm": true, "o_bias": true, "mlp_bias": true}),
+            ),
+            ("llama", "llama", json!({"attention_bias": true, "mlp_bias": true})),
+            ("qwen3", "qwen3", json!({"attention_bias": true})),
+            ("bitnet", "bitnet", json!({"head_dim": 8, "attention_bias": true})),
+            ("qwen2", "qwen2", json!({"rope_scaling": {"type": "yarn", "factor": 4, "mscale": 0.7}})),
         ];
         for (kind, written, changes) in cases {
             let mut config = parse(kind, changes).unwrap();

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 
-use super::{Architecture, FILE_NAME, GENERATION_NAME, refuse};
+use super::{Architecture, FILE_NAME, GENERATION_NAME, refuse, rope};
 use crate::config::{Activation, ModelConfig};
 use crate::error::{Error, Result};
 use crate::files::Bundle;
@@ -14,8 +14,8 @@ use crate::formats::quoted;
 /// Reads `config.json` among `files`, and `generation_config.json` when it is there.
 ///
 /// # Errors
-/// A lacking or impossible value; a setting that changes the function and is not supported (a scaled rope, a sliding
-/// window, biases, another activation, factors, soft caps, experts, another tool's packed weights, code of its own); an
+/// A lacking or impossible value; a setting that changes the function and is not supported (a partial rope, a sliding
+/// window, another activation, factors, soft caps, experts, another tool's packed weights, code of its own); an
 /// unknown key in the rotation's settings or in the key `ternlm`.
 pub fn read_config(files: &Bundle) -> Result<Description> {
     let [file, generation_file] = [FILE_NAME, GENERATION_NAME].map(|name| files.path_of(name));
@@ -66,11 +66,20 @@ fn model(f: &Fields<'_>, architecture: Architecture) -> Result<ModelConfig> {
             return Err(f.bad("head_dim", "nothing", wanted));
         }
     };
+    if architecture == Bitnet && heads.checked_mul(head_dim) != Some(hidden_size) {
+        // The norm of attention's output is as wide as the residual stream.
+        return Err(f.bad("head_dim", head_dim, format!("hidden_size {hidden_size} over {heads} heads")));
+    }
     let ours = |key| if architecture == Ternlm { f.flag(key) } else { Ok(None) };
+    let usual = if architecture == Bitnet { Activation::Relu2Glu } else { Activation::SwiGlu };
     let activation = match architecture {
-        Ternlm => f.maybe("ffn", "\"swiglu\", \"gelu\" or \"relu2\"", as_type)?,
-        _ => f.maybe("ffn", "\"swiglu\"", |v| (v == "swiglu").then_some(Activation::SwiGlu))?,
+        Ternlm => f.maybe("ffn", "\"swiglu\", \"relu2glu\", \"gelu\" or \"relu2\"", as_type)?,
+        _ => f.maybe("ffn", "nothing", |v| (as_type(v) == Some(usual)).then_some(usual))?,
     };
+    let attention_bias = f.flag("attention_bias")?.unwrap_or(false);
+    let (rope_theta, rope_scaling) = rope::read(f, architecture)?;
+    // The reference implementation's own default.
+    let usual_eps = if architecture == Bitnet { 1e-5 } else { 1e-6 };
     Ok(ModelConfig {
         vocab_size: f.size("vocab_size")?,
         hidden_size,
@@ -79,106 +88,29 @@ fn model(f: &Fields<'_>, architecture: Architecture) -> Result<ModelConfig> {
         kv_heads: f.maybe("num_key_value_heads", "a whole number", as_size)?.unwrap_or(heads),
         head_dim,
         intermediate_size: f.size("intermediate_size")?,
-        activation: activation.unwrap_or(Activation::SwiGlu),
+        activation: activation.unwrap_or(usual),
         qk_norm: ours("qk_norm")?.unwrap_or(architecture == Qwen3),
-        qkv_bias: ours("qkv_bias")?.unwrap_or(architecture == Qwen2),
+        qkv_bias: ours("qkv_bias")?.unwrap_or(architecture == Qwen2 || attention_bias),
+        o_bias: ours("o_bias")?.unwrap_or(attention_bias),
+        mlp_bias: f.flag("mlp_bias")?.unwrap_or(false),
+        sub_norm: ours("sub_norm")?.unwrap_or(architecture == Bitnet),
         causal: ours("causal")?.unwrap_or(true),
         tie_embeddings: f.flag("tie_word_embeddings")?.unwrap_or(false),
-        rope_theta: rope_theta(f, architecture)?,
-        rms_norm_eps: f.maybe("rms_norm_eps", "a number", as_f32)?.unwrap_or(1e-6),
+        rope_theta,
+        rms_norm_eps: f.maybe("rms_norm_eps", "a number", as_f32)?.unwrap_or(usual_eps),
         max_positions: f.size("max_position_embeddings")?,
+        rope_scaling,
     })
 }
 
-/// From the released form (`rope_theta`, `rope_scaling`) or the nested one (`rope_parameters`).
-fn rope_theta(f: &Fields<'_>, architecture: Architecture) -> Result<f32> {
-    let mut theta = f.maybe("rope_theta", "a number", as_f32)?;
-    for key in ["rope_scaling", "rope_parameters"] {
-        // An empty object is none, as in the reference implementation.
-        let Some(rope) = f.object(key)?.filter(|rope| !rope.map.is_empty()) else { continue };
-        let typed = rope.get("rope_type").or(rope.get("type")).is_some();
-        let by_layer = LAYER_TYPES.iter().any(|kind| rope.get(kind).is_some());
-        if key == "rope_scaling" && !typed && !by_layer {
-            return Err(f.bad(key, "an object without rope_type", "null, or rope_type \"default\""));
-        }
-        plain_rotation(&rope, &mut theta, true)?;
-    }
-    match theta {
-        Some(theta) => Ok(theta),
-        // LLaMA files older than the key.
-        None if architecture == Architecture::Llama => Ok(10_000.0),
-        None => Err(f.bad("rope_theta", "nothing", "a number, here or in rope_parameters")),
-    }
-}
-
-/// Keys of the scaled rotations, which do nothing beside `rope_type` "default".
-const OF_SCALED: &[&str] = &[
-    "factor",
-    "original_max_position_embeddings",
-    "attention_factor",
-    "beta_fast",
-    "beta_slow",
-    "short_factor",
-    "long_factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "mscale",
-    "mscale_all_dim",
-    "truncate",
-    // Of YaRN before it was in Hugging Face's library.
-    "attn_factor",
-    "extrapolation_factor",
-    "finetuned",
-];
-
-/// Kinds of layers that may have rotations of their own, one level deeper.
-const LAYER_TYPES: &[&str] = &["full_attention", "sliding_attention", "chunked_attention"];
-
-/// Judges an object of rotary settings. `theta` is what was read so far: every place that states it must agree.
-fn plain_rotation(rope: &Fields<'_>, theta: &mut Option<f32>, by_layer: bool) -> Result<()> {
-    for kind in ["rope_type", "type"] {
-        rope.maybe(kind, "\"default\": a scaled rope is not supported", |v| (v == "default").then_some(()))?;
-    }
-    let typed = rope.get("rope_type").or(rope.get("type")).is_some();
-    only_whole_rotation(rope)?;
-    let here = rope.maybe("rope_theta", "a number", as_f32)?;
-    if let (Some(here), Some(theta)) = (here, *theta)
-        && here != theta
-    {
-        return Err(rope.bad("rope_theta", here, format!("rope_theta's {theta}")));
-    }
-    *theta = theta.or(here);
-    for (key, value) in rope.map.iter().filter(|(_, value)| !value.is_null()) {
-        match key.as_str() {
-            "rope_type" | "type" | "rope_theta" | "partial_rotary_factor" => {}
-            of_scaled if OF_SCALED.contains(&of_scaled) => {
-                if !typed {
-                    return Err(rope.bad(key, json::brief(value), "rope_type \"default\" beside it"));
-                }
-            }
-            layer if by_layer && LAYER_TYPES.contains(&layer) => {
-                if let Some(rope) = rope.object(layer)? {
-                    plain_rotation(&rope, theta, false)?;
-                }
-            }
-            _ => return Err(rope.bad(key, "an unknown field", "rope_theta and rope_type \"default\"")),
-        }
-    }
-    Ok(())
-}
-
-fn only_whole_rotation(f: &Fields<'_>) -> Result<()> {
-    let whole = |v: &Value| (v.as_f64() == Some(1.0)).then_some(());
-    f.maybe("partial_rotary_factor", "1: a partial rope is not supported", whole).map(|_| ())
-}
-
 fn refuse_unsupported(f: &Fields<'_>, architecture: Architecture) -> Result<()> {
-    for key in ["attention_bias", "mlp_bias"] {
-        if f.flag(key)? == Some(true) {
-            return Err(f.bad(key, true, "false: these biases are not supported"));
+    use Architecture::*;
+    for (key, theirs) in [("attention_bias", &[Llama, Qwen3, Bitnet][..]), ("mlp_bias", &[Llama, Ternlm])] {
+        if f.flag(key)? == Some(true) && !theirs.contains(&architecture) {
+            return Err(f.bad(key, true, "false: the architecture has no such biases"));
         }
     }
-    only_whole_rotation(f)?;
+    rope::only_whole_rotation(f)?;
     refuse_sliding_window(f, architecture)
 }
 
@@ -255,6 +187,7 @@ fn in_their_words(error: Error) -> Error {
                 "heads" => "num_attention_heads",
                 "kv_heads" => "num_key_value_heads",
                 "max_positions" => "max_position_embeddings",
+                "rope_scaling.original_max_positions" => "rope_scaling.original_max_position_embeddings",
                 same => same,
             };
             Error::Input { file, field: field.into(), found, wanted }

@@ -204,7 +204,13 @@ pub(super) fn other_models(f: &Fields<'_>, architecture: Architecture) -> Result
     }
     class(f, architecture)?;
     if let Some(map) = f.object("auto_map")? {
-        let code = |key: &&String| key.starts_with("AutoModel") || *key == "AutoConfig";
+        // The published BitNet names classes that are Hugging Face's own by now, and carries no code.
+        let released = ["configuration_bitnet.BitNetConfig", "modeling_bitnet.BitNetForCausalLM"];
+        let native = |key: &str| {
+            architecture == Architecture::Bitnet
+                && map.map[key].as_str().is_some_and(|v| released.contains(&v))
+        };
+        let code = |key: &&String| (key.starts_with("AutoModel") || *key == "AutoConfig") && !native(key);
         if let Some(key) = map.map.keys().filter(|key| map.get(key).is_some()).find(code) {
             let wanted = format!("no code of its own: the model is computed as {:?}", architecture.name());
             return Err(map.bad(key, json::brief(&map.map[key]), wanted));
@@ -322,7 +328,7 @@ pub(super) fn names(activation: Activation) -> &'static [&'static str] {
     match activation {
         Activation::SwiGlu => &["silu", "swish", "swiglu"],
         Activation::Gelu => &["gelu_pytorch_tanh", "gelu_new"],
-        Activation::Relu2 => &["relu2", "relu_squared"],
+        Activation::Relu2 | Activation::Relu2Glu => &["relu2", "relu_squared"],
     }
 }
 

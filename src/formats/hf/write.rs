@@ -4,7 +4,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-use super::{Architecture, FILE_NAME, GENERATION_NAME, refuse};
+use super::{Architecture, FILE_NAME, GENERATION_NAME, refuse, rope};
 use crate::error::Result;
 use crate::files;
 use crate::formats::Description;
@@ -29,8 +29,8 @@ fn config_json(config: &Description, stored: Dtype) -> Map<String, Value> {
     let m = &config.model;
     let mut json = config.kept.config.clone();
     let architecture = Architecture::of(m, Architecture::from_name(config.architecture));
-    // Said by the released form's keys below; two spellings could disagree.
-    for key in ["rope_parameters", "dtype", "ternlm"] {
+    // Said by the released form's keys below, where they apply; two spellings could disagree.
+    for key in ["rope_parameters", "dtype", "ternlm", "attention_bias", "mlp_bias"] {
         json.shift_remove(key);
     }
     let torch_dtype = match stored {
@@ -53,7 +53,7 @@ fn config_json(config: &Description, stored: Dtype) -> Map<String, Value> {
         ("max_position_embeddings", json!(m.max_positions)),
         ("rms_norm_eps", shortest(m.rms_norm_eps)),
         ("rope_theta", shortest(m.rope_theta)),
-        ("rope_scaling", Value::Null),
+        ("rope_scaling", rope::scaling_json(m.rope_scaling.as_ref())),
         ("tie_word_embeddings", json!(m.tie_embeddings)),
         ("torch_dtype", json!(torch_dtype)),
     ];
@@ -64,11 +64,14 @@ fn config_json(config: &Description, stored: Dtype) -> Map<String, Value> {
             ("causal", json!(m.causal)),
             ("qk_norm", json!(m.qk_norm)),
             ("qkv_bias", json!(m.qkv_bias)),
+            ("o_bias", json!(m.o_bias)),
+            ("mlp_bias", json!(m.mlp_bias)),
+            ("sub_norm", json!(m.sub_norm)),
         ],
         // An absent key would mean a window of 4096.
         Architecture::Mistral => vec![("sliding_window", Value::Null)],
-        Architecture::Qwen3 => vec![("attention_bias", json!(false))],
-        Architecture::Llama => vec![("attention_bias", json!(false)), ("mlp_bias", json!(false))],
+        Architecture::Qwen3 | Architecture::Bitnet => vec![("attention_bias", json!(m.o_bias))],
+        Architecture::Llama => vec![("attention_bias", json!(m.o_bias)), ("mlp_bias", json!(m.mlp_bias))],
         Architecture::Qwen2 => vec![],
     };
     json.extend(extra.into_iter().map(|(key, value)| (key.to_string(), value)));
