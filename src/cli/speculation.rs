@@ -45,7 +45,9 @@ impl SpeculationArgs {
         };
         let judged = of.rows_alike() - 1;
         if most > judged {
-            tell!("note: {asked} {most}: {judged} at a time are as many as this model judges with the bits of one alone");
+            tell!(
+                "note: {asked} {most}: {judged} at a time are as many as this model judges with the bits of one alone"
+            );
         }
         draft.map_or(Speculation::Lookup { most }, |decoder| Speculation::Draft { decoder, most })
     }

@@ -6,6 +6,6 @@ mod recipe;
 
 pub use model::{Activation, KvFormat, ModelConfig};
 pub use recipe::{
-    DataConfig, Inputs, Join, MomentFormat, OptimizerKind, Order, Recipe, ReportConfig, ScheduleKind, Scope,
-    Task, TernaryConfig, TrainConfig,
+    DataConfig, Inputs, Join, MomentFormat, OptimizerKind, Order, Precision, Recipe, ReportConfig,
+    ScheduleKind, Scope, Task, TernaryConfig, TrainConfig,
 };
