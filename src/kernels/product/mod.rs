@@ -24,6 +24,7 @@ mod pack;
 mod packed;
 mod register_tile;
 mod rounding;
+mod symmetric;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 #[cfg(not(target_arch = "x86_64"))]
@@ -34,6 +35,7 @@ mod way;
 pub use operands::{Rhs, Target, Threads, View};
 pub(super) use pack::decode;
 pub use packed::pack;
+pub use symmetric::symmetric_gemm;
 
 use crate::kernels::threads;
 use operands::Sizes;

@@ -37,12 +37,17 @@ impl<'a> View<'a> {
         Self { rs: self.cs, cs: self.rs, ..self }
     }
 
+    /// From an element on.
+    pub(super) fn from(self, i: usize, j: usize) -> Self {
+        Self { data: &self.data[i * self.rs + j * self.cs..], ..self }
+    }
+
     /// Whether rows or columns are contiguous.
     pub(super) fn is_contiguous(&self) -> bool {
         self.rs == 1 || self.cs == 1
     }
 
-    /// From an element on.
+    /// Where an element stands.
     pub(super) fn at(&self, i: usize, j: usize) -> *const f32 {
         // Of a slice, not of a value: what follows is read too.
         self.data[i * self.rs + j * self.cs..].as_ptr()
