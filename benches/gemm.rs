@@ -4,7 +4,7 @@
 mod common;
 
 use common::{line, median, noise, seconds};
-use ternlm::config::Inputs;
+use ternlm::config::{Inputs, Precision};
 use ternlm::kernels::{Isa, Matrix, To, linear, peak, project};
 use ternlm::ternary::{Grouping, TernaryMatrix};
 
@@ -39,7 +39,7 @@ fn main() {
         let forward = time(flop, || linear::forward(&x, Matrix::ternary(&w, Inputs::F32), &mut y, To::Set));
         let input =
             time(flop, || linear::backward_input(&dy, Matrix::ternary(&w, Inputs::F32), &mut dx, To::Set));
-        let weight = time(flop, || linear::backward_weight(&dy, &x, &mut dw, out, inputs));
+        let weight = time(flop, || linear::backward_weight(&dy, &x, &mut dw, [out, inputs], Precision::F32));
         let shape = format!("{n} x {inputs} x {out}");
         line(COLUMNS, [&shape, &share(forward), &share(input), &share(weight)]);
     }

@@ -18,7 +18,7 @@ mod tests;
 
 use common::{fill, line, median, noise, seconds};
 use std::cell::{Cell, RefCell};
-use ternlm::config::Inputs;
+use ternlm::config::{Inputs, Precision};
 use ternlm::kernels::{
     self, AdamW, Attended, AttentionGradients, AttentionShape, BLOCK, Codes, Isa, Latents, Matrix, Moments,
     Pass, RopeTable, Rule, To, Turn, dither_key, peak, reference,
@@ -197,7 +197,7 @@ fn attention(bench: &mut Bench, seq: usize) {
         &format!("attention, {batch} x {seq}"),
         Limit::Flop(2.0 * product),
         [read(q_len), read(k_len), read(k_len), written(q_len), written(lse_len)],
-        |_, [q, k, v, out, lse]| kernels::attention(&s, q, k, v, out, lse),
+        |_, [q, k, v, out, lse]| kernels::attention(&s, Precision::F32, q, k, v, out, lse),
         |_, [q, k, v, out, _]| {
             let (q, k, v) = (wide(q), wide(k), wide(v));
             for (b, i) in [(0, 0), (batch - 1, seq / 2), (0, seq - 1)] {
@@ -214,10 +214,11 @@ fn attention(bench: &mut Bench, seq: usize) {
         Limit::Flop(5.0 * product),
         [q, k, v, out, lse, dout, written(q_len), written(k_len), written(k_len)],
         // Output and log-sum-exp are those of the forward pass.
-        |[q, k, v, out, lse, ..]| kernels::attention(&s, q, k, v, out, lse),
+        |[q, k, v, out, lse, ..]| kernels::attention(&s, Precision::F32, q, k, v, out, lse),
         |_, [q, k, v, out, lse, dout, dq, dk, dv]| {
             kernels::attention_backward(
                 &s,
+                Precision::F32,
                 Attended { q, k, v, out, lse },
                 dout,
                 AttentionGradients { dq, dk, dv },

@@ -6,7 +6,7 @@
 mod common;
 
 use common::{Rng, on_every_isa, wide};
-use ternlm::config::{Activation, ModelConfig, Scope};
+use ternlm::config::{Activation, ModelConfig, Precision, Scope};
 use ternlm::kernels::{
     self as k, Attended, AttentionGradients, AttentionShape, Buffer, IGNORE, RopeTable, To, reference as r,
 };
@@ -150,11 +150,11 @@ fn attention_kernel() {
             let (q, kk, v) = (rng.normal(queries * 8), rng.normal(keys * 4), rng.normal(keys * 4));
             let dout = rng.normal(queries * 8);
             let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; 2 * queries]);
-            k::attention(&s, &q, &kk, &v, &mut out, &mut lse);
+            k::attention(&s, Precision::F32, &q, &kk, &v, &mut out, &mut lse);
             let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; kk.len()], vec![0.0; v.len()]);
             let forward = Attended { q: &q, k: &kk, v: &v, out: &out, lse: &lse };
             let grads = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
-            k::attention_backward(&s, forward, &dout, grads);
+            k::attention_backward(&s, Precision::F32, forward, &dout, grads);
             let (wq, wk, wv) = (wide(&q), wide(&kk), wide(&v));
             check("dq", &q, &dq, |q| dot(&r::attention(&s, q, &wk, &wv), &dout));
             check("dk", &kk, &dk, |kk| dot(&r::attention(&s, &wq, kk, &wv), &dout));

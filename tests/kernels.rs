@@ -3,8 +3,7 @@
 mod common;
 
 use common::{At, Rng, attention_gradient_rows, attention_row, close, frequencies, on_every_isa, wide};
-use ternlm::config::KvFormat;
-use ternlm::config::MomentFormat;
+use ternlm::config::{KvFormat, MomentFormat, Precision};
 use ternlm::kernels::{
     self as k, Attended, AttentionGradients, AttentionShape, AttentionSpan, Heads, KvMemory, KvPage, KvRows,
     Latents, Moments, PAGE, Pass, Positions, RopeTable, Rule, Turn, reference,
@@ -59,7 +58,7 @@ fn attention_equals_the_reference() {
                     rng.normal(2 * keys * kv_heads * dim),
                 );
                 let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![0.0; 2 * heads * queries]);
-                k::attention(&s, &q, &kk, &v, &mut out, &mut lse);
+                k::attention(&s, Precision::F32, &q, &kk, &v, &mut out, &mut lse);
                 close(
                     &out,
                     &reference::attention(&s, &wide(&q), &wide(&kk), &wide(&v)),
@@ -116,7 +115,7 @@ fn attention_of_spans_in_pages_equals_the_reference() {
         for (format, dim) in
             [(KvFormat::F32, 12), (KvFormat::F16, 76), (KvFormat::Int8, 12), (KvFormat::Int8, 64)]
         {
-            let heads = Heads { heads: 4, kv_heads: 2, dim, causal: true };
+            let heads = Heads { heads: 4, kv_heads: 2, dim, causal: true, precision: Precision::F32 };
             let (width, kv_width) = (4 * dim, 2 * dim);
             // The last ones are cut into parts, which the first query does not all see.
             let sizes =
@@ -144,7 +143,7 @@ fn attention_of_spans_in_pages_equals_the_reference() {
             let mut row = 0;
             for (((queries, keys), [k, v]), span) in sizes.into_iter().zip(&kept).zip(&spans) {
                 let part = row * width..(row + queries) * width;
-                let Heads { heads: h, kv_heads, dim, causal } = heads;
+                let Heads { heads: h, kv_heads, dim, causal, .. } = heads;
                 let s = AttentionShape { batch: 1, queries, keys, heads: h, kv_heads, dim, causal };
                 let want = reference::attention(&s, &wide(&q[part.clone()]), &k.rounded, &v.rounded);
                 close(&out[part], &want, 4 * dim, &format!("{format:?}, {queries} queries of {keys} keys"));
@@ -179,12 +178,12 @@ fn long_attention_and_its_gradients_equal_the_reference_at_a_few_rows() {
                 rng.normal(2 * t * width),
             );
             let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; 2 * s.heads * t]);
-            k::attention(&s, &q, &kk, &v, &mut out, &mut lse);
+            k::attention(&s, Precision::F32, &q, &kk, &v, &mut out, &mut lse);
             let (mut dq, mut dk, mut dv) =
                 (vec![f32::NAN; q.len()], vec![f32::NAN; kk.len()], vec![f32::NAN; v.len()]);
             let forward = Attended { q: &q, k: &kk, v: &v, out: &out, lse: &lse };
             let grads = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
-            k::attention_backward(&s, forward, &dout, grads);
+            k::attention_backward(&s, Precision::F32, forward, &dout, grads);
 
             let (q, kk, v, dout) = (wide(&q), wide(&kk), wide(&v), wide(&dout));
             for (b, i) in [(0, 0), (0, 63), (1, 64), (1, 777), (0, 1087), (1, t - 1)] {
@@ -227,10 +226,10 @@ fn gradients_of_attention_are_the_same_for_any_number_of_threads() {
                     let [mut dq, mut dk, mut dv] = [q_len, k_len, k_len].map(|n| vec![f32::NAN; n]);
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                     pool.install(|| {
-                        k::attention(&s, &q, &kk, &v, &mut out, &mut lse);
+                        k::attention(&s, Precision::F32, &q, &kk, &v, &mut out, &mut lse);
                         let forward = Attended { q: &q, k: &kk, v: &v, out: &out, lse: &lse };
                         let grads = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
-                        k::attention_backward(&s, forward, &dout, grads);
+                        k::attention_backward(&s, Precision::F32, forward, &dout, grads);
                     });
                     [out, lse, dq, dk, dv]
                 };

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{close, on_every_isa, wide};
-use ternlm::config::Inputs;
+use ternlm::config::{Inputs, Precision};
 use ternlm::kernels::{self as k, Matrix, Rhs, Target, Threads, To, View, reference};
 use ternlm::ternary::{Grouping, TernaryMatrix};
 
@@ -57,6 +57,23 @@ fn gemm_of_every_layout_equals_the_reference() {
                         }
                     }
                 }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_symmetric_product_equals_the_reference() {
+    on_every_isa(|rng| {
+        // Strips of 128 rows, mirrored in squares of 32.
+        for (n, depth) in [(1, 1), (5, 9), (33, 20), (130, 70), (257, 40)] {
+            let x = rng.normal(n * depth);
+            let turned = transpose(&x, n, depth);
+            let want = reference::matmul(&wide(&x), &wide(&turned), n, depth, n);
+            for x in [View::rows(&x, depth), View::rows(&turned, n).t()] {
+                let mut c = vec![f32::NAN; n * n];
+                k::symmetric_gemm(n, depth, x, x.t(), &mut c, Threads::All);
+                close(&c, &want, depth, "symmetric product");
             }
         }
     });
@@ -212,7 +229,7 @@ fn products_lose_nothing_that_is_not_finite_and_keep_small_and_large_values() {
                 (vec![0.0; n * out], vec![0.0; n * inputs], vec![0.0; out * inputs]);
             k::linear::forward(&x, Matrix::ternary(&w, Inputs::F32), &mut y, To::Set);
             k::linear::backward_input(&dy, Matrix::ternary(&w, Inputs::F32), &mut dx, To::Set);
-            k::linear::backward_weight(&dy, &x, &mut dw, out, inputs);
+            k::linear::backward_weight(&dy, &x, &mut dw, [out, inputs], Precision::F32);
             for (i, y) in y.iter().enumerate() {
                 let used = i / out == 3 && w.trit(i % out, 5) != 0;
                 assert!(!used || !y.is_finite(), "{bad} is lost in y[{i}]");
@@ -249,7 +266,7 @@ fn products_are_the_same_for_any_number_of_threads() {
                         k::linear::forward(&x, w, &mut y, To::Add);
                         k::linear::backward_input(&dy, w, &mut dx, To::Add);
                     }
-                    k::linear::backward_weight(&dy, &x, &mut dw, out, inputs);
+                    k::linear::backward_weight(&dy, &x, &mut dw, [out, inputs], Precision::F32);
                 });
                 (y, dx, dw)
             };
@@ -267,7 +284,7 @@ fn the_weight_gradient_accumulates() {
         for (n, out, inputs) in SHAPES {
             let (x, dy, before) = (rng.normal(n * inputs), rng.normal(n * out), rng.normal(out * inputs));
             let mut dw = before.clone();
-            k::linear::backward_weight(&dy, &x, &mut dw, out, inputs);
+            k::linear::backward_weight(&dy, &x, &mut dw, [out, inputs], Precision::F32);
             let dyt = transpose(&dy, n, out);
             let mut want = reference::matmul(&wide(&dyt), &wide(&x), out, n, inputs);
             want.iter_mut().zip(&before).for_each(|(w, b)| *w += *b as f64);
@@ -308,8 +325,8 @@ fn rows_that_stand_apart_give_the_same_bits() {
                 }
             }
             let (mut dw, mut want) = (vec![0.5; out * inputs], vec![0.5; out * inputs]);
-            k::linear::backward_weight(&together(&dy), &x, &mut want, out, inputs);
-            k::linear::backward_weight_from(&dy, stride, &x, &mut dw, out, inputs);
+            k::linear::backward_weight(&together(&dy), &x, &mut want, [out, inputs], Precision::F32);
+            k::linear::backward_weight_from(&dy, stride, &x, &mut dw, [out, inputs], Precision::F32);
             assert!(dw == want, "weight gradient, {n} x {inputs} x {out}");
         }
     });

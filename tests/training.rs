@@ -246,8 +246,10 @@ fn ctrl_c_saves_and_exits() {
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     let lab = Lab::new();
-    // The second batch is taken in two parts, on one thread, on a thread each, and on more than there are parts.
-    for batch in [&[][..], &["--set", "train.batch=12", "--set", "train.seq=48"]] {
+    // The larger batch is taken in two parts, on one thread, on a thread each, and on more than there are parts.
+    let larger = ["--set", "train.batch=12", "--set", "train.seq=48"];
+    let bf16_muon = ["--set", "train.precision=bf16", "--set", "train.optimizer=muon"];
+    for batch in [&[][..], &["--set", "train.optimizer=muon"], &larger, &[larger, bf16_muon].concat()] {
         let name = |threads: &str| format!("{}-{threads}", batch.len());
         for threads in ["1", "2", "3"] {
             success(lab.train(&name(threads), &[batch, &["--threads", threads]].concat()));
@@ -268,6 +270,12 @@ fn every_optimizer_and_scope_learns() {
         ("adamw-int8", &["train.moments=int8", "train.lr=1e-2"]),
         ("sgd-int8", &["train.moments=int8", "train.optimizer=sgd", "train.lr=0.3", "train.momentum=0.9"]),
         ("muon-int8", &["train.moments=int8", "train.optimizer=muon", "train.lr=1e-2"]),
+        ("bf16", &["train.precision=bf16", "train.lr=1e-2"]),
+        (
+            "bf16-muon",
+            &["train.precision=bf16", "train.optimizer=muon", "train.lr=1e-2", "ternary.scope=blocks"],
+        ),
+        ("bf16-int8", &["train.precision=bf16", "ternary.activations=int8", "train.lr=1e-2"]),
         ("none", &["train.lr=1e-2", "ternary.scope=none"]),
         ("blocks", &["train.lr=1e-2", "ternary.scope=blocks"]),
         ("tensor", &["train.lr=1e-2", "ternary.group=tensor"]),
@@ -286,6 +294,18 @@ fn every_optimizer_and_scope_learns() {
             assert!(said.lines().last().unwrap().starts_with("PASS"), "{said}");
         }
     }
+}
+
+#[test]
+fn the_copy_task_is_learned_in_bf16() {
+    let lab = Lab::new();
+    let sets = ["train.precision=bf16", "train.steps=300", "report.min_accuracy=1"];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    lab.ok(&[&["train", "copy", "--out", "copy"], &sets[..]].concat());
+    let report: serde_json::Value =
+        serde_json::from_slice(&fs::read(lab.path("copy/report.json")).unwrap()).unwrap();
+    assert_eq!(report["recipe"]["train"]["precision"], "bf16");
+    assert_eq!(report["accuracy"], 1.0);
 }
 
 #[test]

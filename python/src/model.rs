@@ -71,8 +71,7 @@ impl Model {
             let mut loaded = model::load(&path, None)?;
             loaded.decoder.set_inputs(inputs);
             let files = formats::files_of(&path)?;
-            let stored = files.contains("tokenizer.json") || Tokenizer::other_form(&files).is_some();
-            let tokenizer = stored.then(|| Tokenizer::of(&files)).transpose()?;
+            let tokenizer = Tokenizer::is_in(&files).then(|| Tokenizer::of(&files)).transpose()?;
             Ok(Self {
                 tokenizer,
                 exact: inputs == Inputs::F32,

@@ -39,6 +39,7 @@ Examples:
   ternlm bench train --recipe wiki-75m
   ternlm bench train --recipe qwen3-0.6b-all --warmup 0 --steps 3
   ternlm bench train --recipe wiki-75m --set ternary.scope=none --json
+  ternlm bench train --recipe wiki-75m --set train.precision=bf16
   ternlm bench train --recipe wiki-75m --steps 3 --export wiki-75m-steps")]
 struct TrainArgs {
     /// A built-in recipe or a TOML file
@@ -90,10 +91,11 @@ fn train(args: TrainArgs) -> Result<()> {
     };
     let tokens = trainer.recipe.train.batch * trainer.recipe.train.accumulate * trainer.source.seq();
     tell(format!(
-        "{}: {} parameters, {} tokens a step, {} on {} threads",
+        "{}: {} parameters, {} tokens a step, products in {}, {} on {} threads",
         trainer.recipe.name,
         thousands(trainer.model.decoder.weights().map(|w| w.len() as u64).sum()),
         thousands(tokens as u64),
+        trainer.recipe.train.precision,
         kernels::Isa::current(),
         rayon::current_num_threads()
     ));
@@ -126,7 +128,7 @@ fn train(args: TrainArgs) -> Result<()> {
         let phases: serde_json::Map<_, _> =
             phases.iter().map(|(p, s)| (name(*p).replace(' ', "_"), json!(s / args.steps as f64))).collect();
         let out = json!({
-            "recipe": trainer.recipe.name, "seconds": seconds, "median_seconds": median, "losses": losses,
+            "recipe": trainer.recipe.name, "precision": trainer.recipe.train.precision, "seconds": seconds, "median_seconds": median, "losses": losses,
             "first_losses": first_losses,
             "tokens_per_step": tokens, "tok_per_s": tokens as f64 / median, "gflop_per_step": flops / 1e9,
             "gflops": gflops, "fma_peak_gflops": limit, "share_of_peak": gflops / limit,

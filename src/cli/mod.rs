@@ -176,7 +176,7 @@ pub fn model_dir(path: &Path) -> Result<PathBuf> {
 /// The tokenizer stored with the model at `dir`.
 pub fn tokenizer_of(dir: &Path) -> Result<Tokenizer> {
     let files = formats::files_of(dir)?;
-    if !files.contains("tokenizer.json") && Tokenizer::other_form(&files).is_none() {
+    if !Tokenizer::is_in(&files) {
         let wanted = "a model of texts (copy and recall make models of bare tokens)";
         return Err(Error::input(dir, "tokenizer.json", "nothing", wanted));
     }

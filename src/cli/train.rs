@@ -23,13 +23,14 @@ Examples:
   ternlm train copy
   ternlm train shakespeare --data input.txt
   ternlm train wiki-75m --data train.txt --set train.lr=1e-3 --out runs/wiki-fast
+  ternlm train wiki-75m --data train.txt --set train.precision=bf16 --out runs/wiki-bf16
   ternlm train qwen3-0.6b-blocks --init Qwen3-0.6B --data text.txt
   ternlm train wiki-75m --out runs/wiki-75m --resume
   ternlm train wiki-75m --resume --set train.steps=4000
 
 With --resume, what the checkpoint fixes cannot change: the model, ternary.*, the tokenizer, the seed, the order of the
 data, the optimizer and its moments' format; nor can train.seq under data.order = \"epoch\". Steps, learning rate and
-schedule, decay, clipping, batch, logging, validation, saving and report.* can, and are recorded. The text must be the
+schedule, decay, clipping, precision, batch, logging, validation, saving and report.* can, and are recorded. The text must be the
 one trained on so far, wherever it now lies, unless --other-data is given.")]
 pub struct TrainArgs {
     /// A built-in recipe (copy, recall, shakespeare, wiki-75m, qwen3-0.6b-all, qwen3-0.6b-blocks) or a TOML file
@@ -265,12 +266,13 @@ fn describe(trainer: &Trainer, out: &Path) {
     let t = &trainer.recipe.train;
     let tokens = t.batch * t.accumulate * trainer.source.seq();
     say!(
-        "{}: {} parameters, {} of them ternary; {} steps of {} tokens; {} on {} threads; into {}",
+        "{}: {} parameters, {} of them ternary; {} steps of {} tokens; products in {}, {} on {} threads; into {}",
         trainer.recipe.name,
         thousands(all as u64),
         thousands(ternary as u64),
         t.steps,
         thousands(tokens as u64),
+        t.precision,
         crate::kernels::Isa::current(),
         rayon::current_num_threads(),
         out.display()

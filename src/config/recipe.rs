@@ -38,6 +38,33 @@ impl Inputs {
     }
 }
 
+/// What the operands of a training's products are rounded to; sums are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Nothing: they are as they come.
+    #[default]
+    F32,
+    /// The nearest bf16 ([`reference::bf16`](crate::kernels::reference::bf16)).
+    Bf16,
+}
+
+impl Precision {
+    /// For what is written only when it is not the default.
+    pub fn is_f32(&self) -> bool {
+        *self == Precision::F32
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
+
 /// What the model is asked to learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -250,6 +277,9 @@ pub struct TrainConfig {
     pub seq: usize,
     /// Micro-batches per optimizer step.
     pub accumulate: usize,
+    /// `"f32"` or `"bf16"`, which is faster where the processor multiplies bf16.
+    #[serde(skip_serializing_if = "Precision::is_f32")]
+    pub precision: Precision,
     pub optimizer: OptimizerKind,
     /// `"f32"` or `"int8"`, which takes a quarter of the memory.
     #[serde(skip_serializing_if = "MomentFormat::is_f32")]
@@ -292,6 +322,7 @@ impl Default for TrainConfig {
             batch: 16,
             seq: 128,
             accumulate: 1,
+            precision: Precision::F32,
             optimizer: OptimizerKind::AdamW,
             moments: MomentFormat::F32,
             lr: 1e-3,

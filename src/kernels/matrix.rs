@@ -1,6 +1,6 @@
-//! The weight of a layer: its values, and what its inputs are rounded to.
+//! The weight of a layer: its values, and what it and its inputs are rounded to.
 
-use crate::config::Inputs;
+use crate::config::{Inputs, Precision};
 use crate::ternary::{PackedMatrix, TernaryMatrix};
 
 /// The values of a matrix, `[rows, cols]` = `[out, in]`.
@@ -33,6 +33,7 @@ impl Values<'_> {
 pub struct Matrix<'a> {
     values: Values<'a>,
     inputs: Inputs,
+    precision: Precision,
 }
 
 impl<'a> Matrix<'a> {
@@ -44,7 +45,7 @@ impl<'a> Matrix<'a> {
         if let Values::Dense { data, rows, cols } = values {
             assert_eq!(data.len(), rows * cols, "values of [{rows}, {cols}]");
         }
-        Self { values, inputs: values.partner(inputs) }
+        Self { values, inputs: values.partner(inputs), precision: Precision::F32 }
     }
 
     pub fn dense(data: &'a [f32], rows: usize, cols: usize) -> Self {
@@ -59,12 +60,21 @@ impl<'a> Matrix<'a> {
         Self::new(Values::Packed(values), inputs)
     }
 
+    /// The same, in products whose operands are rounded so. Inputs in 8 bits stay these; trits are exact in every precision.
+    pub fn rounded(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
     pub fn values(&self) -> Values<'a> {
         self.values
     }
 
     pub fn inputs(&self) -> Inputs {
         self.inputs
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     pub fn rows(&self) -> usize {

@@ -54,6 +54,10 @@ impl Simd for Portable {
         (v[0] + v[2]) + (v[1] + v[3])
     }
     #[inline(always)]
+    unsafe fn bf16(v: [f32; 4]) -> [f32; 4] {
+        v.map(super::simd::nearest_bf16)
+    }
+    #[inline(always)]
     unsafe fn decode(codes: u32, scale: f32) -> [f32; 4] {
         let table = [-scale, 0.0, scale, 0.0];
         std::array::from_fn(|i| table[(codes >> (2 * i)) as usize & 3])

@@ -14,6 +14,25 @@ pub fn matmul(a: &[f64], b: &[f64], m: usize, k: usize, n: usize) -> Vec<f64> {
     c
 }
 
+/// The nearest bf16, ties to even: what operands of products are with `train.precision = "bf16"`. Subnormal numbers are
+/// zero, as the units that multiply bf16 take them for; NaN stays NaN, and what no bf16 can hold becomes infinite.
+pub fn bf16(x: f32) -> f32 {
+    if x.is_subnormal() { 0f32.copysign(x) } else { half::bf16::from_f32(x).to_f32() }
+}
+
+/// `dx = dy Ŵ` with operands in bf16, `dy` `[n, out]`: the sum runs over rows, whose scales differ, so each gradient is
+/// multiplied by the scale in f32, then rounded, and meets a trit.
+pub fn input_gradient_bf16(dy: &[f32], w: &TernaryMatrix) -> Vec<f64> {
+    let mut dx = Vec::new();
+    for dy in dy.chunks(w.rows()) {
+        for i in 0..w.cols() {
+            let term = |(o, dy): (usize, &f32)| bf16(dy * w.scale(o, i)) as f64 * w.trit(o, i) as f64;
+            dx.push(dy.iter().enumerate().map(term).sum());
+        }
+    }
+    dx
+}
+
 /// `y = x Wᵀ + bias`, `x` `[n, inputs]`, `w` `[out, inputs]`.
 pub fn linear(x: &[f64], w: &[f64], bias: Option<&[f64]>, inputs: usize) -> Vec<f64> {
     let out = w.len() / inputs;

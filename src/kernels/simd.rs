@@ -48,6 +48,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn sums(v: [Self::V; SUMS]) -> [f32; SUMS] {
         unsafe { v.map(|v| Self::sum(v)) }
     }
+    /// [`nearest_bf16`] of each.
+    unsafe fn bf16(v: Self::V) -> Self::V;
     /// `scale * (code - 1)` for the `LANES` two-bit codes in the low bits of `codes`.
     unsafe fn decode(codes: u32, scale: f32) -> Self::V;
     /// The two-bit codes of `LANES` latents: 0 below `-half`, 2 above `half`, else 1.
@@ -70,6 +72,18 @@ pub trait Simd: Copy + 'static {
     unsafe fn widen_half(p: *const f16) -> Self::V;
     /// `LANES` 8-bit integers as `f32`.
     unsafe fn widen8(p: *const i8) -> Self::V;
+}
+
+/// The nearest bf16: [`reference::bf16`](super::reference::bf16) to the bit, in operations that vectors have.
+#[inline(always)]
+pub fn nearest_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let magnitude = bits & 0x7FFF_FFFF;
+    // Half of the last place that stays, or a little less where that place is even.
+    let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
+    let rounded = if magnitude > 0x7F80_0000 { bits | 0x0040_0000 } else { rounded };
+    let rounded = if magnitude < 0x0080_0000 { bits & 0x8000_0000 } else { rounded };
+    f32::from_bits(rounded & 0xFFFF_0000)
 }
 
 /// `a * b + c`, fused where that is one instruction.

@@ -4,7 +4,7 @@
 use super::cache::{KvCache, Part};
 use super::rms_norm::{normed, normed_backward};
 use super::{Context, Gradients, Linear, RmsNorm, Role, Weight};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Precision};
 use crate::kernels::{
     self, Attended, AttentionGradients, AttentionShape, AttentionSpan, Buffer, Heads, KvPage, Positions, To,
     Turn,
@@ -70,13 +70,24 @@ impl Attention {
             q_norm: norm(c.qk_norm, "q_norm", c.head_dim),
             k_norm: norm(c.qk_norm, "k_norm", c.head_dim),
             attn_sub_norm: norm(c.sub_norm, "attn_sub_norm", q),
-            heads: Heads { heads: c.heads, kv_heads: c.kv_heads, dim: c.head_dim, causal: c.causal },
+            heads: Heads {
+                heads: c.heads,
+                kv_heads: c.kv_heads,
+                dim: c.head_dim,
+                causal: c.causal,
+                precision: Precision::F32,
+            },
         }
+    }
+
+    /// What the operands of its own two products are rounded to; those of its projections are the weights'.
+    pub(super) fn set_precision(&mut self, precision: Precision) {
+        self.heads.precision = precision;
     }
 
     /// The shape of equal sequences that see themselves alone.
     fn shape(&self, cx: &Context<'_>) -> AttentionShape {
-        let ((batch, len), Heads { heads, kv_heads, dim, causal }) = (cx.rows.equal(), self.heads);
+        let ((batch, len), Heads { heads, kv_heads, dim, causal, .. }) = (cx.rows.equal(), self.heads);
         AttentionShape { batch, queries: len, keys: len, heads, kv_heads, dim, causal }
     }
 
@@ -104,7 +115,8 @@ impl Attention {
         match cached {
             None => {
                 let shape = self.shape(cx);
-                kernels::attention(&shape, &q, &k, &saved.v, &mut saved.out, &mut saved.lse);
+                let AttentionSaved { v, out, lse, .. } = saved;
+                kernels::attention(&shape, self.heads.precision, &q, &k, v, out, lse);
             }
             Some(cached) => self.attend_cached(cached, cx, &q, &k, saved),
         }
@@ -169,7 +181,7 @@ impl Attention {
         let mut dv = cx.ws.take(saved.v.len());
         let forward = Attended { q: &q, k: &k, v: &saved.v, out: &saved.out, lse: &saved.lse };
         let gradients = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
-        kernels::attention_backward(&self.shape(cx), forward, &dmixed, gradients);
+        kernels::attention_backward(&self.shape(cx), self.heads.precision, forward, &dmixed, gradients);
 
         // The rotated queries and keys are no longer needed: their buffers take the gradients before the rotation.
         rotate_backward(&self.k_norm, &saved.k, kv_heads, cx, (&mut dk, &mut k), grads);

@@ -75,7 +75,7 @@ pub fn forward_backward(
         let (targets, losses) = (&targets[rows.clone()], losses.rows_mut(1, rows.clone()));
         kernels::cross_entropy(logits, vocab, stride, targets, Some(scale), losses);
         linear::as_used(h.rows(width, rows.clone()), head.matrix(), |h| {
-            linear::backward_weight_from(logits, stride, h, dw, vocab, width)
+            linear::backward_weight_from(logits, stride, h, dw, [vocab, width], head.precision)
         });
         linear::backward_input_from(logits, stride, head.matrix(), dh.rows_mut(width, rows), To::Set);
         loss += summed(losses, targets);

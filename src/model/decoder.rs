@@ -10,7 +10,7 @@ use super::sequences::{Rows, Sequences};
 use super::weight::number;
 use super::workspace::{Context, Workspace};
 use super::{Embedding, Gradients, Latents, Linear, Loss, RmsNorm, Role, Weight, cross_entropy};
-use crate::config::{Inputs, KvFormat, ModelConfig, Scope};
+use crate::config::{Inputs, KvFormat, ModelConfig, Precision, Scope};
 use crate::kernels::{self, Buffer, RopeTable, To};
 use crate::ternary::Grouping;
 
@@ -222,6 +222,7 @@ pub struct Decoder {
     pub scope: Scope,
     pub grouping: Grouping,
     inputs: Inputs,
+    precision: Precision,
     pub embed_tokens: Embedding,
     pub layers: Vec<Block>,
     pub norm: RmsNorm,
@@ -249,6 +250,7 @@ impl Decoder {
             scope,
             grouping,
             inputs: Inputs::F32,
+            precision: Precision::F32,
             embed_tokens: Embedding::new("model.embed_tokens", c.vocab_size, c.hidden_size, ends),
             layers: (0..c.layers).map(|i| Block::new(&format!("model.layers.{i}"), c, blocks)).collect(),
             norm: RmsNorm::new("model.norm", c.hidden_size, c.rms_norm_eps),
@@ -268,6 +270,17 @@ impl Decoder {
 
     pub fn inputs(&self) -> Inputs {
         self.inputs
+    }
+
+    /// What the operands of every product are rounded to; f32 in a new decoder.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+        self.weights_mut().for_each(|weight| weight.precision = precision);
+        self.layers.iter_mut().for_each(|block| block.self_attn.set_precision(precision));
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Every tensor once, in a fixed order.

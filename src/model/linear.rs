@@ -94,13 +94,14 @@ impl Linear {
 
     /// `dx (+)= dy W`, `dW += dyᵀ x`, `db += sum of dy`.
     pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], to: To, grads: &mut Gradients) {
-        let [out, inputs] = self.weight.shape[..] else { unreachable!("a weight is a matrix") };
+        let (w, precision) = (self.weight.matrix(), self.weight.precision);
+        let shape = [w.rows(), w.cols()];
         if let Some(bias) = &self.bias {
             kernel::backward_bias(dy, grads.of(bias));
         }
         let dw = grads.of(&self.weight);
-        kernel::as_used(x, self.weight.matrix(), |x| kernel::backward_weight(dy, x, dw, out, inputs));
-        kernel::backward_input(dy, self.weight.matrix(), dx, to);
+        kernel::as_used(x, w, |x| kernel::backward_weight(dy, x, dw, shape, precision));
+        kernel::backward_input(dy, w, dx, to);
     }
 
     pub fn weights(&self) -> impl Iterator<Item = &Weight> {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::config::Inputs;
+use crate::config::{Inputs, Precision};
 use crate::error::{Error, Result};
 use crate::kernels::{self, Buffer, Matrix, Values};
 use crate::ternary::{Density, Flips, Grouping, PackedMatrix, TernaryMatrix};
@@ -57,6 +57,8 @@ pub struct Weight {
     pub form: Form,
     /// What inputs are rounded to in products with it, if it is ternary.
     pub inputs: Inputs,
+    /// What it, inputs and gradients are rounded to in products with it.
+    pub precision: Precision,
     /// Its place among the weights of its model.
     index: usize,
 }
@@ -80,7 +82,8 @@ impl Weight {
             Some(grouping) => Form::Ternary(grouping, TernaryMatrix::default()),
             None => Form::Dense(Buffer::zeros(shape.iter().product())),
         };
-        Self { name: name.into(), shape: shape.to_vec(), role, form, inputs: Inputs::default(), index: 0 }
+        let (inputs, precision) = (Inputs::F32, Precision::F32);
+        Self { name: name.into(), shape: shape.to_vec(), role, form, inputs, precision, index: 0 }
     }
 
     /// Gives a ternary weight that is unfilled zeros.
@@ -216,7 +219,7 @@ impl Weight {
             Form::Packed(matrix) => Values::Packed(matrix),
             Form::Dense(data) => Values::Dense { data, rows: self.shape[0], cols: self.shape[1] },
         };
-        Matrix::new(values, self.inputs)
+        Matrix::new(values, self.inputs).rounded(self.precision)
     }
 
     /// Normal numbers of that standard deviation, as many as the weight has, from a stream of their own: they depend on

@@ -130,8 +130,13 @@ impl Tokenizer {
         }
     }
 
+    /// Whether one of `files` holds a tokenizer, be it in a form that is not read.
+    pub fn is_in(files: &Bundle) -> bool {
+        files.contains("tokenizer.json") || Self::other_form(files).is_some()
+    }
+
     /// One of `files` that holds a tokenizer in a form that is not read.
-    pub(crate) fn other_form(files: &Bundle) -> Option<&'static str> {
+    fn other_form(files: &Bundle) -> Option<&'static str> {
         let names = [
             ("tokenizer.model", "tokenizer.model (SentencePiece)"),
             ("spiece.model", "spiece.model (SentencePiece)"),

@@ -1,7 +1,7 @@
 //! Muon: momentum, then the nearest orthogonal matrix (Jordan et al., kellerjordan.github.io/posts/muon).
 
+use crate::config::Precision;
 use crate::error::Result;
-use crate::kernels::profile::{Phase, scope};
 use crate::kernels::{self, Latents, Moments, Pass, Rhs, Rule, Target, Threads, To, Updated, View};
 
 /// Newton–Schulz steps; each doubles the digits of small singular values, roughly.
@@ -18,81 +18,165 @@ pub struct Muon {
     pub grad_scale: f32,
 }
 
-/// One step on a matrix `[rows, cols]`: `b = mu b + s g`; the update is the orthogonal factor of `s g + mu b`
-/// (Nesterov), times `sqrt(max(1, rows / cols))`; `p = (1 - lr wd) p - lr update`. As [`kernels::update`], it projects
-/// and leaves the gradient at zero.
-pub fn muon(rule: &Muon, matrix: Latents<'_>, momentum: &mut Moments, pass: Pass) -> Result<Updated> {
-    let _time = scope(Phase::Optimizer);
-    let Latents { name, cols, value, grad, ternary } = matrix;
-    let rows = value.len() / cols.max(1);
-    let mut update = vec![0f32; value.len()];
+/// A matrix's gradient and momentum.
+pub struct Momentum<'a> {
+    pub name: &'a str,
+    pub cols: usize,
+    pub grad: &'a mut [f32],
+    pub moments: &'a mut Moments,
+}
+
+/// The first half of a step: `b = mu b + s g`, and `s g + mu b` (Nesterov), which is not orthogonal yet. As
+/// [`kernels::update`], it leaves the gradient at zero.
+///
+/// # Errors
+/// As [`kernels::update`].
+pub fn gather(rule: &Muon, matrix: Momentum<'_>, pass: Pass) -> Result<Vec<f32>> {
+    let Momentum { name, cols, grad, moments } = matrix;
+    let mut update = vec![0f32; grad.len()];
     let gathered = Latents { name, cols, value: &mut update, grad, ternary: None };
     let gather = Rule::Momentum { momentum: rule.momentum, grad_scale: rule.grad_scale };
-    kernels::update(&gather, gathered, momentum, Pass { measure: false, ..pass })?;
-    orthogonalise(rows, cols, &mut update);
+    kernels::update(&gather, gathered, moments, Pass { measure: false, ..pass })?;
+    Ok(update)
+}
+
+/// The second half: `p = (1 - lr wd) p - lr update`, the orthogonal `update` times `sqrt(max(1, rows / cols))`.
+///
+/// # Errors
+/// As [`kernels::update`].
+pub fn apply(rule: &Muon, matrix: Latents<'_>, update: &mut [f32], pass: Pass) -> Result<Updated> {
+    let Latents { name, cols, value, ternary, .. } = matrix;
+    let rows = value.len() / cols.max(1);
     let size = (rows as f32 / cols as f32).max(1.0).sqrt();
     let step = Rule::Add { keep: 1.0 - rule.lr * rule.weight_decay, step: -rule.lr * size };
-    let matrix = Latents { name, cols, value, grad: &mut update, ternary };
+    let matrix = Latents { name, cols, value, grad: update, ternary };
     kernels::update(&step, matrix, &mut Moments::default(), pass)
 }
 
-/// Replaces `x` by nearly `U Vᵀ` of its singular value decomposition `U S Vᵀ`: singular values end between 0.7 and 1.2.
-pub fn orthogonalise(rows: usize, cols: usize, x: &mut [f32]) {
+/// Replaces `x` by nearly `U Vᵀ` of its singular value decomposition `U S Vᵀ`: singular values end between 0.7 and 1.2. The
+/// operands of its products are rounded to `precision`.
+///
+/// A Newton–Schulz step is `X := a X + B X` with `A = X Xᵀ` and `B = b A + c A²`. The square matrices of all steps are
+/// polynomials of the first `A`: they are symmetric and commute, and half of each is computed.
+pub fn orthogonalise(rows: usize, cols: usize, x: &mut [f32], precision: Precision) {
     let norm = kernels::sum_squares(x).sqrt() as f32;
     if norm == 0.0 {
         return;
     }
-    let zeros = vec![0f32; x.len()];
-    kernels::scale_add(1.0 / (norm * 1.0001), x, 0.0, &zeros);
-    // The square products are made on the short side: A = X Xᵀ, or Xᵀ X and multiplication from the right.
-    let n = rows.min(cols);
-    let (mut a, mut b, mut next) = (vec![0f32; n * n], vec![0f32; n * n], vec![0f32; x.len()]);
-    for _ in 0..STEPS {
-        let view = View::rows(x, cols);
+    let mut next = vec![0f32; x.len()];
+    kernels::scale_add(1.0 / (norm * 1.0001), x, 0.0, &next);
+    // On the short side: A = X Xᵀ, or Xᵀ X and multiplication from the right.
+    let (n, k) = (rows.min(cols), rows.max(cols));
+    let square = Square { n, precision };
+    let (mut a, mut p) = (vec![0f32; n * n], vec![0f32; n * n]);
+    let gram = |x: &[f32], a: &mut [f32]| {
+        let view = View::rows(x, cols).rounded(precision);
         let (left, right) = if rows <= cols { (view, view.t()) } else { (view.t(), view) };
-        kernels::gemm(n, n, rows.max(cols), left, Rhs::Dense(right), target(&mut a, n), Threads::All);
-        let square = View::rows(&a, n);
-        kernels::gemm(n, n, n, square, Rhs::Dense(square), target(&mut b, n), Threads::All);
-        kernels::scale_add(QUINTIC.2, &mut b, QUINTIC.1, &a);
-        let square = View::rows(&b, n);
-        if rows <= cols {
-            kernels::gemm(rows, cols, n, square, Rhs::Dense(view), target(&mut next, cols), Threads::All);
-        } else {
-            kernels::gemm(rows, cols, n, view, Rhs::Dense(square), target(&mut next, cols), Threads::All);
+        kernels::symmetric_gemm(n, k, left, right, a, Threads::All);
+    };
+    let multiply = |p: &[f32], x: &[f32], out: &mut [f32]| {
+        let (p, x) = (View::rows(p, n).rounded(precision), View::rows(x, cols).rounded(precision));
+        let ((left, right), data) = (if rows <= cols { (p, x) } else { (x, p) }, out);
+        let target = Target { data, stride: cols, to: To::Set };
+        kernels::gemm(rows, cols, n, left, Rhs::Dense(right), target, Threads::All);
+    };
+    gram(x, &mut a);
+    if precision == Precision::F32 && k > n {
+        // The factors `P = a I + B` of all steps are multiplied, and the long side meets their product once. Where `A` is
+        // small, what rounding left there grows by a² a step: to some 1e-4 in f32, beyond all bounds in bf16.
+        let mut all = vec![0f32; n * n];
+        let mut spare = vec![0f32; n * n];
+        for step in 0..STEPS {
+            square.polynomial(&a, &mut p);
+            p.iter_mut().step_by(n + 1).for_each(|p| *p += QUINTIC.0);
+            if step == 0 {
+                all.copy_from_slice(&p);
+            } else {
+                square.product(&p, &all, &mut spare);
+                std::mem::swap(&mut all, &mut spare);
+            }
+            if step + 1 < STEPS {
+                square.product(&p, &a, &mut spare);
+                square.product(&p, &spare, &mut a);
+            }
         }
+        multiply(&all, x, &mut next);
+        x.copy_from_slice(&next);
+        return;
+    }
+    for step in 0..STEPS {
+        if step > 0 {
+            gram(x, &mut a);
+        }
+        square.polynomial(&a, &mut p);
+        multiply(&p, x, &mut next);
         kernels::scale_add(QUINTIC.0, x, 1.0, &next);
     }
 }
 
-fn target(data: &mut [f32], stride: usize) -> Target<'_> {
-    Target { data, stride, to: To::Set }
+/// Symmetric matrices `[n, n]` that commute.
+struct Square {
+    n: usize,
+    precision: Precision,
+}
+
+impl Square {
+    fn product(&self, a: &[f32], b: &[f32], out: &mut [f32]) {
+        let view = |x| View::rows(x, self.n).rounded(self.precision);
+        kernels::symmetric_gemm(self.n, self.n, view(a), view(b), out, Threads::All);
+    }
+
+    /// `p = b A + c A²`
+    fn polynomial(&self, a: &[f32], p: &mut [f32]) {
+        self.product(a, a, p);
+        kernels::scale_add(QUINTIC.2, p, QUINTIC.1, a);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::reference::matmul;
     use crate::model::{Role, Weight};
 
+    /// The five steps as they are written, in f64.
+    fn defined(rows: usize, cols: usize, x: &[f32]) -> Vec<f64> {
+        let [a, b, c] = [QUINTIC.0, QUINTIC.1, QUINTIC.2].map(f64::from);
+        let norm = x.iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt() * 1.0001;
+        let mut x: Vec<f64> = x.iter().map(|x| *x as f64 / norm).collect();
+        for _ in 0..STEPS {
+            let turned: Vec<f64> = (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect();
+            let gram = matmul(&x, &turned, rows, cols, rows);
+            let square = matmul(&gram, &gram, rows, rows, rows);
+            let p: Vec<f64> = gram.iter().zip(&square).map(|(g, s)| b * g + c * s).collect();
+            let moved = matmul(&p, &x, rows, rows, cols);
+            x.iter_mut().zip(moved).for_each(|(x, moved)| *x = a * *x + moved);
+        }
+        x
+    }
+
     #[test]
-    fn singular_values_come_close_to_one() {
-        for (rows, cols) in [(8, 20), (20, 8), (16, 16)] {
-            let mut x = Weight::new("x", &[rows, cols], Role::Attention, None).normal(3.0, 1);
-            orthogonalise(rows, cols, &mut x);
-            // v -> X Xᵀ v for the short side: every eigenvalue is a squared singular value.
-            let n = rows.min(cols);
-            let at = |i: usize, k: usize| if rows <= cols { x[i * cols + k] } else { x[k * cols + i] };
-            let trace: f32 = (0..n).map(|i| (0..rows.max(cols)).map(|k| at(i, k).powi(2)).sum::<f32>()).sum();
-            assert!(
-                (0.5..1.5).contains(&(trace / n as f32)),
-                "mean squared singular value {}",
-                trace / n as f32
-            );
-            for i in 0..n {
-                for j in 0..i {
-                    let dot: f32 = (0..rows.max(cols)).map(|k| at(i, k) * at(j, k)).sum();
-                    assert!(dot.abs() < 0.45, "rows {i} and {j}: {dot}");
-                }
+    fn a_matrix_becomes_what_the_definition_makes_of_it() {
+        for (rows, cols) in [(8, 20), (20, 8), (16, 16), (150, 190), (1, 7)] {
+            let mut weight = Weight::new("x", &[rows, cols], Role::Attention, None).normal(3.0, 1);
+            // Small singular values.
+            weight.chunks_mut(cols).step_by(3).for_each(|row| row.iter_mut().for_each(|x| *x *= 1e-4));
+            let want = defined(rows, cols, &weight);
+            for (precision, bound) in [(Precision::F32, 2e-3), (Precision::Bf16, 0.1)] {
+                let mut x = weight.clone();
+                orthogonalise(rows, cols, &mut x, precision);
+                let squares = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+                let off = squares(&mut x.iter().zip(&want).map(|(x, want)| *x as f64 - want));
+                let off = off / squares(&mut want.iter().copied());
+                assert!(off < bound, "{precision}, [{rows}, {cols}]: off by {off}");
             }
         }
+    }
+
+    #[test]
+    fn zeros_stay_zeros() {
+        let mut x = [0.0; 6];
+        orthogonalise(2, 3, &mut x, Precision::F32);
+        assert_eq!(x, [0.0; 6]);
     }
 }

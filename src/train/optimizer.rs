@@ -1,12 +1,14 @@
 //! The optimizers and their state, one slot a parameter in the decoder's order.
 
-use crate::config::{MomentFormat, OptimizerKind, TrainConfig};
+use std::collections::VecDeque;
+
+use crate::config::{MomentFormat, OptimizerKind, Precision, TrainConfig};
 use crate::error::{Error, Result};
 use crate::formats::tensors::{Data, Dtype, Tensor, TensorFiles};
 use crate::kernels::{self, AdamW, BLOCK, Moments, Pass, Rule};
 use crate::model::{Decoder, Gradients, Latents, Weight};
 
-use super::muon::{Muon, muon};
+use super::muon::{self, Momentum, Muon};
 use super::schedule::weight_decay;
 
 /// What a step changes: the weights of a decoder through their latents, and the gradients.
@@ -33,6 +35,10 @@ impl At {
         At { step, factor: 1.0, grad_scale: 1.0 }
     }
 }
+
+/// Values of matrices whose updates wait together to be made orthogonal under Muon, side by side, so that no thread waits
+/// for another: 32 MiB.
+const TOGETHER: usize = 1 << 23;
 
 #[derive(Clone, Debug)]
 pub struct Optimizer {
@@ -74,10 +80,25 @@ impl Optimizer {
         if let Some(updates) = &mut updates {
             updates.clear();
         }
-        for (nth, (weight, slot)) in decoder.weights_mut().zip(&mut self.slots).enumerate() {
-            let weight_decay = if weight.role.is_matrix() { weight_decay(t, step) } else { 0.0 };
-            let kind = kind_for(self.kind, weight);
-            let pass = Pass { measure: updates.is_some(), dither: kernels::dither_key(step, nth) };
+        let decay = weight_decay(t, step);
+        let rule = Muon { lr: t.muon_lr * factor, momentum: t.momentum, weight_decay: decay, grad_scale };
+        let measure = updates.is_some();
+        let pass = |nth| Pass { measure, dither: kernels::dither_key(step, nth) };
+        let kind = self.kind;
+        let mut all: Vec<(&mut Weight, &mut Moments)> = decoder.weights_mut().zip(&mut self.slots).collect();
+        // Muon's updates of the next matrices.
+        let mut orthogonal = VecDeque::new();
+        for nth in 0..all.len() {
+            if orthogonal.is_empty() {
+                let next = all.iter_mut().enumerate().skip(nth);
+                let next = next.filter(|(_, (weight, _))| kind_for(kind, weight) == OptimizerKind::Muon);
+                let next = next.map(|(nth, (weight, moments))| (pass(nth), &**weight, &mut **moments));
+                orthogonal = orthogonal_updates(next, &rule, grads, t.precision)?;
+            }
+            let (weight, slot) = &mut all[nth];
+            let weight_decay = if weight.role.is_matrix() { decay } else { 0.0 };
+            let kind = kind_for(kind, weight);
+            let pass = pass(nth);
             let done = latents.update(weight, grads.of(weight), |latents| match kind {
                 OptimizerKind::AdamW => {
                     let rule = AdamW {
@@ -96,9 +117,8 @@ impl Optimizer {
                     kernels::update(&rule, latents, slot, pass)
                 }
                 OptimizerKind::Muon => {
-                    let rule =
-                        Muon { lr: t.muon_lr * factor, momentum: t.momentum, weight_decay, grad_scale };
-                    muon(&rule, latents, slot, pass)
+                    let mut update = orthogonal.pop_front().expect("an update for each");
+                    muon::apply(&rule, latents, &mut update, pass)
                 }
             })?;
             if let Some(updates) = &mut updates {
@@ -201,6 +221,30 @@ fn kind_of(decoder: &Decoder, stored: &TensorFiles) -> Option<OptimizerKind> {
         (false, false) => Some(OptimizerKind::Sgd),
         (true, false) => None,
     }
+}
+
+/// The updates of the first of these matrices, as many as [`TOGETHER`] holds.
+fn orthogonal_updates<'a>(
+    matrices: impl Iterator<Item = (Pass, &'a Weight, &'a mut Moments)>,
+    rule: &Muon,
+    grads: &mut Gradients,
+    precision: Precision,
+) -> Result<VecDeque<Vec<f32>>> {
+    let (mut updates, mut values) = (Vec::new(), 0);
+    for (pass, weight, moments) in matrices {
+        values += weight.len();
+        if !updates.is_empty() && values > TOGETHER {
+            break;
+        }
+        let [rows, cols] = weight.shape[..] else { unreachable!("a matrix") };
+        let matrix = Momentum { name: &weight.name, cols, grad: grads.of(weight), moments };
+        updates.push(([rows, cols], muon::gather(rule, matrix, pass)?));
+    }
+    let orthogonal = kernels::side_by_side(updates, |(_, ([rows, cols], mut update))| {
+        muon::orthogonalise(rows, cols, &mut update, precision);
+        update
+    });
+    Ok(orthogonal.into())
 }
 
 /// Of the scales of a matrix's moments.

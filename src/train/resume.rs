@@ -126,6 +126,7 @@ fn refusal(key: &str, asked: &Recipe) -> Option<&'static str> {
         "train.steps"
         | "train.batch"
         | "train.accumulate"
+        | "train.precision"
         | "train.lr"
         | "train.weight_decay"
         | "train.weight_decay_until"
@@ -177,7 +178,9 @@ pub fn differences<T: Serialize>(found: &T, wanted: &T) -> Vec<Difference> {
     let keys: std::collections::BTreeSet<&String> = found.keys().chain(wanted.keys()).collect();
     let text = |key: &str, value: Option<&Value>| match value {
         // Not written where they are the default.
-        None if ["train.moments", "ternary.activations"].contains(&key) => "f32".to_string(),
+        None if ["train.moments", "train.precision", "ternary.activations"].contains(&key) => {
+            "f32".to_string()
+        }
         None if key == "needs_init" => "false".to_string(),
         None => "nothing".to_string(),
         Some(Value::String(text)) if !text.is_empty() => text.clone(),
@@ -226,6 +229,7 @@ mod tests {
         recipe.ternary.init_std = Some(0.5);
         recipe.ternary.activations = crate::config::Inputs::Int8;
         recipe.train.moments = crate::config::MomentFormat::Int8;
+        recipe.train.precision = crate::config::Precision::Bf16;
         recipe.train.weight_decay_until = Some(7);
         recipe.report.test = Some("/test".into());
         recipe.report.max_train_loss = Some(1.0);
@@ -251,8 +255,8 @@ mod tests {
                       report.min_accuracy report.prompts report.sample_tokens report.temperature report.test \
                       report.top_p train.accumulate train.batch train.beta1 train.beta2 train.clip \
                       train.decay_fraction train.eps train.eval_every train.eval_sequences train.floor train.keep \
-                      train.log_every train.lr train.momentum train.muon_lr train.save_every train.schedule \
-                      train.seq train.steps train.warmup train.weight_decay train.weight_decay_until";
+                      train.log_every train.lr train.momentum train.muon_lr train.precision train.save_every \
+                      train.schedule train.seq train.steps train.warmup train.weight_decay train.weight_decay_until";
         assert_eq!(free, wanted.split_whitespace().collect::<Vec<_>>());
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::schedule::schedule;
 use super::{At, Optimizer, Source, TensorPoint, Trained};
-use crate::config::Recipe;
+use crate::config::{Precision, Recipe};
 use crate::error::{Error, Result};
 use crate::formats::Form;
 use crate::kernels::profile::{Phase, scope};
@@ -106,6 +106,7 @@ impl Trainer {
         let index = self.progress.step;
         let seqs = Sequences::new(t.batch, self.source.seq());
         let (decoder, latents, grads) = (&mut self.model.decoder, &mut self.latents, &mut self.grads);
+        decoder.set_precision(t.precision);
         // Costs nothing after a step that went well.
         grads.zero();
         let mut loss = Loss::default();
@@ -149,7 +150,8 @@ impl Trainer {
         Ok(StepReport { index, loss: loss.mean(), grad_norm, lr: t.lr * factor })
     }
 
-    /// Loss over the held-out part, or none when nothing is held out. `max` sequences, 0 for all.
+    /// Loss over the held-out part, or none when nothing is held out. `max` sequences, 0 for all. In f32, as the model that
+    /// is stored computes, whatever the precision of the steps.
     pub fn validate(&mut self, max: usize) -> Option<Perplexity> {
         if let Some((step, measured)) = self.whole_validation.filter(|_| max == 0)
             && step == self.progress.step
@@ -157,6 +159,7 @@ impl Trainer {
             return Some(measured);
         }
         let seq = self.source.seq();
+        self.model.decoder.set_precision(Precision::F32);
         let (decoder, state) = (&self.model.decoder, &mut self.state);
         let mut loss = Loss::default();
         self.source.each_validation(self.recipe.train.batch, max, |inputs, targets, n| {
@@ -182,9 +185,10 @@ impl Trainer {
         Some(measured)
     }
 
-    /// Share of tokens that are reproduced over `count` held-out sequences of a synthetic task.
+    /// Share of tokens that are reproduced over `count` held-out sequences of a synthetic task; in f32, as validations.
     pub fn accuracy(&mut self, count: usize) -> f64 {
         let seq = self.source.seq();
+        self.model.decoder.set_precision(Precision::F32);
         let (decoder, state) = (&self.model.decoder, &mut self.state);
         let (mut right, mut asked) = (0u64, 0u64);
         self.source.each_validation(self.recipe.train.batch, count, |inputs, targets, n| {

@@ -114,8 +114,15 @@ fn what_can_change_takes_effect_and_is_recorded() {
     assert_eq!(train[6]["lr"].as_f64().unwrap() as f32, 1e-4);
     assert!(train[5]["lr"].as_f64().unwrap() as f32 != 1e-4);
 
-    let recipe = set(&["train.steps=12", "train.accumulate=2", "train.seq=20", "train.log_every=3"]);
+    let recipe = set(&[
+        "train.steps=12",
+        "train.precision=bf16",
+        "train.accumulate=2",
+        "train.seq=20",
+        "train.log_every=3",
+    ]);
     assert_eq!((&recipe["train"]["accumulate"], &recipe["train"]["seq"]), (&2.into(), &20.into()));
+    assert_eq!(recipe["train"]["precision"], "bf16");
     let steps =
         |kind| -> Vec<u64> { lab.records(kind).iter().map(|r| r["step"].as_u64().unwrap()).collect() };
     assert_eq!(steps("train")[9..], [10, 12]);

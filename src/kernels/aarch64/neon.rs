@@ -109,6 +109,20 @@ impl Simd for Neon {
         unsafe { vaddvq_f32(vaddq_f32(v[0], v[1])) }
     }
     #[inline(always)]
+    unsafe fn bf16(v: Self::V) -> Self::V {
+        v.map(|v| unsafe {
+            let bits = vreinterpretq_u32_f32(v);
+            let last = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+            let rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7FFF)), last);
+            let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
+            let magnitude = vandq_u32(bits, vdupq_n_u32(0x7FFF_FFFF));
+            let kept = vbslq_u32(vcgtq_u32(magnitude, vdupq_n_u32(0x7F80_0000)), quiet, rounded);
+            let sign = vandq_u32(bits, vdupq_n_u32(0x8000_0000));
+            let kept = vbslq_u32(vcltq_u32(magnitude, vdupq_n_u32(0x0080_0000)), sign, kept);
+            vreinterpretq_f32_u32(vandq_u32(kept, vdupq_n_u32(0xFFFF_0000)))
+        })
+    }
+    #[inline(always)]
     unsafe fn decode(codes: u32, scale: f32) -> Self::V {
         unsafe {
             let table = vld1q_f32([-scale, 0.0, scale, 0.0].as_ptr());

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::products::{KEYS, Passing, scores_of};
 use super::{Attended, AttentionGradients, LANES, Place, Rows, Sight, Tile, places, with_scratch};
+use crate::config::Precision;
 use crate::kernels::elementwise::{add_assign, exp};
 use crate::kernels::isa::kernel;
 use crate::kernels::product::{Rhs, Target, Threads, View, gemm};
@@ -22,6 +23,7 @@ const PARTS: usize = 8;
 /// `dv = Pᵀ dout`, `dq = dS k`, `dk = dSᵀ q`.
 pub fn attention_backward(
     shape: &AttentionShape,
+    precision: Precision,
     forward: Attended<'_>,
     dout: &[f32],
     grads: AttentionGradients<'_>,
@@ -30,7 +32,7 @@ pub fn attention_backward(
     let Attended { q, k, v, out, lse } = forward;
     let AttentionGradients { dq, dk, dv } = grads;
     let spans = shape.spans(k, v);
-    let places = places(shape.heads(), &spans, q, lse);
+    let places = places(shape.heads(precision), &spans, q, lse);
     assert_eq!([out.len(), dout.len(), dq.len()], [q.len(); 3], "outputs and gradients of {shape:?}");
     assert_eq!([dk.len(), dv.len()], [k.len(); 2], "gradients of {shape:?}");
     let s = *shape;
@@ -97,7 +99,7 @@ fn backward_tile(
     [sum_dk, sum_dv]: &mut [Vec<f32>; 2],
 ) {
     let (heads, m) = (tile.place.heads, tile.rows());
-    let (dim, stride) = (heads.dim, heads.k_stride());
+    let (dim, stride, precision) = (heads.dim, heads.k_stride(), heads.precision);
     let size = m * dim;
     let sizes = [size, size, size, m * KEYS, m * KEYS, m, m];
     with_scratch(sizes, |[queries, douts, sum_dq, p, ds, logs, delta]| {
@@ -110,14 +112,15 @@ fn backward_tile(
         for (j0, sight) in tile.sights(0..tile.seen()) {
             let n = sight.keys;
             let [k, v] = [k, v].map(|x| &x[j0 * stride + tile.kv * dim..]);
-            let passing = |data| Passing { data, stride, count: n };
+            let passing = |data| Passing { data, stride, count: n, precision };
             scores_of(m, dim, queries, passing(k), p);
             scores_of(m, dim, douts, passing(v), ds);
             softmax_backward(m, sight, p, ds, logs, delta);
             let rows = j0 * dim..(j0 + n) * dim;
             let into = |data, to| Target { data, stride: dim, to };
-            let dense = |x, stride| Rhs::Dense(View::rows(x, stride));
-            let (p, ds) = (View::rows(p, KEYS), View::rows(ds, KEYS));
+            let view = |x, stride| View::rows(x, stride).rounded(precision);
+            let dense = |x, stride| Rhs::Dense(view(x, stride));
+            let (p, ds) = (view(p, KEYS), view(ds, KEYS));
             let (dv, dk) = (&mut sum_dv[rows.clone()], &mut sum_dk[rows]);
             gemm(n, dim, m, p.t(), dense(douts, dim), into(dv, To::Add), Threads::One);
             gemm(n, dim, m, ds.t(), dense(queries, dim), into(dk, To::Add), Threads::One);

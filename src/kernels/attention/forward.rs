@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::products::{HeadRows, KEYS, few_mix, few_scores, mix, scores_of};
 use super::{AttentionSpan, Heads, LANES, Place, Positions, Rows, Sight, Tile, places, with_scratch};
+use crate::config::Precision;
 use crate::kernels::elementwise::exp;
 use crate::kernels::isa::kernel;
 use crate::kernels::profile::{Phase, scope};
@@ -23,8 +24,16 @@ const PART: usize = 8 * KEYS;
 
 /// `out = softmax(q kᵀ / sqrt(D)) v` of equal sequences; `lse`, `[batch, heads, queries]`, gets the log-sum-exp of each
 /// row's scores.
-pub fn attention(shape: &AttentionShape, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], lse: &mut [f32]) {
-    attention_spans(shape.heads(), &shape.spans(k, v), q, out, lse);
+pub fn attention(
+    shape: &AttentionShape,
+    precision: Precision,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
+    attention_spans(shape.heads(precision), &shape.spans(k, v), q, out, lse);
 }
 
 /// Some keys of a tile: all, or a part.
@@ -94,7 +103,8 @@ fn tasks(heads: Heads, spans: &[AttentionSpan<'_>], places: &[Place]) -> (Vec<Ta
 
 /// Whether keys and values are taken as they are stored.
 fn few(tile: &Tile, span: &AttentionSpan<'_>) -> bool {
-    tile.rows() < FEW_ROWS || matches!(span.k, Positions::Pages(_)) && span.queries < FEW_QUERIES
+    tile.rows() < FEW_ROWS && tile.place.heads.precision == Precision::F32
+        || matches!(span.k, Positions::Pages(_)) && span.queries < FEW_QUERIES
 }
 
 fn forward_tile(task: &Task, span: &AttentionSpan<'_>, q: &[f32], parts: Rows, out: Rows, lse: Rows) {
@@ -119,9 +129,9 @@ fn forward_tile(task: &Task, span: &AttentionSpan<'_>, q: &[f32], parts: Rows, o
                 softmax(m, sight, dim, scores, max, sum, acc);
                 few_mix(m, scores, v, acc, to);
             } else {
-                scores_of(m, dim, queries, k.dense(wide_k), scores);
+                scores_of(m, dim, queries, k.dense(wide_k, heads.precision), scores);
                 softmax(m, sight, dim, scores, max, sum, acc);
-                mix(m, dim, scores, v.dense(wide_v), acc, to);
+                mix(m, dim, scores, v.dense(wide_v, heads.precision), acc, to);
             }
         }
         // SAFETY: the rows of this tile, or this part of them, belong to this task alone, and `places` has seen the sizes.

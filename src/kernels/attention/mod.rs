@@ -17,6 +17,7 @@ use super::isa::kernel;
 use super::kv::{KvPage, KvRows, PAGE};
 use super::reference::AttentionShape;
 use super::scratch::{self, Aligned};
+use crate::config::Precision;
 
 pub use backward::attention_backward;
 pub use forward::{attention, attention_spans};
@@ -30,8 +31,9 @@ const MANY: usize = 128;
 /// Partial sums of a row.
 const LANES: usize = 16;
 impl AttentionShape {
-    pub fn heads(&self) -> Heads {
-        Heads { heads: self.heads, kv_heads: self.kv_heads, dim: self.dim, causal: self.causal }
+    pub fn heads(&self, precision: Precision) -> Heads {
+        let AttentionShape { heads, kv_heads, dim, causal, .. } = *self;
+        Heads { heads, kv_heads, dim, causal, precision }
     }
 
     /// One span for each sequence.
@@ -56,6 +58,9 @@ pub struct Heads {
     pub kv_heads: usize,
     pub dim: usize,
     pub causal: bool,
+    /// What queries, keys, values, weights and gradients are rounded to where they are multiplied. Scores, soft-max and sums
+    /// are f32; so is everything with a cache in pages, where nothing is rounded again.
+    pub precision: Precision,
 }
 
 /// Queries of one sequence, rows that follow those of the span before, and what they see: the keys and values of `keys`

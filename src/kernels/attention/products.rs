@@ -3,6 +3,7 @@
 
 use half::f16;
 
+use crate::config::Precision;
 use crate::kernels::isa::kernel;
 use crate::kernels::kv::{KvRows, PAGE, Stored};
 use crate::kernels::product::{Rhs, Target, Threads, View, gemm};
@@ -20,6 +21,8 @@ pub(super) struct Passing<'a> {
     pub data: &'a [f32],
     pub stride: usize,
     pub count: usize,
+    /// Of the product with them.
+    pub precision: Precision,
 }
 
 /// The same as they are stored.
@@ -33,13 +36,13 @@ pub(super) struct HeadRows<'a> {
 
 impl<'a> HeadRows<'a> {
     /// In f32, where they stand if they are, otherwise in `wide`, which has room for a tile of them.
-    pub fn dense(self, wide: &'a mut [f32]) -> Passing<'a> {
+    pub fn dense(self, wide: &'a mut [f32], precision: Precision) -> Passing<'a> {
         let HeadRows { rows, stride, dim, count } = self;
         match rows {
-            KvRows::F32(data) => Passing { data, stride, count },
+            KvRows::F32(data) => Passing { data, stride, count, precision },
             _ => {
                 widen(rows, stride, dim, &mut wide[..count * dim]);
-                Passing { data: wide, stride: dim, count }
+                Passing { data: wide, stride: dim, count, precision }
             }
         }
     }
@@ -47,18 +50,18 @@ impl<'a> HeadRows<'a> {
 
 /// `scores[i, j] = q[i] . k[j]`, rows of the queries one after the other, rows of the result `KEYS` apart.
 pub(super) fn scores_of(m: usize, dim: usize, q: &[f32], keys: Passing<'_>, scores: &mut [f32]) {
-    let Passing { data: k, stride: k_stride, count: n } = keys;
+    let Passing { data: k, stride: k_stride, count: n, precision } = keys;
     let target = Target { data: scores, stride: KEYS, to: To::Set };
-    let k = Rhs::Dense(View::rows(k, k_stride).t());
-    gemm(m, n, dim, View::rows(q, dim), k, target, Threads::One);
+    let view = |data, stride| View::rows(data, stride).rounded(precision);
+    gemm(m, n, dim, view(q, dim), Rhs::Dense(view(k, k_stride).t()), target, Threads::One);
 }
 
 /// `acc[i] (+)= sum of scores[i, j] v[j]`, rows of the scores `KEYS` apart.
 pub(super) fn mix(m: usize, dim: usize, scores: &[f32], values: Passing<'_>, acc: &mut [f32], to: To) {
-    let Passing { data: v, stride: v_stride, count: n } = values;
+    let Passing { data: v, stride: v_stride, count: n, precision } = values;
     let target = Target { data: acc, stride: dim, to };
-    let v = Rhs::Dense(View::rows(v, v_stride));
-    gemm(m, dim, n, View::rows(scores, KEYS), v, target, Threads::One);
+    let view = |data, stride| View::rows(data, stride).rounded(precision);
+    gemm(m, dim, n, view(scores, KEYS), Rhs::Dense(view(v, v_stride)), target, Threads::One);
 }
 
 /// [`scores_of`] for a few rows, each of which gets the same bits alone.

@@ -7,7 +7,7 @@ use super::tiles;
 pub use super::way::rows_alike;
 use super::way::{self, Way};
 use super::{dots, gemm, lookup, packed, rounding};
-use crate::config::Inputs;
+use crate::config::{Inputs, Precision};
 use crate::kernels::elementwise::add_assign;
 use crate::kernels::matrix::{Matrix, Values};
 use crate::kernels::profile::{Phase, scope};
@@ -67,7 +67,7 @@ pub fn forward_each<'a, Y: DerefMut<Target = [f32]> + 'a>(
 /// [`forward`] to rows that may stand apart; more of them stay as they are.
 pub fn forward_to(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
     let _time = scope(Phase::Forward);
-    let (out, inputs) = (w.rows(), w.cols());
+    let (out, inputs, precision) = (w.rows(), w.cols(), w.precision());
     let n = x.len() / inputs;
     assert_eq!(x.len(), n * inputs, "x [{n}, {inputs}]");
     y.check(n, out);
@@ -80,19 +80,19 @@ pub fn forward_to(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
         (Way::Unpacked, Values::Packed(p), inputs) => {
             return packed::each_part(p, |first, rows| {
                 let y = Target { data: &mut y.data[first..], ..y };
-                forward_to(x, Matrix::ternary(rows, inputs), y);
+                forward_to(x, Matrix::ternary(rows, inputs).rounded(precision), y);
             });
         }
         (Way::Dots, ..) => return dots::forward(x, w, y),
-        (Way::Tiles, Values::Ternary(t), Inputs::F32) => return tiles::forward(x, t, y),
+        (Way::Tiles, Values::Ternary(t), Inputs::F32) => return tiles::forward(x, t, precision, y),
         (Way::Tiles, Values::Ternary(t), Inputs::Int8) => return tiles::forward_int8(x, t, y),
-        (Way::LookUp, Values::Ternary(t), Inputs::F32) => return lookup::forward(x, t, y),
+        (Way::LookUp, Values::Ternary(t), Inputs::F32) => return lookup::forward(x, t, precision, y),
         (Way::LookUp, Values::Ternary(t), Inputs::Int8) => return lookup::forward_int8(x, t, y),
-        (_, Values::Dense { data, .. }, _) => Rhs::Dense(View::rows(data, inputs).t()),
+        (_, Values::Dense { data, .. }, _) => Rhs::Dense(View::rows(data, inputs).rounded(precision).t()),
         (_, Values::Ternary(t), _) => Rhs::TernaryT(t),
         (_, Values::Packed(_), _) => unreachable!("packed weights have a way of their own"),
     };
-    gemm(n, out, inputs, View::rows(x, inputs), rhs, y, Threads::All);
+    gemm(n, out, inputs, View::rows(x, inputs).rounded(precision), rhs, y, Threads::All);
 }
 
 /// `dx (+)= dy W` with `dy` `[n, out]`, `dx` `[n, in]`.
@@ -104,7 +104,7 @@ pub fn backward_input(dy: &[f32], w: Matrix<'_>, dx: &mut [f32], to: To) {
 /// [`backward_input`] from rows `stride` apart.
 pub fn backward_input_from(dy: &[f32], stride: usize, w: Matrix<'_>, dx: &mut [f32], to: To) {
     let _time = scope(Phase::InputGradient);
-    let (out, inputs) = (w.rows(), w.cols());
+    let (out, inputs, precision) = (w.rows(), w.cols(), w.precision());
     let n = dx.len() / inputs;
     assert!(dx.len() == n * inputs && stride >= out, "dx [{n}, {inputs}], dy [{n}, {out}], {stride} apart");
     if n == 0 {
@@ -112,30 +112,45 @@ pub fn backward_input_from(dy: &[f32], stride: usize, w: Matrix<'_>, dx: &mut [f
     }
     let dy = &dy[..(n - 1) * stride + out];
     let rhs = match (way::backward_input(n, w), w.values()) {
-        (Way::Tiles, Values::Ternary(t)) => return tiles::backward_input(dy, stride, t, dx, to),
-        (Way::LookUp, Values::Ternary(t)) => return lookup::backward_input(dy, stride, t, dx, to),
-        (_, Values::Dense { data, .. }) => Rhs::Dense(View::rows(data, inputs)),
+        (Way::Tiles, Values::Ternary(t)) => return tiles::backward_input(dy, stride, t, precision, dx, to),
+        (Way::LookUp, Values::Ternary(t)) => return lookup::backward_input(dy, stride, t, precision, dx, to),
+        (_, Values::Dense { data, .. }) => Rhs::Dense(View::rows(data, inputs).rounded(precision)),
         (_, Values::Ternary(t)) => Rhs::Ternary(t),
         (_, Values::Packed(_)) => panic!("packed weights have no gradients: load the model to train"),
     };
-    gemm(n, inputs, out, View::rows(dy, stride), rhs, Target { data: dx, stride: inputs, to }, Threads::All);
+    let (dy, dx) = (View::rows(dy, stride).rounded(precision), Target { data: dx, stride: inputs, to });
+    gemm(n, inputs, out, dy, rhs, dx, Threads::All);
 }
 
 /// `dW += dyᵀ x` with `dy` `[n, out]`, `x` `[n, in]`, `dW` `[out, in]`: the gradient at the weights that the forward
-/// pass used.
-pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], out: usize, inputs: usize) {
+/// pass used. `dy` and `x` are rounded to `precision`.
+pub fn backward_weight(
+    dy: &[f32],
+    x: &[f32],
+    dw: &mut [f32],
+    [out, inputs]: [usize; 2],
+    precision: Precision,
+) {
     assert_eq!(x.len() / inputs * out, dy.len(), "rows of {inputs} and of {out}");
-    backward_weight_from(dy, out, x, dw, out, inputs);
+    backward_weight_from(dy, out, x, dw, [out, inputs], precision);
 }
 
 /// [`backward_weight`] from rows of `dy` that are `stride` apart.
-pub fn backward_weight_from(dy: &[f32], stride: usize, x: &[f32], dw: &mut [f32], out: usize, inputs: usize) {
+pub fn backward_weight_from(
+    dy: &[f32],
+    stride: usize,
+    x: &[f32],
+    dw: &mut [f32],
+    [out, inputs]: [usize; 2],
+    precision: Precision,
+) {
     let _time = scope(Phase::WeightGradient);
     let n = x.len() / inputs;
     assert_eq!((x.len(), dw.len()), (n * inputs, out * inputs), "x [{n}, {inputs}], dW [{out}, {inputs}]");
     assert!(stride >= out, "rows of {out}, {stride} apart");
     let target = Target { data: dw, stride: inputs, to: To::Add };
-    gemm(out, inputs, n, View::rows(dy, stride).t(), Rhs::Dense(View::rows(x, inputs)), target, Threads::All);
+    let view = |data, stride| View::rows(data, stride).rounded(precision);
+    gemm(out, inputs, n, view(dy, stride).t(), Rhs::Dense(view(x, inputs)), target, Threads::All);
 }
 
 /// Calls `f` with `x` as [`forward`] by `w` uses it, which is where the gradient by the weights is taken: rounded to 8

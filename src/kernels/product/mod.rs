@@ -4,15 +4,16 @@
 //! |---|---|---|---|
 //! | `x Wᵀ`, `W` packed, inputs of 8 bits | any | any | dot products of integers from the packed bytes (`packed/integer.rs`) |
 //! | `x Wᵀ`, `W` packed | any | fewer than 16 rows of `x` | look-up from the packed bytes (`packed/float.rs`); more: some rows of `W` unpacked at a time, and then as below |
-//! | `x Wᵀ`, any other `W` | any | fewer than 6 rows of `x` | dot products (`dots.rs`): `W` is read once a row, and not packed |
+//! | `x Wᵀ`, any other `W`, not in bf16 | any | fewer than 6 rows of `x` | dot products (`dots.rs`): `W` is read once a row, and not packed |
 //! | `x Wᵀ`, `dy W`, `W` ternary | AMX | enough rows, and groups of whole words | tiles (`tiles/`) |
 //! | `x Wᵀ`, `W` ternary, inputs of 8 bits | any | any other | look-up of integers (`lookup/int8.rs`) |
 //! | `x Wᵀ`, `dy W`, `W` ternary | any | 32 rows, 64 outputs, groups of 64, or more of each | look-up (`lookup/`) |
+//! | `dy W`, `W` ternary, in bf16 | any | any other | look-up |
 //! | `A B`, both dense | AMX | enough of each | tiles |
 //! | any | any | any other | blocked (`blocked.rs`), trits decoded on the way |
 //!
-//! The first line that fits holds; [`way`] is that table. Rows of a weight's gradient, of attention and of Muon are
-//! products of two dense matrices, [`gemm`].
+//! The first line that fits holds; [`way`] is that table. Rounded operands take the same ways, which round them where they
+//! pack them. Rows of a weight's gradient, of attention and of Muon are products of two dense matrices, [`gemm`].
 
 mod blocked;
 mod dots;
@@ -23,6 +24,7 @@ mod pack;
 mod packed;
 mod register_tile;
 mod rounding;
+mod symmetric;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 #[cfg(not(target_arch = "x86_64"))]
@@ -33,6 +35,7 @@ mod way;
 pub use operands::{Rhs, Target, Threads, View};
 pub(super) use pack::decode;
 pub use packed::pack;
+pub use symmetric::symmetric_gemm;
 
 use crate::kernels::threads;
 use operands::Sizes;
@@ -58,10 +61,13 @@ const SERIAL: usize = 1 << 18;
 /// ```
 ///
 /// # Panics
-/// When an operand or the result is smaller than the sizes say.
+/// When an operand or the result is smaller than the sizes say, or one dense operand is rounded and the other is not.
 pub fn gemm(m: usize, n: usize, k: usize, a: View<'_>, b: Rhs<'_>, c: Target<'_>, threads: Threads) {
     a.check(m, k);
     b.check(k, n);
+    if let Rhs::Dense(b) = b {
+        assert_eq!(a.precision, b.precision, "the precision of both operands");
+    }
     if m == 0 || n == 0 {
         return;
     }

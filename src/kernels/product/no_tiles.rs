@@ -1,6 +1,7 @@
 //! The door of tiles on processors that have none: they never pay.
 
 use super::operands::{Sizes, Target, View};
+use crate::config::Precision;
 use crate::kernels::to::To;
 use crate::ternary::TernaryMatrix;
 
@@ -14,7 +15,7 @@ pub fn fits(_: &TernaryMatrix) -> bool {
     false
 }
 
-pub fn forward(_: &[f32], _: &TernaryMatrix, _: Target<'_>) {
+pub fn forward(_: &[f32], _: &TernaryMatrix, _: Precision, _: Target<'_>) {
     unreachable!("{NONE}");
 }
 
@@ -22,7 +23,7 @@ pub fn forward_int8(_: &[f32], _: &TernaryMatrix, _: Target<'_>) {
     unreachable!("{NONE}");
 }
 
-pub fn backward_input(_: &[f32], _: usize, _: &TernaryMatrix, _: &mut [f32], _: To) {
+pub fn backward_input(_: &[f32], _: usize, _: &TernaryMatrix, _: Precision, _: &mut [f32], _: To) {
     unreachable!("{NONE}");
 }
 

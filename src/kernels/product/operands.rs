@@ -1,5 +1,6 @@
 //! What is multiplied, and where the product goes.
 
+use crate::config::Precision;
 use crate::kernels::to::To;
 use crate::ternary::TernaryMatrix;
 
@@ -11,23 +12,34 @@ pub(super) struct Sizes {
     pub k: usize,
 }
 
-/// A dense matrix: element `(i, j)` is `data[i * rs + j * cs]`.
+/// A dense matrix: element `(i, j)` is `data[i * rs + j * cs]`, rounded where it enters a product.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     pub data: &'a [f32],
     pub rs: usize,
     pub cs: usize,
+    pub precision: Precision,
 }
 
 impl<'a> View<'a> {
-    /// Row-major with `stride` values from row to row.
+    /// Row-major with `stride` values from row to row, not rounded.
     pub fn rows(data: &'a [f32], stride: usize) -> Self {
-        Self { data, rs: stride, cs: 1 }
+        Self { data, rs: stride, cs: 1, precision: Precision::F32 }
+    }
+
+    /// The same, rounded so.
+    pub fn rounded(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The transpose, nothing moved.
     pub fn t(self) -> Self {
-        Self { data: self.data, rs: self.cs, cs: self.rs }
+        Self { rs: self.cs, cs: self.rs, ..self }
+    }
+
+    /// From an element on.
+    pub(super) fn from(self, i: usize, j: usize) -> Self {
+        Self { data: &self.data[i * self.rs + j * self.cs..], ..self }
     }
 
     /// Whether rows or columns are contiguous.
@@ -35,7 +47,7 @@ impl<'a> View<'a> {
         self.rs == 1 || self.cs == 1
     }
 
-    /// From an element on.
+    /// Where an element stands.
     pub(super) fn at(&self, i: usize, j: usize) -> *const f32 {
         // Of a slice, not of a value: what follows is read too.
         self.data[i * self.rs + j * self.cs..].as_ptr()

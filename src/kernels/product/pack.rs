@@ -1,12 +1,14 @@
 //! Operands of the matrix product copied into the order in which the register tile reads them.
 //!
 //! A panel of `A` holds `MR` rows, `k` by `k`; a panel of `B` holds `NR` columns, `k` by `k`. Rows and columns past the
-//! edge are zeros. A ternary operand is decoded on the way, so that it costs a sixteenth of the memory traffic.
+//! edge are zeros. A ternary operand is decoded on the way, so that it costs a sixteenth of the memory traffic; a dense one
+//! is rounded while it is in the cache.
 
 use super::operands::{Rhs, View};
 use super::register_tile::width;
+use crate::config::Precision;
 use crate::kernels::isa::kernel;
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{Simd, nearest_bf16};
 use crate::ternary::{CODES_PER_WORD, TernaryMatrix};
 
 /// Zeros for rows past the edge.
@@ -18,6 +20,22 @@ pub const A_SLACK: usize = 16;
 /// Panels of `A` packed in one call, and streamed past one panel of `B`: of a transposed operand, a row holds a few values
 /// of each.
 pub const TOGETHER: usize = 16;
+
+/// Rounds values that have just been packed.
+#[inline(always)]
+fn round<S: Simd>(precision: Precision, values: &mut [f32]) {
+    if precision == Precision::F32 {
+        return;
+    }
+    let mut vectors = values.chunks_exact_mut(S::LANES);
+    for vector in &mut vectors {
+        // SAFETY: a chunk holds LANES values.
+        unsafe { S::store(vector.as_mut_ptr(), S::bf16(S::load(vector.as_ptr()))) };
+    }
+    for x in vectors.into_remainder() {
+        *x = nearest_bf16(*x);
+    }
+}
 
 kernel! {
     /// Panels of `A`, `stride` apart in `dst`, as many as it holds: rows from `i0` on, columns `k0 .. k0 + kc`.
@@ -47,6 +65,7 @@ kernel! {
                             *out.add(k * S::MR + i) = if i < rows { *a.at(i0 + i, k0 + k) } else { 0.0 };
                         }
                     }
+                    round::<S>(a.precision, std::slice::from_raw_parts_mut(out, kc * S::MR));
                 }
                 return;
             }
@@ -62,6 +81,9 @@ kernel! {
                     }
                 }
             }
+        }
+        for panel in dst.chunks_exact_mut(stride) {
+            round::<S>(a.precision, &mut panel[..kc * S::MR]);
         }
     }
 }
@@ -139,6 +161,9 @@ kernel! {
                     }
                 }
             }
+        }
+        if let Rhs::Dense(b) = b {
+            round::<S>(b.precision, &mut dst[..kc * nr]);
         }
     }
 }

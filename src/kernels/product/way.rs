@@ -3,7 +3,7 @@
 use super::lookup;
 use super::operands::{Rhs, Sizes, View};
 use super::tiles;
-use crate::config::Inputs;
+use crate::config::{Inputs, Precision};
 use crate::kernels::isa::Isa;
 use crate::kernels::matrix::{Matrix, Values};
 use crate::ternary::{CODES_PER_WORD, PackedMatrix, TernaryMatrix};
@@ -32,7 +32,8 @@ pub fn forward(n: usize, w: Matrix<'_>) -> Way {
             Way::Unpacked
         }
         Values::Packed(_) => Way::Packed,
-        _ if n < FEW_ROWS => Way::Dots,
+        // Rounded operands are for training, which has more rows; of those left over few cost little.
+        _ if n < FEW_ROWS && (w.precision() == Precision::F32 || w.inputs() == Inputs::Int8) => Way::Dots,
         Values::Ternary(t) if fit_tiles(n, t) => Way::Tiles,
         Values::Ternary(t) if w.inputs() == Inputs::Int8 || lookup::pays(n, t) => Way::LookUp,
         _ => Way::Blocked,
@@ -51,7 +52,8 @@ pub fn rows_alike(w: Matrix<'_>) -> usize {
 pub fn backward_input(n: usize, w: Matrix<'_>) -> Way {
     match w.values() {
         Values::Ternary(t) if fit_tiles(n, t) => Way::Tiles,
-        Values::Ternary(t) if lookup::pays(n, t) => Way::LookUp,
+        // The blocked product multiplies by decoded weights, with the scales in them; a rounded gradient meets trits.
+        Values::Ternary(t) if lookup::pays(n, t) || w.precision() == Precision::Bf16 => Way::LookUp,
         _ => Way::Blocked,
     }
 }

@@ -1,4 +1,4 @@
-//! AMX: the tile registers, their configuration, and three register kernels of two by two tiles.
+//! AMX: the tile registers, their configuration, and the register kernels of two by two tiles.
 //!
 //! Each kernel is one block of assembly: a panel of `A` (32 rows) against a panel of `B` (32 columns), step by step along
 //! `k`, into four accumulators. Tiles 0 to 3 accumulate, 4 and 5 hold `A`, 6 and 7 hold `B`. A step is 32 values of 16
@@ -7,7 +7,7 @@
 //! Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::arch::x86_64::{__cpuid, __cpuid_count, __m512, __m512i};
 use std::marker::PhantomData;
 
 use crate::kernels::to::To;
@@ -16,8 +16,6 @@ use crate::kernels::to::To;
 pub const PANEL: usize = 32;
 /// Rows of a tile.
 pub const TILE: usize = 16;
-/// Parts in bf16 that an `f32` is split into.
-pub const PARTS: usize = 3;
 
 /// A row of a tile.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,6 +46,32 @@ pub fn available() -> bool {
     }
     #[cfg(not(target_os = "linux"))]
     false
+}
+
+/// Whether the machine rounds to bf16 in one instruction ([`narrow`]).
+pub fn narrows() -> bool {
+    std::arch::is_x86_feature_detected!("avx512bf16")
+}
+
+/// The nearest bf16 of 32 values.
+///
+/// # Safety
+/// [`narrows`] has said yes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub unsafe fn narrow(lo: __m512, hi: __m512) -> __m512i {
+    let both;
+    // SAFETY: the machine has the instruction, which reads and writes registers alone.
+    unsafe {
+        asm!(
+            "vcvtne2ps2bf16 {both}, {hi}, {lo}",
+            both = lateout(zmm_reg) both,
+            hi = in(zmm_reg) hi,
+            lo = in(zmm_reg) lo,
+            options(pure, nomem, nostack, preserves_flags)
+        )
+    };
+    both
 }
 
 /// Eight tiles of 16 rows of 64 bytes, on this thread until it is dropped.
@@ -186,7 +210,7 @@ tile_kernel! {
     /// `A` in three parts times trits.
     ///
     /// # Safety
-    /// `a` holds `steps * PARTS * STEP` lines, `b` `steps * STEP`; `to` 32 rows of 32 values.
+    /// `a` holds `3 * steps * STEP` lines, `b` `steps * STEP`; `to` 32 rows of 32 values.
     times_trits, 3 * 2048, 2048, [
         load!(B "0"),
         load!(A "2" upper), multiply!("tdpbf16ps" upper), load!(A "2" lower), multiply!("tdpbf16ps" lower),
@@ -200,7 +224,7 @@ tile_kernel! {
     /// below `2^-24` of the product, the rounding of an `f32`. The order needs the fewest loads.
     ///
     /// # Safety
-    /// `a` and `b` hold `steps * PARTS * STEP` lines; `to` 32 rows of 32 values.
+    /// `a` and `b` hold `3 * steps * STEP` lines; `to` 32 rows of 32 values.
     times_dense, 3 * 2048, 3 * 2048, [
         load!(B "2"),
         load!(A "0" upper), multiply!("tdpbf16ps" upper), load!(A "0" lower), multiply!("tdpbf16ps" lower),
@@ -210,6 +234,17 @@ tile_kernel! {
         load!(B "0"),
         multiply!("tdpbf16ps" upper), multiply!("tdpbf16ps" lower),
         load!(A "2" upper), multiply!("tdpbf16ps" upper), load!(A "2" lower), multiply!("tdpbf16ps" lower),
+        load!(A "0" upper), multiply!("tdpbf16ps" upper), load!(A "0" lower), multiply!("tdpbf16ps" lower),
+    ]
+}
+
+tile_kernel! {
+    /// `A` times `B`, both in one part: rounded values, or trits.
+    ///
+    /// # Safety
+    /// `a` and `b` hold `steps * STEP` lines; `to` 32 rows of 32 values.
+    times_rounded, 2048, 2048, [
+        load!(B "0"),
         load!(A "0" upper), multiply!("tdpbf16ps" upper), load!(A "0" lower), multiply!("tdpbf16ps" lower),
     ]
 }

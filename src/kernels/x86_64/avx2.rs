@@ -71,6 +71,22 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn bf16(v: __m256) -> __m256 {
+        unsafe {
+            let bits = _mm256_castps_si256(v);
+            let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), last);
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let kept = _mm256_blendv_epi8(rounded, quiet, nan);
+            let kept = _mm256_and_si256(kept, _mm256_set1_epi32(0xFFFF_0000u32 as i32));
+            let magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(i32::MAX));
+            let tiny = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x0080_0000), magnitude);
+            let sign = _mm256_and_si256(bits, _mm256_set1_epi32(i32::MIN));
+            _mm256_castsi256_ps(_mm256_blendv_epi8(kept, sign, tiny))
+        }
+    }
+    #[inline(always)]
     unsafe fn decode(codes: u32, scale: f32) -> __m256 {
         unsafe {
             let table = _mm256_setr_ps(-scale, 0.0, scale, 0.0, -scale, 0.0, scale, 0.0);

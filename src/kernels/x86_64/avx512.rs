@@ -72,6 +72,20 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn bf16(v: __m512) -> __m512 {
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), last);
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
+            let kept = _mm512_and_si512(rounded, _mm512_set1_epi32(0xFFFF_0000u32 as i32));
+            // Subnormal numbers alone.
+            let tiny = _mm512_fpclass_ps_mask::<0x20>(v);
+            _mm512_castsi512_ps(_mm512_mask_and_epi32(kept, tiny, bits, _mm512_set1_epi32(i32::MIN)))
+        }
+    }
+    #[inline(always)]
     unsafe fn decode(codes: u32, scale: f32) -> __m512 {
         unsafe {
             let table = _mm512_broadcast_f32x4(_mm_setr_ps(-scale, 0.0, scale, 0.0));

@@ -24,6 +24,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 use super::operands::Target;
+use crate::config::Precision;
 use crate::kernels::isa::kernel;
 use crate::kernels::scratch::{self, Aligned};
 use crate::kernels::simd::Simd;
@@ -49,30 +50,37 @@ pub fn pays(n: usize, w: &TernaryMatrix) -> bool {
 #[derive(Default)]
 struct Scratch(Aligned<Lanes>);
 
-/// `y (+)= x Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`.
-pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
+/// `y (+)= x Ŵᵀ`, `x` `[n, in]`, rounded to `precision`, `y` `[n, out]`.
+pub fn forward(x: &[f32], w: &TernaryMatrix, precision: Precision, y: Target<'_>) {
     scratch::with(|plan: &mut Plan| {
         for first in (0..w.rows()).step_by(plan::ROWS) {
             plan.pack_rows(w, first, plan::ROWS.min(w.rows() - first));
-            run(plan, x, w.cols(), 0, first, Target { data: &mut *y.data, ..y });
+            let y = Target { data: &mut y.data[first..], ..y };
+            run(plan, x, w.cols(), precision, y);
         }
     });
 }
 
-/// `dx (+)= dy Ŵ`, `dy` `[n, out]`, rows `stride` apart, `dx` `[n, in]`.
-pub fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f32], to: To) {
+/// `dx (+)= dy Ŵ`, `dy` `[n, out]`, rows `stride` apart and, once scaled, rounded to `precision`, `dx` `[n, in]`.
+pub fn backward_input(
+    dy: &[f32],
+    stride: usize,
+    w: &TernaryMatrix,
+    precision: Precision,
+    dx: &mut [f32],
+    to: To,
+) {
     scratch::with(|plan: &mut Plan| {
         for first in (0..w.rows()).step_by(plan::INNER) {
             plan.pack_columns(w, first, plan::INNER.min(w.rows() - first));
             let dx = Target { data: &mut *dx, stride: w.cols(), to: to.part(first == 0) };
-            run(plan, dy, stride, first, 0, dx);
+            run(plan, &dy[first..], stride, precision, dx);
         }
     });
 }
 
-/// Every tile of 16 rows of `x` through the plan; its inputs are the columns of `x` from `column` on, its outputs those of
-/// `y` from `first` on.
-fn run(plan: &Plan, x: &[f32], x_stride: usize, column: usize, first: usize, y: Target<'_>) {
+/// Every tile of 16 rows of `x` through the plan; its inputs are the first columns of `x`, its outputs those of `y`.
+fn run(plan: &Plan, x: &[f32], x_stride: usize, precision: Precision, y: Target<'_>) {
     let Target { data, stride, to } = y;
     let tiles = x.par_chunks(TILE * x_stride).zip(data.par_chunks_mut(TILE * stride));
     tiles.for_each(|(x, y)| {
@@ -80,7 +88,7 @@ fn run(plan: &Plan, x: &[f32], x_stride: usize, column: usize, first: usize, y: 
             let all = scratch.0.first(CHUNK_ENTRIES + plan.padded() + plan.outputs());
             let (tables, rest) = all.split_at_mut(CHUNK_ENTRIES);
             let (inputs, sums) = rest.split_at_mut(plan.padded());
-            tile(plan, &x[column..], x_stride, &mut y[first..], stride, to, tables, inputs, sums);
+            tile(plan, x, x_stride, precision, y, stride, to, tables, inputs, sums);
         });
     });
 }
@@ -90,8 +98,8 @@ const CHUNK_ENTRIES: usize = TABLES * plan::ENTRIES;
 
 kernel! {
     /// One tile: inputs into lanes, chunk after chunk, sums back into rows. The last row of `x` and `y` may be short.
-    fn tile<S>(plan: &Plan, x: &[f32], x_stride: usize, y: &mut [f32], y_stride: usize, to: To,
-        tables: &mut [Lanes], inputs: &mut [Lanes], sums: &mut [Lanes]) {
+    fn tile<S>(plan: &Plan, x: &[f32], x_stride: usize, precision: Precision, y: &mut [f32], y_stride: usize,
+        to: To, tables: &mut [Lanes], inputs: &mut [Lanes], sums: &mut [Lanes]) {
         for segment in plan.segments() {
             let to = &mut inputs[segment.padded.clone()];
             into_lanes::<S>(x, x_stride, segment.inputs.clone(), to);
@@ -104,7 +112,7 @@ kernel! {
             sums.fill(Lanes::default());
         }
         for step in plan.steps() {
-            tables::build::<S>(&inputs[step.padded..][..CHUNK], plan.factors(step), tables);
+            tables::build::<S>(&inputs[step.padded..][..CHUNK], plan.factors(step), precision, tables);
             tables::look_up_all::<S>(plan.records(step), tables, &mut sums[step.outputs.clone()]);
         }
         from_lanes::<S>(sums, y, y_stride);

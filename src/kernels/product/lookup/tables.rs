@@ -2,12 +2,18 @@
 
 use super::plan::{CHUNK, ENTRIES, Record, TABLES};
 use super::{CHUNK_ENTRIES, Lanes, TILE};
+use crate::config::Precision;
 use crate::kernels::simd::Simd;
 
-/// All 27 signed sums of each three `inputs`, times their `factors` where there are some: entry `9 i + 3 j + k` of a
-/// table is `(i-1) a + (j-1) b + (k-1) c`.
+/// All 27 signed sums of each three `inputs`, times their `factors` where there are some, then rounded to `precision`:
+/// entry `9 i + 3 j + k` of a table is `(i-1) a + (j-1) b + (k-1) c`.
 #[inline(always)]
-pub(super) fn build<S: Simd>(inputs: &[Lanes], factors: Option<&[f32]>, tables: &mut [Lanes]) {
+pub(super) fn build<S: Simd>(
+    inputs: &[Lanes],
+    factors: Option<&[f32]>,
+    precision: Precision,
+    tables: &mut [Lanes],
+) {
     assert!(
         inputs.len() == CHUNK && tables.len() == CHUNK_ENTRIES && factors.is_none_or(|f| f.len() == CHUNK)
     );
@@ -17,9 +23,13 @@ pub(super) fn build<S: Simd>(inputs: &[Lanes], factors: Option<&[f32]>, tables: 
             unsafe {
                 let input = |i: usize| {
                     let x = S::load(inputs[3 * q + i].0.as_ptr().add(v));
-                    match factors {
+                    let x = match factors {
                         Some(f) => S::mul(x, S::splat(f[3 * q + i])),
                         None => x,
+                    };
+                    match precision {
+                        Precision::F32 => x,
+                        Precision::Bf16 => S::bf16(x),
                     }
                 };
                 let (a, b, c) = (input(0), input(1), input(2));

@@ -4,8 +4,9 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::split::WHOLE;
 use super::trits::words_of_rows;
-use super::{BLOCK, ROWS, SOME_COLUMNS, Scratch, each, scales_of};
+use super::{ROWS, SOME_COLUMNS, Scratch, block, each, scales_of};
 use crate::kernels::product::operands::{Output, Target};
 use crate::kernels::product::rounding::{inverse, scale_of, segments};
 use crate::kernels::reference::SEGMENT;
@@ -21,7 +22,7 @@ const SUMS: usize = 4;
 // As many as `Sums::finish` tells apart.
 const _: () = assert!(SUMS == 4);
 // The definition is by segments.
-const _: () = assert!(BLOCK == SEGMENT);
+const _: () = assert!(block(WHOLE) == SEGMENT);
 
 /// `y (+)= x̂ Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`; `w` [`fits`](super::fits).
 pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {

@@ -1,10 +1,10 @@
-//! Products on the tile units of processors with AMX, to the precision of `f32`.
+//! Products on the tile units of processors with AMX, to the precision of `f32` or of operands in bf16.
 //!
 //! The units multiply bf16 and add in `f32`. An `f32` is the sum of three bf16 ([`mod@split`]) and a trit is one, so that a
 //! product with a ternary matrix takes three passes and loses nothing; one of two dense matrices takes six of nine, and
 //! what the other three would add is below the rounding of an `f32`. Sums are those of `f32` in another order, as with
 //! every instruction set. A tile instruction does the work of 16 vector ones (32 of 8 bits), so that three passes, or six,
-//! are still several times as fast.
+//! are still several times as fast. Operands that are rounded are one part each, and every product takes one pass.
 //!
 //! - Forward, `y = x Ŵᵀ`: trits of one segment of a group at a time; the scale multiplies its sum.
 //! - Input gradient, `dx = dy Ŵ`: the sum runs over rows, whose scales differ, so `dy` is scaled while it is split, once
@@ -20,9 +20,10 @@ mod trits;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use self::split::{DEPTH, LINES, Operand, Side};
+use self::split::{DEPTH, Operand, ROUNDED, Side, WHOLE, lines};
 use super::operands::{Output, Sizes, Target, View};
 use super::rounding::segments;
+use crate::config::Precision;
 use crate::kernels::scratch::{self, Aligned};
 use crate::kernels::threads;
 use crate::kernels::to::To;
@@ -32,9 +33,11 @@ use crate::ternary::TernaryMatrix;
 pub use int8::forward as forward_int8;
 pub use trits::fits;
 
-/// Depth of a block, and the most inputs of a segment: a panel of `A` of that depth (24 KiB) stays in the
-/// first-level cache while panels of `B` stream past it.
-const BLOCK: usize = 128;
+/// Depth of a block by the parts of `A`, 128 at least, which is the most inputs of a segment: a panel of `A` of that depth
+/// (24 KiB) stays in the first-level cache while panels of `B` stream past it.
+const fn block(parts: usize) -> usize {
+    128 * WHOLE / parts
+}
 /// Rows and columns of a task at most: its operands and its part of the result stay in the second-level cache.
 const ROWS: usize = 384;
 const COLUMNS: usize = 512;
@@ -102,8 +105,15 @@ fn scales_of(w: &TernaryMatrix, rows: Range<usize>, group: usize, to: &mut [f32]
     }
 }
 
-/// `y (+)= x Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`; `w` [`fits`].
-pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
+/// `y (+)= x Ŵᵀ`, `x` `[n, in]`, rounded to `precision`, `y` `[n, out]`; `w` [`fits`].
+pub fn forward(x: &[f32], w: &TernaryMatrix, precision: Precision, y: Target<'_>) {
+    match precision {
+        Precision::F32 => forward_of::<WHOLE>(x, w, y),
+        Precision::Bf16 => forward_of::<ROUNDED>(x, w, y),
+    }
+}
+
+fn forward_of<const PARTS: usize>(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
     let (out, inputs) = (w.rows(), w.cols());
     let n = x.len() / inputs;
     let x = Operand::a(View::rows(x, inputs), n, inputs);
@@ -111,12 +121,12 @@ pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
     let segments: Vec<_> = segments(w).collect();
     // SAFETY: this instruction set was found on this machine.
     each(y, ROWS, out, threads::tasks(), |rows, columns, scratch| unsafe {
-        forward_task(x, w, &segments, rows, columns, y, scratch)
+        forward_task::<PARTS>(x, w, &segments, rows, columns, y, scratch)
     });
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn forward_task(
+fn forward_task<const PARTS: usize>(
     x: Operand<'_>,
     w: &TernaryMatrix,
     segments: &[Range<usize>],
@@ -133,12 +143,12 @@ fn forward_task(
     let square = Accumulators { at: square.cast(), stride: 4 * PANEL, to: To::Set };
     for (block, segments) in segments.chunks(TOGETHER).enumerate() {
         let steps: Vec<usize> = segments.iter().map(|s| s.len().div_ceil(DEPTH)).collect();
-        let a = a.first(panels * LINES * steps.iter().sum::<usize>());
+        let a = a.first(panels * lines(PARTS) * steps.iter().sum::<usize>());
         let mut rest = &mut *a;
         for (segment, steps) in segments.iter().zip(&steps) {
             let part;
-            (part, rest) = rest.split_at_mut(panels * LINES * steps);
-            split::pack(x, Side::A, rows.start, segment.start, segment.len(), None, part);
+            (part, rest) = rest.split_at_mut(panels * lines(PARTS) * steps);
+            split::pack::<PARTS>(x, Side::A, rows.start, segment.start, segment.len(), None, part);
         }
         for j0 in columns.clone().step_by(SOME_COLUMNS) {
             let some = (columns.end - j0).min(SOME_COLUMNS);
@@ -146,7 +156,7 @@ fn forward_task(
             let mut rest = &*a;
             for (at, (segment, &steps)) in segments.iter().zip(&steps).enumerate() {
                 let a;
-                (a, rest) = rest.split_at(panels * LINES * steps);
+                (a, rest) = rest.split_at(panels * lines(PARTS) * steps);
                 let b = b.first(across * STEP * steps);
                 trits::pack_rows(w, j0, segment.start, segment.len(), b);
                 let scales = factors.first(across * PANEL);
@@ -154,7 +164,7 @@ fn forward_task(
                 let first = block + at == 0;
                 let y = y.part(first);
                 let part = Part { rows: rows.clone(), columns: j0..j0 + some, first, steps };
-                scaled_panels(&tiles, a, b, scales, square, y, part);
+                scaled_panels::<PARTS>(&tiles, a, b, scales, square, y, part);
             }
         }
     }
@@ -170,10 +180,31 @@ struct Part {
     steps: usize,
 }
 
+/// A panel of `A` in parts times one of `B`, trits.
+///
+/// # Safety
+/// As [`amx::times_trits`].
+#[inline(always)]
+unsafe fn times_trits<const PARTS: usize>(
+    tiles: &Tiles,
+    steps: usize,
+    a: &[Line],
+    b: &[Line],
+    to: Accumulators,
+) {
+    // SAFETY: by the caller's word.
+    unsafe {
+        match PARTS {
+            ROUNDED => amx::times_rounded(tiles, steps, a.as_ptr(), b.as_ptr(), to),
+            _ => amx::times_trits(tiles, steps, a.as_ptr(), b.as_ptr(), to),
+        }
+    }
+}
+
 /// Every panel of `A` times every panel of `B`, trits, and times the scales of its columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn scaled_panels(
+fn scaled_panels<const PARTS: usize>(
     tiles: &Tiles,
     a: &[Line],
     b: &[Line],
@@ -183,7 +214,7 @@ fn scaled_panels(
     part: Part,
 ) {
     let Part { rows, columns, first, steps } = part;
-    for (p, a) in a.chunks_exact(LINES * steps).enumerate() {
+    for (p, a) in a.chunks_exact(lines(PARTS) * steps).enumerate() {
         let i = rows.start + p * PANEL;
         for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
             let j = columns.start + q * PANEL;
@@ -194,7 +225,7 @@ fn scaled_panels(
             // SAFETY: the panels hold `steps` steps, and the square 32 rows of 32 values; the rectangle of the result is
             // this task's alone.
             unsafe {
-                amx::times_trits(tiles, steps, a.as_ptr(), b.as_ptr(), square);
+                times_trits::<PARTS>(tiles, steps, a, b, square);
                 let scales = scales[q * PANEL..].as_ptr();
                 scale_into(square.at, scales, size, y.at(i, j), y.stride, y.to);
             }
@@ -244,20 +275,41 @@ unsafe fn scale_into(
     }
 }
 
-/// `dx (+)= dy Ŵ`, `dy` `[n, out]`, rows `stride` apart, `dx` `[n, in]`; `w` [`fits`].
-pub fn backward_input(dy: &[f32], stride: usize, w: &TernaryMatrix, dx: &mut [f32], to: To) {
+/// `dx (+)= dy Ŵ`, `dy` `[n, out]`, rows `stride` apart and, once scaled, rounded to `precision`, `dx` `[n, in]`; `w`
+/// [`fits`].
+pub fn backward_input(
+    dy: &[f32],
+    stride: usize,
+    w: &TernaryMatrix,
+    precision: Precision,
+    dx: &mut [f32],
+    to: To,
+) {
+    match precision {
+        Precision::F32 => backward_input_of::<WHOLE>(dy, stride, w, dx, to),
+        Precision::Bf16 => backward_input_of::<ROUNDED>(dy, stride, w, dx, to),
+    }
+}
+
+fn backward_input_of<const PARTS: usize>(
+    dy: &[f32],
+    stride: usize,
+    w: &TernaryMatrix,
+    dx: &mut [f32],
+    to: To,
+) {
     let (out, inputs) = (w.rows(), w.cols());
     let n = dx.len() / inputs;
     let dy = Operand::a(View::rows(dy, stride), n, out);
     let dx = Output::new(Target { data: dx, stride: inputs, to }, n, inputs);
     // SAFETY: this instruction set was found on this machine.
     each(dx, ROWS, inputs, threads::tasks(), |rows, columns, scratch| unsafe {
-        backward_input_task(dy, w, rows, columns, dx, scratch)
+        backward_input_task::<PARTS>(dy, w, rows, columns, dx, scratch)
     });
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn backward_input_task(
+fn backward_input_task<const PARTS: usize>(
     dy: Operand<'_>,
     w: &TernaryMatrix,
     rows: Range<usize>,
@@ -268,11 +320,11 @@ fn backward_input_task(
     // SAFETY: this instruction set was found on this machine.
     let tiles = unsafe { Tiles::configure() };
     let Scratch { a, b, factors, square, .. } = scratch;
-    let a = a.first(LINES * BLOCK / DEPTH);
-    for k0 in (0..w.rows()).step_by(BLOCK) {
-        let kc = (w.rows() - k0).min(BLOCK);
+    let a = a.first(lines(PARTS) * block(PARTS) / DEPTH);
+    for k0 in (0..w.rows()).step_by(block(PARTS)) {
+        let kc = (w.rows() - k0).min(block(PARTS));
         let steps = kc.div_ceil(DEPTH);
-        let a = &mut a[..LINES * steps];
+        let a = &mut a[..lines(PARTS) * steps];
         let dx = dx.part(k0 == 0);
         for group in columns.start / w.group()..columns.end.div_ceil(w.group()) {
             let scales = factors.first(kc);
@@ -282,12 +334,12 @@ fn backward_input_task(
             let b = b.first((end - start).div_ceil(PANEL) * STEP * steps);
             trits::pack_columns(w, start, end, k0, kc, b);
             for i in rows.clone().step_by(PANEL) {
-                split::pack(dy, Side::A, i, k0, kc, Some(scales), a);
+                split::pack::<PARTS>(dy, Side::A, i, k0, kc, Some(scales), a);
                 let part = Part { rows: i..rows.end, columns: start..end, first: k0 == 0, steps };
                 // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
                 unsafe {
                     panel_times(STEP * steps, b, dx, part, square, |b, to| {
-                        amx::times_trits(&tiles, steps, a.as_ptr(), b.as_ptr(), to)
+                        times_trits::<PARTS>(&tiles, steps, a, b, to)
                     });
                 }
             }
@@ -360,18 +412,25 @@ unsafe fn into(
 /// `C (+)= A B` as [`gemm`](super::gemm), whose checks have been made; both operands are contiguous. Cut into as many tasks
 /// as `wanted`, on this thread alone where that is 1.
 pub fn gemm(size: Sizes, a: View<'_>, b: View<'_>, c: Target<'_>, wanted: usize) {
+    match a.precision {
+        Precision::F32 => gemm_of::<WHOLE>(size, a, b, c, wanted),
+        Precision::Bf16 => gemm_of::<ROUNDED>(size, a, b, c, wanted),
+    }
+}
+
+fn gemm_of<const PARTS: usize>(size: Sizes, a: View<'_>, b: View<'_>, c: Target<'_>, wanted: usize) {
     let Sizes { m, n, k } = size;
     let (a, b) = (Operand::a(a, m, k), Operand::b(b, k, n));
     let c = Output::new(c, m, n);
     // SAFETY: this instruction set was found on this machine.
     let task = |rows: Range<usize>, columns: Range<usize>, scratch: &mut Scratch| unsafe {
-        gemm_task(a, b, k, rows, columns, c, scratch)
+        gemm_task::<PARTS>(a, b, k, rows, columns, c, scratch)
     };
     each(c, ROWS, COLUMNS, wanted, task);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn gemm_task(
+fn gemm_task<const PARTS: usize>(
     a: Operand<'_>,
     b: Operand<'_>,
     k: usize,
@@ -382,21 +441,29 @@ fn gemm_task(
 ) {
     // SAFETY: this instruction set was found on this machine.
     let tiles = unsafe { Tiles::configure() };
-    for k0 in (0..k).step_by(BLOCK) {
-        let kc = (k - k0).min(BLOCK);
+    for k0 in (0..k).step_by(block(PARTS)) {
+        let kc = (k - k0).min(block(PARTS));
         let steps = kc.div_ceil(DEPTH);
         let c = c.part(k0 == 0);
-        let b_packed = scratch.b.first(columns.len().div_ceil(PANEL) * LINES * steps);
-        split::pack(b, Side::B, columns.start, k0, kc, None, b_packed);
-        let a_packed = scratch.a.first(LINES * steps);
+        let b_packed = scratch.b.first(columns.len().div_ceil(PANEL) * lines(PARTS) * steps);
+        split::pack::<PARTS>(b, Side::B, columns.start, k0, kc, None, b_packed);
+        let a_packed = scratch.a.first(lines(PARTS) * steps);
         for i in rows.clone().step_by(PANEL) {
-            split::pack(a, Side::A, i, k0, kc, None, a_packed);
+            split::pack::<PARTS>(a, Side::A, i, k0, kc, None, a_packed);
             let part = Part { rows: i..rows.end, columns: columns.clone(), first: k0 == 0, steps };
             // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
             unsafe {
-                panel_times(LINES * steps, b_packed, c, part, &mut scratch.square, |b, to| {
-                    amx::times_dense(&tiles, steps, a_packed.as_ptr(), b.as_ptr(), to)
-                });
+                panel_times(
+                    lines(PARTS) * steps,
+                    b_packed,
+                    c,
+                    part,
+                    &mut scratch.square,
+                    |b, to| match PARTS {
+                        ROUNDED => amx::times_rounded(&tiles, steps, a_packed.as_ptr(), b.as_ptr(), to),
+                        _ => amx::times_dense(&tiles, steps, a_packed.as_ptr(), b.as_ptr(), to),
+                    },
+                );
             }
         }
     }

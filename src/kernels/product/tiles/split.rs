@@ -1,6 +1,6 @@
-//! Values of `f32` split into three of bf16, and laid out as tiles.
+//! Values of `f32` split into three of bf16, or rounded to one, and laid out as tiles.
 //!
-//! `x = x0 + x1 + x2` exactly: each part is what is left, rounded to eight significant bits, and an `f32` has 24. (Below
+//! With three parts `x = x0 + x1 + x2` exactly: each part is what is left, rounded to eight significant bits, and an `f32` has 24. (Below
 //! about `2^-110` the last part is too small for the tile unit, which takes subnormal numbers for zero.) A value that is
 //! not finite stays that, in one part at least.
 
@@ -8,15 +8,22 @@ use std::arch::x86_64::*;
 
 use crate::kernels::product::operands::View;
 use crate::kernels::simd::Simd;
-use crate::kernels::x86_64::amx::{Line, PANEL, PARTS, TILE};
+use crate::kernels::x86_64::amx::{self, Line, PANEL, TILE};
 use crate::kernels::x86_64::avx512::Avx512;
 
 /// Values of `k` in a step.
 pub const DEPTH: usize = 32;
 /// Rows between the one that is read and the one that is asked for: operands come from memory, not from the cache.
 const ROWS_AHEAD: usize = 8;
+/// Parts that are together an `f32`.
+pub const WHOLE: usize = 3;
+/// The one part of a value that is rounded.
+pub const ROUNDED: usize = 1;
+
 /// Lines of a step of a panel.
-pub const LINES: usize = PARTS * PANEL;
+pub const fn lines(parts: usize) -> usize {
+    parts * PANEL
+}
 
 /// Rows of `A`, or columns of `B`, as they lie in memory.
 #[derive(Clone, Copy)]
@@ -62,10 +69,28 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// Panels from row (or column) `first` on, as many as `to` holds, of `k0 .. k0 + kc`; rows and `k` past the end are zeros.
-/// With `factors`, one for each `k`, the values are multiplied by these first.
+/// Panels from row (or column) `first` on, as many as `to` holds, of `k0 .. k0 + kc`, in `PARTS` parts; rows and `k` past
+/// the end are zeros. With `factors`, one for each `k`, the values are multiplied by these first.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub fn pack(
+pub fn pack<const PARTS: usize>(
+    operand: Operand<'_>,
+    side: Side,
+    first: usize,
+    k0: usize,
+    kc: usize,
+    factors: Option<&[f32]>,
+    to: &mut [Line],
+) {
+    if PARTS == ROUNDED && amx::narrows() {
+        pack_in::<PARTS, true>(operand, side, first, k0, kc, factors, to)
+    } else {
+        pack_in::<PARTS, false>(operand, side, first, k0, kc, factors, to)
+    }
+}
+
+/// [`pack`], `NARROWS` with the instruction for it.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn pack_in<const PARTS: usize, const NARROWS: bool>(
     operand: Operand<'_>,
     side: Side,
     first: usize,
@@ -75,12 +100,12 @@ pub fn pack(
     to: &mut [Line],
 ) {
     let steps = kc.div_ceil(DEPTH);
-    assert!(k0 + kc <= operand.depth && to.len().is_multiple_of(steps * LINES));
+    assert!(k0 + kc <= operand.depth && to.len().is_multiple_of(steps * lines(PARTS)));
     assert!(factors.is_none_or(|f| f.len() >= kc && operand.along_k));
-    let panels = to.len() / (steps * LINES);
+    let panels = to.len() / (steps * lines(PARTS));
     // Of a panel, the lines of a step; of these, row (or pair of rows) `r` of one tile of each part.
-    let line = |p: usize, s: usize, r: usize| (p * steps + s) * LINES + r;
-    let lines = to.as_mut_ptr();
+    let line = |p: usize, s: usize, r: usize| (p * steps + s) * lines(PARTS) + r;
+    let at = to.as_mut_ptr();
     // In the order of memory: every row of the operand is read from its start to its end.
     // SAFETY: lines lie inside `to`, whose length has been looked at; what is read belongs to the operand.
     unsafe {
@@ -98,7 +123,7 @@ pub fn pack(
                         let x = x.wrapping_add(s * DEPTH);
                         fetch(x.wrapping_add(ROWS_AHEAD * operand.stride));
                         fetch(x.wrapping_add(ROWS_AHEAD * operand.stride + TILE));
-                        along(x, depth, factors, lines.add(line(p, s, r)));
+                        along::<PARTS, NARROWS>(x, depth, factors, at.add(line(p, s, r)));
                     }
                 }
             }
@@ -120,7 +145,8 @@ pub fn pack(
                             let (upper, lower) = (upper.wrapping_add(i), lower.wrapping_add(i));
                             fetch(upper.wrapping_add(ahead));
                             fetch(lower.wrapping_add(ahead));
-                            across(upper, upper_len, lower, lower_len, lines.add(line(p, s, half + r)));
+                            let to = at.add(line(p, s, half + r));
+                            across::<PARTS, NARROWS>(upper, upper_len, lower, lower_len, to);
                         }
                     }
                 }
@@ -156,15 +182,22 @@ fn round(x: __m512) -> __m512i {
     _mm512_and_si512(half, _mm512_set1_epi32(UPPER))
 }
 
-/// Three parts, in the upper halves of the lanes.
+/// One part, the nearest bf16, or three, in the upper halves of the lanes.
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn split(x: __m512) -> [__m512i; PARTS] {
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn split<const PARTS: usize>(x: __m512) -> [__m512i; PARTS] {
+    let mut parts = [_mm512_setzero_si512(); PARTS];
+    if PARTS == ROUNDED {
+        // SAFETY: the instruction set of the trait is this function's.
+        parts[0] = _mm512_castps_si512(unsafe { Avx512::bf16(x) });
+        return parts;
+    }
     let first = round(x);
     let rest = _mm512_sub_ps(x, _mm512_castsi512_ps(first));
     let second = round(rest);
     let third = _mm512_sub_ps(rest, _mm512_castsi512_ps(second));
-    [first, second, _mm512_castps_si512(third)]
+    parts.copy_from_slice(&[first, second, _mm512_castps_si512(third)]);
+    parts
 }
 
 /// `depth` values in a row, at most 32, as one line for each part, [`PANEL`] apart.
@@ -173,7 +206,12 @@ fn split(x: __m512) -> [__m512i; PARTS] {
 /// `x` points at `depth` values, `factors` too, unless it is null; the lines at `to` may be written.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn along(x: *const f32, depth: usize, factors: *const f32, to: *mut Line) {
+unsafe fn along<const PARTS: usize, const NARROWS: bool>(
+    x: *const f32,
+    depth: usize,
+    factors: *const f32,
+    to: *mut Line,
+) {
     // SAFETY: masked loads touch nothing past `depth`, of values and factors; the rest by the caller's word.
     unsafe {
         let (mut lo, mut hi) = load_row(x, depth);
@@ -181,7 +219,11 @@ unsafe fn along(x: *const f32, depth: usize, factors: *const f32, to: *mut Line)
             let (f_lo, f_hi) = load_row(factors, depth);
             (lo, hi) = (_mm512_mul_ps(lo, f_lo), _mm512_mul_ps(hi, f_hi));
         }
-        let (lo, hi) = (split(lo), split(hi));
+        if NARROWS {
+            _mm512_store_si512(to.cast(), amx::narrow(lo, hi));
+            return;
+        }
+        let (lo, hi) = (split::<PARTS>(lo), split::<PARTS>(hi));
         let odd = _mm512_load_si512(ODD.0.as_ptr().cast());
         for q in 0..PARTS {
             _mm512_store_si512(to.add(q * PANEL).cast(), _mm512_permutex2var_epi16(lo[q], odd, hi[q]));
@@ -214,7 +256,13 @@ unsafe fn load_row(x: *const f32, depth: usize) -> (__m512, __m512) {
 /// The pointers point at as many values; the lines at `to` may be written.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn across(upper: *const f32, uppers: usize, lower: *const f32, lowers: usize, to: *mut Line) {
+unsafe fn across<const PARTS: usize, const NARROWS: bool>(
+    upper: *const f32,
+    uppers: usize,
+    lower: *const f32,
+    lowers: usize,
+    to: *mut Line,
+) {
     // SAFETY: masked loads touch nothing past the lengths; the rest by the caller's word.
     unsafe {
         let (upper, lower) = if uppers + lowers == 2 * TILE {
@@ -225,7 +273,12 @@ unsafe fn across(upper: *const f32, uppers: usize, lower: *const f32, lowers: us
                 _mm512_maskz_loadu_ps(((1u32 << lowers) - 1) as u16, lower),
             )
         };
-        let (upper, lower) = (split(upper), split(lower));
+        if NARROWS {
+            let turn = _mm512_load_si512(TURN.0.as_ptr().cast());
+            _mm512_store_si512(to.cast(), _mm512_permutexvar_epi16(turn, amx::narrow(upper, lower)));
+            return;
+        }
+        let (upper, lower) = (split::<PARTS>(upper), split::<PARTS>(lower));
         for q in 0..PARTS {
             // The upper half of every lane of `lower`, and that of `upper` below it.
             let pair = _mm512_mask_blend_epi16(0xAAAA_AAAA, _mm512_srli_epi32::<16>(upper[q]), lower[q]);
@@ -235,14 +288,24 @@ unsafe fn across(upper: *const f32, uppers: usize, lower: *const f32, lowers: us
 }
 
 #[repr(align(64))]
-struct Odd([u16; 32]);
+struct Indices([u16; 32]);
+/// Sixteen values and sixteen more, one of each in turn.
+static TURN: Indices = {
+    let mut turn = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        turn[i] = (i / 2 + i % 2 * 16) as u16;
+        i += 1;
+    }
+    Indices(turn)
+};
 /// The upper halves of sixteen lanes, then those of sixteen more.
-static ODD: Odd = {
+static ODD: Indices = {
     let mut odd = [0; 32];
     let mut i = 0;
     while i < 32 {
         odd[i] = 2 * i as u16 + 1;
         i += 1;
     }
-    Odd(odd)
+    Indices(odd)
 };
