@@ -66,6 +66,13 @@ def main():
         for kind in ("qwen2", "llama", "mistral"):
             other = json.loads((FIXTURE / "config.json").read_text()) | {"model_type": kind}
             put("config", kind, json.dumps(other))
+        families = FIXTURE.parent / "architectures"
+        for family in sorted(families.glob("*/config.json")):
+            put("config", f"family-{family.parent.name}", family.read_text())
+        llama = json.loads((families / "llama/config.json").read_text())
+        llama |= {"rope_parameters": None, "rope_theta": 1e4}
+        for name, scaling in json.loads((families / "ropes.json").read_text()).items():
+            put("config", f"rope-{name}", json.dumps(llama | {"rope_scaling": scaling}))
         for density in ("2bit", "base3"):
             packed = scratch / f"{density}.tern"
             run("export", model, "--density", density, "--out", packed)

@@ -157,7 +157,7 @@ fn rotations_that_are_not_understood_are_named() {
             config.insert("rope_theta".into(), json!(10000));
             config.insert("rope_scaling".into(), scaling.clone());
         });
-        let message = model::load(dir.path(), None).err().expect("refused").to_string();
+        let message = model::load(dir.path(), None).expect_err("refused").to_string();
         assert!(message.contains(&format!("config.json: {field}")), "{scaling}: {message}");
     }
     let differ = turned(|config| {
@@ -165,7 +165,7 @@ fn rotations_that_are_not_understood_are_named() {
         config.insert("rope_parameters".into(), with("factor", json!(4)));
         config.insert("rope_theta".into(), json!(10000));
     });
-    let message = model::load(differ.path(), None).err().expect("refused").to_string();
+    let message = model::load(differ.path(), None).expect_err("refused").to_string();
     assert!(message.contains("rope_parameters: found another rotation"), "{message}");
 }
 
@@ -211,7 +211,29 @@ fn a_family_is_itself_in_every_file_and_from_token_to_token() {
     }
 }
 
-/// BitNet as it is published (ternary projections with one scale each, 8-bit inputs), trained further.
+/// BitNet as it is published: ternary projections with one scale each, 8-bit inputs.
+#[test]
+fn bitnet_is_itself_in_packed_files() {
+    let _one_at_a_time = common::on_this_isa();
+    let (tokens, seqs) = tokens("bitnet-int8");
+    let want = tensor(&folder("bitnet-int8").join("ref.safetensors"), "logits");
+    let trits = model::load_trits(&folder("bitnet-int8")).unwrap();
+    let (dir, mut state) = (tempfile::tempdir().unwrap(), State::default());
+    for density in [Density::TwoBit, Density::Base3] {
+        let file = dir.path().join(format!("{density}.tern"));
+        model::save_packed(&file, &trits.decoder, &trits.description, Vec::new(), density).unwrap();
+        assert!(measure::verify(&file, &mut |_| {}).unwrap().pass);
+        let packed = decoder_at(&file);
+        assert_eq!((packed.inputs(), packed.grouping), (Inputs::Int8, Grouping::Tensor));
+        same(&packed.logits(&tokens, seqs, &mut state), &want, 1e-4, "all tokens at once");
+        let mut cache = packed.cache(KvFormat::F32);
+        let stepped = tokens[..seqs.len].iter().map(|token| packed.step(&[*token], &mut cache, &mut state));
+        let stepped = stepped.collect::<Vec<_>>().concat();
+        same(&stepped, &want[..stepped.len()], 1e-4, "token by token");
+    }
+}
+
+/// BitNet as it is published, trained further.
 #[test]
 fn bitnet_learns() {
     let (tokens, seqs) = tokens("bitnet-int8");

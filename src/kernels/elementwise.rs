@@ -57,14 +57,10 @@ fn zip2(out: &mut [f32], a: &[f32], b: &[f32], f: fn(&mut [f32], &[f32], &[f32])
         .for_each(|((o, a), b)| f(o, a, b));
 }
 
+type Gated = fn(&[f32], &[f32], &mut [f32], &mut [f32]);
+
 /// Runs `f` on matching chunks of gate, up projection and their gradients, in parallel.
-fn zip_gated(
-    gate: &[f32],
-    up: &[f32],
-    d: &mut [f32],
-    dgate: &mut [f32],
-    f: fn(&[f32], &[f32], &mut [f32], &mut [f32]),
-) {
+fn zip_gated(gate: &[f32], up: &[f32], d: &mut [f32], dgate: &mut [f32], f: Gated) {
     assert_eq!([up.len(), d.len(), dgate.len()], [gate.len(); 3], "up, d and dgate of {} gates", gate.len());
     let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
     let gradients = d.par_chunks_mut(CHUNK).zip(dgate.par_chunks_mut(CHUNK));

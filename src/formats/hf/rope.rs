@@ -55,6 +55,8 @@ pub(super) fn read(f: &Fields<'_>, architecture: Architecture) -> Result<(f32, O
         Some(theta) => Ok((theta, scaling)),
         // LLaMA files older than the key.
         None if architecture == Architecture::Llama => Ok((10_000.0, scaling)),
+        // The reference implementation's own default.
+        None if architecture == Architecture::Bitnet => Ok((500_000.0, scaling)),
         None => Err(f.bad("rope_theta", "nothing", "a number, here or in rope_parameters")),
     }
 }
