@@ -274,7 +274,7 @@ fn the_gradient_of_a_model_is_that_of_f32_to_the_rounding() {
                 qkv_bias: true,
                 o_bias: true,
                 mlp_bias: true,
-                sub_norm: false,
+                sub_norm: true,
                 causal: true,
                 tie_embeddings: false,
                 rope_theta: 10_000.0,

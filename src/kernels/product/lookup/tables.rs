@@ -21,18 +21,10 @@ pub(super) fn build<S: Simd>(
         for v in (0..TILE).step_by(S::LANES) {
             // SAFETY: entries hold 16 values, `v + LANES <= 16`, and the table has 27 of them.
             unsafe {
-                let input = |i: usize| {
-                    let x = S::load(inputs[3 * q + i].0.as_ptr().add(v));
-                    let x = match factors {
-                        Some(f) => S::mul(x, S::splat(f[3 * q + i])),
-                        None => x,
-                    };
-                    match precision {
-                        Precision::F32 => x,
-                        Precision::Bf16 => S::bf16(x),
-                    }
-                };
-                let (a, b, c) = (input(0), input(1), input(2));
+                let [i, j, k] = [3 * q, 3 * q + 1, 3 * q + 2];
+                let a = input::<S>(&inputs[i], v, factors, i, precision);
+                let b = input::<S>(&inputs[j], v, factors, j, precision);
+                let c = input::<S>(&inputs[k], v, factors, k, precision);
                 let out = table.as_mut_ptr().cast::<f32>().add(v);
                 for (i, x) in [S::sub(S::zero(), a), S::zero(), a].into_iter().enumerate() {
                     for (j, y) in [S::sub(x, b), x, S::add(x, b)].into_iter().enumerate() {
@@ -43,6 +35,31 @@ pub(super) fn build<S: Simd>(
                     }
                 }
             }
+        }
+    }
+}
+
+/// A vector of an input, times the factor at `at`, rounded.
+///
+/// # Safety
+/// A vector lies between `v` and the entry's end.
+#[inline(always)]
+unsafe fn input<S: Simd>(
+    entry: &Lanes,
+    v: usize,
+    factors: Option<&[f32]>,
+    at: usize,
+    precision: Precision,
+) -> S::V {
+    unsafe {
+        let x = S::load(entry.0.as_ptr().add(v));
+        let x = match factors {
+            Some(f) => S::mul(x, S::splat(f[at])),
+            None => x,
+        };
+        match precision {
+            Precision::F32 => x,
+            Precision::Bf16 => S::bf16(x),
         }
     }
 }

@@ -309,3 +309,61 @@ static ODD: Indices = {
     }
     Indices(odd)
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::isa::Isa;
+    use crate::kernels::reference;
+
+    /// Without tiles, too: packing needs AVX-512 alone. Both ways of rounding where the machine has both.
+    #[test]
+    fn rounded_panels_hold_each_value_in_its_place() {
+        if !Isa::available().contains(&Isa::Avx512) {
+            return println!("SKIPPED: no AVX-512 here");
+        }
+        let (len, depth) = (37, 70);
+        let values: Vec<f32> = (0..len * depth).map(|i| (i as f32 * 0.37 - 400.0).sin() * 1e3).collect();
+        let factors: Vec<f32> = (0..depth).map(|k| 0.1 + k as f32 / 7.0).collect();
+        // Rows of `len` values along `k`, or columns.
+        for (along_k, stride) in [(true, depth), (false, len)] {
+            let at = |i: usize, k: usize| values[if along_k { i * depth + k } else { k * len + i }];
+            let operand = Operand { data: &values, stride, along_k, len, depth };
+            for side in [Side::A, Side::B] {
+                for factors in [None, Some(&factors[..])] {
+                    if factors.is_some() && !along_k {
+                        continue;
+                    }
+                    let steps = depth.div_ceil(DEPTH);
+                    let mut ways = vec![vec![Line([0x55; 16]); 2 * steps * lines(ROUNDED)]];
+                    // SAFETY: the machine has AVX-512, and the instruction where it says so.
+                    unsafe {
+                        pack_in::<ROUNDED, false>(operand, side, 0, 0, depth, factors, &mut ways[0]);
+                        if amx::narrows() {
+                            ways.push(ways[0].clone());
+                            ways[1].fill(Line::ZERO);
+                            pack_in::<ROUNDED, true>(operand, side, 0, 0, depth, factors, &mut ways[1]);
+                        }
+                    }
+                    for lines in ways {
+                        for (l, line) in lines.iter().enumerate() {
+                            let (panel, step, row) = (l / PANEL / steps, l / PANEL % steps, l % PANEL);
+                            for place in 0..2 * TILE {
+                                let found = (line.0[place / 2] >> (16 * (place % 2))) as u16;
+                                let (i, k) = match side {
+                                    Side::A => (row, place),
+                                    Side::B => (row / TILE * TILE + place / 2, row % TILE * 2 + place % 2),
+                                };
+                                let (i, k) = (panel * PANEL + i, step * DEPTH + k);
+                                let value = if i < len && k < depth { at(i, k) } else { 0.0 };
+                                let factor = factors.map_or(1.0, |f| f.get(k).copied().unwrap_or(0.0));
+                                let want = (reference::bf16(value * factor).to_bits() >> 16) as u16;
+                                assert_eq!(found, want, "row {i}, place {k}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
