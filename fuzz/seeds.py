@@ -42,6 +42,10 @@ def main():
     put("shards", "two", json.dumps(index | {"weight_map": names}))
     put("shards", "outside", json.dumps({"weight_map": names | {"c": "../c.safetensors"}}))
 
+    for folder in sorted((ROOT / "tests/fixtures/ternary-tiny").glob("*/")):
+        header, data = split(folder / "model.safetensors")
+        put("directory", folder.name, (folder / "config.json").read_text(), json.dumps(header), data)
+
     for path in (ROOT / "recipes").glob("*.toml"):
         put("recipe", path.stem, path.read_text().replace("needs_init = true", 'init = "a"'))
     for path in [*CHAT.glob("templates/*.jinja"), *CHAT.glob("own/*.jinja")]:

@@ -159,7 +159,7 @@ fn a_setting_that_changes_the_function_is_named() {
         (json!({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}), "auto_map.AutoModelForCausalLM"),
         (json!({"text_config": {"model_type": "qwen3"}}), "text_config"),
         (json!({"compression_config": {"format": "int-quantized"}}), "compression_config"),
-        (json!({"quantization_config": {"quant_method": "fp8"}}), "quantization_config"),
+        (json!({"quantization_config": {"quant_method": "fp8"}}), "quantization_config.quant_method"),
         (json!({"weight_bits": 1}), "weight_bits"),
         (json!({"final_logit_softcapping": 30.0}), "final_logit_softcapping"),
         (json!({"attn_logit_softcapping": 50}), "attn_logit_softcapping"),

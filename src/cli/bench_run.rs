@@ -221,7 +221,15 @@ fn write(path: &Path, shape: Shape, args: &RunArgs) -> Result<()> {
     };
     let (name, text) = Tokenizer::bytes().file();
     let files = vec![(name.to_string(), text)];
-    model::save_packed_of(path, &decoder, &Description::new(config), files, args.density, &trits)?;
+    model::save_packed_of(
+        path,
+        &decoder,
+        &Description::new(config),
+        files,
+        args.density,
+        &trits,
+        &mut |_, _| {},
+    )?;
     bar.finish_and_clear();
     export::say_packed(path, ternary)
 }

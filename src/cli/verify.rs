@@ -50,6 +50,9 @@ pub fn run(args: VerifyArgs) -> Result<()> {
             say!("{name}  {shape:?}  not ternary");
         }
         proof.reasons.iter().for_each(|reason| say!("{reason}"));
+        if let Some(said) = &proof.recognised {
+            say!("No note of ternlm's: {said}. There is no ternary.json to compare with.");
+        }
         let total = proof.total();
         say!(
             "{}: {} weights in {} tensors, each -1, 0 or +1 times one f16 scale for each group of {}; {} groups, {} dead",

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 use super::Form;
 use crate::config::{Inputs, ModelConfig, Scope};
@@ -17,6 +18,8 @@ pub struct Description {
     pub model: ModelConfig,
     /// Present in a model that ternlm wrote.
     pub ternary: Option<TernaryNote>,
+    /// How another tool's layout holds the matrices; absent: as numbers.
+    pub packing: Option<Packing>,
     /// Token ids that end a text: those of `config.json`, then further ones of `generation_config.json`.
     pub eos: Vec<u32>,
     /// The token id that begins a text, from `config.json` or else `generation_config.json`.
@@ -45,12 +48,24 @@ impl Description {
             said_tied: model.tie_embeddings,
             model,
             ternary: None,
+            packing: None,
             eos: Vec::new(),
             bos: None,
             architecture: "",
             kept: Kept::default(),
         }
     }
+}
+
+/// How other tools pack ternary matrices in a Hugging Face directory.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Packing {
+    /// MLX: two bits a weight, a scale and a bias for `group` inputs, or for as many as `groups` says of a matrix by its name
+    /// (without `.weight`).
+    Mlx { group: usize, groups: BTreeMap<String, usize> },
+    /// BitNet in Hugging Face's library: two bits a weight, one number for each matrix, which divides (`bitlinear`) or
+    /// multiplies (`autobitlinear`).
+    BitNet { divides: bool },
 }
 
 /// Which matrices are ternary, and how: the key `ternlm` of `config.json`.

@@ -1,4 +1,5 @@
-//! Files as bytes: safetensors, Hugging Face configurations, the ternary manifest, .npy. Nothing here knows a layer.
+//! Files as bytes: safetensors, Hugging Face configurations, other tools' packings, the ternary manifest, .npy. Nothing here
+//! knows a layer.
 //!
 //! A stored model has one door, [`ModelFiles::open`], whatever kind of file it is.
 //!
@@ -6,16 +7,20 @@
 //! field, and nothing is allocated that the file's own size does not justify. Everything written appears whole or not at
 //! all ([`files`](crate::files)).
 
+mod bitnet;
+mod coded;
 mod description;
 pub mod hf;
 mod json;
 pub mod manifest;
+pub mod mlx;
 mod model_files;
 pub mod npy;
 pub mod packed;
+mod recognise;
 pub mod tensors;
 
-pub use description::{Description, NOTE_FORMAT, TernaryNote};
+pub use description::{Description, NOTE_FORMAT, Packing, TernaryNote};
 pub use model_files::{ModelFiles, Stored, Trits, files_of, is_model};
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +35,10 @@ pub enum Form {
     Unpacked,
     /// Trits and scales in the order in which products read them, in a packed file.
     Packed,
+    /// Codes, scales and biases as MLX lays them out.
+    Mlx,
+    /// Codes and one scale a matrix as Hugging Face's library lays out BitNet.
+    BitNet,
 }
 
 /// A name out of an untrusted file, quoted, escaped and cut for an error message.

@@ -1,15 +1,16 @@
 //! The one door to a stored model: what it is, its tensors by name, and the small files beside them.
 //!
-//! That is a Hugging Face directory or a packed file. Another kind of file is found by [`is_model`] and [`files_of`], read
-//! by [`ModelFiles::open`], and is one more case of `Tensors` and, where it holds trits as such, of `Held`.
+//! That is a Hugging Face directory, perhaps with matrices in another tool's packing, or a packed file. Another kind of file
+//! is found by [`is_model`] and [`files_of`], read by [`ModelFiles::open`], and is one more case of `Tensors` and, where it
+//! holds trits as such, of `Held`.
 
-use std::collections::HashSet;
 use std::path::Path;
 
-use super::hf;
+use super::coded::{self, Coded};
 use super::packed::PackedFile;
+use super::recognise::Found;
 use super::tensors::{TensorFiles, TensorView};
-use super::{Description, Form, quoted};
+use super::{Description, Form, bitnet, hf, mlx, quoted};
 use crate::error::{Error, Result};
 use crate::files::{Bundle, sha256_hex};
 use crate::ternary::{Grouping, PackedMatrix, TernaryMatrix};
@@ -30,17 +31,16 @@ pub struct ModelFiles {
     pub description: Description,
     /// The small files beside the tensors.
     pub files: Bundle,
+    /// What was found of a model that carries no note of ours and is ternary: a sentence for people. Its note in
+    /// `description` is made from that, and there is no manifest.
+    pub recognised: Option<String>,
     tensors: Tensors,
 }
 
 /// What holds the tensors.
 #[derive(Debug)]
 enum Tensors {
-    /// `unpacked`: the matrices stored as weights −s, 0, +s, and the inputs that share an s.
-    Safetensors {
-        stored: TensorFiles,
-        unpacked: Option<(HashSet<String>, Grouping)>,
-    },
+    Safetensors(TensorFiles, Coded),
     Packed(PackedFile),
 }
 
@@ -70,6 +70,8 @@ enum Held<'a> {
     Weights(TensorView<'a>),
     /// Packed, and the shape ([`Form::Packed`]).
     Packed(TensorView<'a>, &'a (PackedMatrix, [usize; 2])),
+    Mlx(mlx::Parts<'a>),
+    BitNet(bitnet::Parts<'a>),
 }
 
 impl ModelFiles {
@@ -84,18 +86,16 @@ impl ModelFiles {
         }
         let files = Bundle::folder(path);
         let mut description = hf::read_config(&files)?;
-        if description.ternary.as_ref().is_some_and(|note| note.form == Form::Packed) {
-            let (file, wanted) = (files.path_of(hf::FILE_NAME), "\"latent\" or \"unpacked\" in a folder");
-            return Err(Error::input(file, "ternlm.form", "\"packed\"", wanted));
-        }
         let stored = TensorFiles::open(path)?;
         if description.said_tied && stored.contains(hf::HEAD) && stored.contains(hf::EMBEDDING) {
-            let (head, embedding) = (stored.tensor(hf::HEAD)?, stored.tensor(hf::EMBEDDING)?);
-            description.model.tie_embeddings = head.same_values(&embedding)?;
+            description.model.tie_embeddings = coded::heads_agree(&stored)?;
         }
-        let note = description.ternary.iter().find(|note| note.form == Form::Unpacked);
-        let unpacked = note.map(|note| (note.tensors.iter().cloned().collect(), note.group));
-        Ok(Self { description, files, tensors: Tensors::Safetensors { stored, unpacked } })
+        let (coded, found) = coded::read(&stored, &description, &files)?;
+        let recognised = found.map(|Found { note, said }| {
+            description.ternary = note;
+            said
+        });
+        Ok(Self { description, files, recognised, tensors: Tensors::Safetensors(stored, coded) })
     }
 
     fn open_packed(path: &Path) -> Result<Self> {
@@ -107,13 +107,13 @@ impl ModelFiles {
             let found = format!("{:?}", note.form);
             return Err(Error::input(files.path_of(hf::FILE_NAME), "ternlm.form", found, "\"packed\""));
         }
-        Ok(Self { description, files, tensors: Tensors::Packed(packed) })
+        Ok(Self { description, files, recognised: None, tensors: Tensors::Packed(packed) })
     }
 
     /// The file that holds the tensors, or lists those that do: for error messages.
     pub fn source(&self) -> &Path {
         match &self.tensors {
-            Tensors::Safetensors { stored, .. } => stored.source(),
+            Tensors::Safetensors(stored, _) => stored.source(),
             Tensors::Packed(packed) => packed.stored().source(),
         }
     }
@@ -121,7 +121,9 @@ impl ModelFiles {
     /// The names of the tensors, sorted.
     pub fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         match &self.tensors {
-            Tensors::Safetensors { stored, .. } => Box::new(stored.names()),
+            Tensors::Safetensors(stored, coded) => {
+                Box::new(stored.names().filter(|name| !coded.has_part(name)))
+            }
             Tensors::Packed(packed) => Box::new(packed.names()),
         }
     }
@@ -129,33 +131,35 @@ impl ModelFiles {
     /// Whether there is a tensor `name`.
     pub fn contains(&self, name: &str) -> bool {
         match &self.tensors {
-            Tensors::Safetensors { stored, .. } => stored.contains(name),
+            Tensors::Safetensors(stored, coded) => stored.contains(name) && !coded.has_part(name),
             Tensors::Packed(packed) => packed.stored().contains(name),
         }
     }
 
     /// The tensor `name`, not yet read.
     pub fn tensor(&self, name: &str) -> Result<Stored<'_>> {
+        let trits = |grouping, held| Stored::Trits(Trits { grouping, place: self.files.place(), held });
         match &self.tensors {
-            Tensors::Safetensors { stored, unpacked } => {
+            Tensors::Safetensors(stored, coded) => {
                 let view = stored.tensor(name)?;
-                Ok(match unpacked {
-                    Some((names, grouping)) if names.contains(name) => Stored::Trits(Trits {
-                        grouping: *grouping,
-                        place: self.files.place(),
-                        held: Held::Weights(view),
-                    }),
+                Ok(match coded {
+                    Coded::Unpacked(names, grouping) if names.contains(name) => {
+                        trits(*grouping, Held::Weights(view))
+                    }
+                    Coded::Mlx(matrices, grouping) if matrices.contains_key(name) => {
+                        trits(*grouping, Held::Mlx(mlx::Parts::of(stored, name, &matrices[name])?))
+                    }
+                    Coded::BitNet(matrices, divides) if matrices.contains_key(name) => {
+                        let parts = bitnet::Parts::of(stored, name, &matrices[name], *divides)?;
+                        trits(Grouping::Tensor, Held::BitNet(parts))
+                    }
                     _ => Stored::Values(view),
                 })
             }
             Tensors::Packed(packed) => {
                 let view = packed.stored().tensor(name)?;
                 Ok(match packed.matrix(name) {
-                    Some(matrix) => Stored::Trits(Trits {
-                        grouping: packed.grouping,
-                        place: self.files.place(),
-                        held: Held::Packed(view, matrix),
-                    }),
+                    Some(matrix) => trits(packed.grouping, Held::Packed(view, matrix)),
                     None => Stored::Values(view),
                 })
             }
@@ -167,8 +171,8 @@ impl Stored<'_> {
     /// Outermost dimension first.
     pub fn shape(&self) -> &[usize] {
         match self {
-            Stored::Values(view) | Stored::Trits(Trits { held: Held::Weights(view), .. }) => view.shape,
-            Stored::Trits(Trits { held: Held::Packed(_, (_, shape)), .. }) => shape,
+            Stored::Values(view) => view.shape,
+            Stored::Trits(trits) => trits.held.shape(),
         }
     }
 
@@ -181,16 +185,20 @@ impl Stored<'_> {
             Stored::Trits(Trits { held: Held::Packed(_, (matrix, _)), .. }) => {
                 matrix.layout().density().to_string()
             }
+            Stored::Trits(Trits { held: Held::Mlx(_), .. }) => "MLX 2bit".into(),
+            Stored::Trits(Trits { held: Held::BitNet(_), .. }) => "BitNet 2bit".into(),
         }
     }
 
-    /// SHA-256 of the stored bytes, lower-case hexadecimal.
+    /// SHA-256 of the stored bytes, part after part, lower-case hexadecimal.
     pub fn sha256(&self) -> String {
         match self {
             Stored::Values(view)
             | Stored::Trits(Trits { held: Held::Weights(view) | Held::Packed(view, _), .. }) => {
                 sha256_hex([view.bytes])
             }
+            Stored::Trits(Trits { held: Held::Mlx(parts), .. }) => sha256_hex(parts.bytes()),
+            Stored::Trits(Trits { held: Held::BitNet(parts), .. }) => sha256_hex(parts.bytes()),
         }
     }
 
@@ -203,15 +211,12 @@ impl Stored<'_> {
             Stored::Values(view) | Stored::Trits(Trits { held: Held::Weights(view), .. }) => {
                 view.read_f32_into(expected_shape, out)
             }
-            Stored::Trits(trits @ Trits { held: Held::Packed(view, (_, shape)), .. }) => {
+            Stored::Trits(trits) => {
+                let shape = trits.held.shape();
                 if expected_shape != shape {
+                    let (view, wanted) = (trits.held.view(), format!("{expected_shape:?}"));
                     let place = format!("tensor {} shape", quoted(view.name));
-                    return Err(Error::input(
-                        view.file,
-                        place,
-                        format!("{shape:?}"),
-                        format!("{expected_shape:?}"),
-                    ));
+                    return Err(Error::input(view.file, place, format!("{shape:?}"), wanted));
                 }
                 let matrix = trits.matrix(shape[0], shape[1])?;
                 out.chunks_mut(shape[1]).enumerate().for_each(|(row, out)| matrix.unpack_row(row, out));
@@ -221,12 +226,33 @@ impl Stored<'_> {
     }
 }
 
+impl<'a> Held<'a> {
+    /// The tensor that has the matrix's name.
+    fn view(&self) -> &TensorView<'a> {
+        match self {
+            Held::Weights(view) | Held::Packed(view, _) => view,
+            Held::Mlx(parts) => &parts.codes,
+            Held::BitNet(parts) => &parts.codes,
+        }
+    }
+
+    /// Outermost dimension first.
+    fn shape(&self) -> &'a [usize] {
+        match self {
+            Held::Weights(view) => view.shape,
+            Held::Packed(_, (_, shape)) => shape,
+            Held::Mlx(parts) => &parts.packed.shape,
+            Held::BitNet(parts) => parts.shape,
+        }
+    }
+}
+
 impl Trits<'_> {
     /// The matrix as it lies in a packed file, if that is where it is; its bytes are not judged.
     pub fn packed(&self) -> Option<&PackedMatrix> {
         match self.held {
             Held::Packed(_, (matrix, _)) => Some(matrix),
-            Held::Weights(_) => None,
+            _ => None,
         }
     }
 
@@ -235,6 +261,10 @@ impl Trits<'_> {
     /// # Errors
     /// Another shape, or values that are not ternary.
     pub fn matrix(&self, rows: usize, cols: usize) -> Result<TernaryMatrix> {
+        let (view, shape) = (self.held.view(), self.held.shape());
+        if shape != [rows, cols] {
+            return Err(self.bad(view.name, format!("shape {shape:?}"), &format!("[{rows}, {cols}]")));
+        }
         match &self.held {
             Held::Weights(view) => {
                 let mut values = vec![0.0; rows * cols];
@@ -246,17 +276,12 @@ impl Trits<'_> {
                     }
                 })
             }
-            Held::Packed(view, (matrix, shape)) => {
-                if *shape != [rows, cols] {
-                    return Err(self.bad(
-                        view.name,
-                        format!("shape {shape:?}"),
-                        &format!("[{rows}, {cols}]"),
-                    ));
-                }
+            Held::Packed(view, (matrix, _)) => {
                 let judged = matrix.judge().and_then(|()| matrix.unpack(0..rows));
                 judged.map_err(|why| self.bad(view.name, why, "packed trits and scales"))
             }
+            Held::Mlx(parts) => parts.matrix(self.grouping),
+            Held::BitNet(parts) => parts.matrix(self.grouping),
         }
     }
 

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::quoted;
-use super::tensors::{Data, Tensor, TensorFiles, write_in_order};
+use super::tensors::{Data, Progress, Tensor, TensorFiles, write_in_order};
 use crate::error::{Error, Result};
 use crate::files::Bundle;
 use crate::ternary::{Density, Grouping, PackedMatrix};
@@ -150,8 +150,8 @@ pub type ToPack<'a> = (String, [usize; 2], PackFn<'a>);
 /// Makes the packed matrix.
 pub type PackFn<'a> = Box<dyn Fn() -> PackedMatrix + 'a>;
 
-/// Writes a packed model.
-pub fn write(path: &Path, contents: &Contents<'_>) -> Result<()> {
+/// Writes a packed model. `progress` is that of [`write_in_order`].
+pub fn write(path: &Path, contents: &Contents<'_>, progress: Progress<'_>) -> Result<()> {
     let header = Header {
         format: FORMAT,
         density: contents.density,
@@ -177,5 +177,5 @@ pub fn write(path: &Path, contents: &Contents<'_>) -> Result<()> {
     });
     let (matrices, files): (Vec<_>, Vec<_>) = (matrices.collect(), files.collect());
     let order: Vec<&Tensor<'_>> = matrices.iter().chain(&contents.others).chain(&files).collect();
-    write_in_order(path, &order, &BTreeMap::from([(KEY.to_string(), text)]), ALIGNMENT)
+    write_in_order(path, &order, &BTreeMap::from([(KEY.to_string(), text)]), ALIGNMENT, progress)
 }

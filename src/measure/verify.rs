@@ -33,6 +33,8 @@ pub struct Proof {
     pub pass: bool,
     /// Failures of the model as a whole.
     pub reasons: Vec<String>,
+    /// Of files that carry no note and no manifest: what makes them ternary. There is nothing to hold them against.
+    pub recognised: Option<String>,
     pub form: Form,
     pub scope: Scope,
     pub group: Grouping,
@@ -65,7 +67,8 @@ impl Proof {
 ///
 /// - a stored form of weights must hold −s, 0, +s and nothing else in each group, with one `s` that f16 can hold;
 /// - latents must project to such weights with the scale that they define;
-/// - codes, scales and stored bytes must have the digests that the trainer noted in `ternary.json`;
+/// - codes, scales and stored bytes must have the digests that the trainer noted in `ternary.json`, unless the files were
+///   recognised as ternary without a note of ours;
 /// - no matrix that the model's scope promises to be ternary may be missing from the claim;
 /// - the files hold the model's tensors and no others.
 ///
@@ -75,11 +78,17 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
     let stored = ModelFiles::open(dir)?;
     let file = stored.files.path_of(hf::FILE_NAME);
     let Some(note) = &stored.description.ternary else {
-        return Err(Error::input(file, "ternlm", "nothing", "the note that says which tensors are ternary"));
+        let found = stored.recognised.as_deref().unwrap_or("nothing, and weights that are not ternary");
+        return Err(Error::input(file, "ternlm", found, "the note that says which tensors are ternary"));
     };
-    let manifest = Manifest::read(&stored.files)?;
+    let manifest = match stored.recognised {
+        Some(_) => None,
+        None => Some(Manifest::read(&stored.files)?),
+    };
     let mut reasons = Vec::new();
-    if manifest.form != note.form || manifest.group != note.group {
+    if let Some(manifest) = &manifest
+        && (manifest.form != note.form || manifest.group != note.group)
+    {
         reasons.push(format!(
             "config.json says {:?} by groups of {}, {} says {:?} by {}",
             note.form,
@@ -94,7 +103,7 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
     }
     let mut tensors = Vec::new();
     for name in &note.tensors {
-        let proof = prove(&stored, &manifest, note.form, note.group, name)?;
+        let proof = prove(&stored, manifest.as_ref(), note.form, note.group, name)?;
         progress(&proof);
         tensors.push(proof);
     }
@@ -106,16 +115,17 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
         if promised.contains(name) {
             reasons.push(format!("{name} is a matrix that scope {:?} promises to be ternary", note.scope));
         }
-        match manifest.tensors.get(name) {
-            None => reasons.push(format!("{name} is not in {}", manifest::FILE_NAME)),
-            Some(entry) if entry.stored_sha256 != tensor.sha256() => {
+        match manifest.as_ref().map(|manifest| manifest.tensors.get(name)) {
+            Some(None) => reasons.push(format!("{name} is not in {}", manifest::FILE_NAME)),
+            Some(Some(entry)) if entry.stored_sha256 != tensor.sha256() => {
                 reasons.push(format!("{name}: its bytes are not those that were saved"));
             }
             _ => {}
         }
         not_ternary.push((name.to_string(), tensor.shape().to_vec()));
     }
-    for name in manifest.tensors.keys().filter(|n| !stored.contains(n)) {
+    let listed = manifest.iter().flat_map(|manifest| manifest.tensors.keys());
+    for name in listed.filter(|n| !stored.contains(n)) {
         reasons.push(format!("{name} is in {} but not in the file", manifest::FILE_NAME));
     }
     match model::unused(&stored) {
@@ -125,12 +135,14 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
         Err(missing) => reasons.push(missing.to_string()),
     }
     let pass = reasons.is_empty() && tensors.iter().all(|t| t.pass);
-    Ok(Proof { pass, reasons, form: note.form, scope: note.scope, group: note.group, tensors, not_ternary })
+    let (form, scope, group) = (note.form, note.scope, note.group);
+    let recognised = stored.recognised.clone();
+    Ok(Proof { pass, reasons, recognised, form, scope, group, tensors, not_ternary })
 }
 
 fn prove(
     stored: &ModelFiles,
-    manifest: &Manifest,
+    manifest: Option<&Manifest>,
     form: Form,
     group: Grouping,
     name: &str,
@@ -150,13 +162,15 @@ fn prove(
         return Ok(proof);
     };
     let matrix = match (form, &tensor) {
-        (Form::Packed, Stored::Trits(trits)) => {
+        (Form::Packed | Form::Mlx | Form::BitNet, Stored::Trits(trits)) => {
             let matrix = trits.matrix(rows, cols).map_err(|e| e.to_string());
             // Trits and scales are all that such bytes can say.
             proof.max_error = if matrix.is_ok() { 0.0 } else { f32::NAN };
             matrix
         }
-        (Form::Packed, Stored::Values(_)) => Err("its values are not packed".into()),
+        (Form::Packed | Form::Mlx | Form::BitNet, Stored::Values(_)) => {
+            Err("its values are not packed".into())
+        }
         (form, tensor) => {
             let mut values = vec![0f32; rows * cols];
             tensor.read_f32_into(&shape, &mut values)?;
@@ -180,9 +194,10 @@ fn prove(
         }
     };
     proof.stats = Stats::of(&matrix);
-    match manifest.tensors.get(name) {
-        None => proof.reasons.push(format!("not in {}", manifest::FILE_NAME)),
-        Some(entry) => {
+    match manifest.map(|manifest| manifest.tensors.get(name)) {
+        None => {}
+        Some(None) => proof.reasons.push(format!("not in {}", manifest::FILE_NAME)),
+        Some(Some(entry)) => {
             let found = ternary_entry(&matrix, &proof.stats);
             match &entry.ternary {
                 None => proof.reasons.push(format!("{} does not call it ternary", manifest::FILE_NAME)),

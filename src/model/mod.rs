@@ -5,6 +5,7 @@
 
 mod attention;
 mod cache;
+mod convert;
 pub mod cross_entropy;
 mod decoder;
 mod directory;
@@ -22,6 +23,7 @@ mod workspace;
 
 pub use attention::{Attention, AttentionSaved, Cached};
 pub use cache::{KvCache, KvPool};
+pub use convert::{Rounding, check, save_mlx};
 pub use cross_entropy::Loss;
 pub use decoder::{Block, Decoder, PIECE, Span, State, Wanted};
 pub use directory::{promised, unused};
@@ -32,6 +34,9 @@ pub use latents::Latents;
 pub use linear::Linear;
 pub use rms_norm::RmsNorm;
 pub use sequences::Sequences;
-pub use store::{Model, load, load_to_train, load_trits, save, save_packed, save_packed_of, ternary_entry};
+pub use store::{
+    Model, held, load, load_to_train, load_trits, save, save_packed, save_packed_of, save_unpacked,
+    ternary_entry,
+};
 pub use weight::{Form, Role, Weight, number};
 pub use workspace::{Context, Workspace, in_context};

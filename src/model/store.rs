@@ -15,7 +15,7 @@ use crate::files::sha256_hex;
 use crate::formats::hf::{self, HEAD};
 use crate::formats::manifest::{self, Entry, Manifest, TernaryEntry};
 use crate::formats::packed::{self, Contents, ToPack};
-use crate::formats::tensors::{self, Data, Tensor, TensorFiles, write_safetensors};
+use crate::formats::tensors::{self, Data, Progress, Tensor, TensorFiles, by_width, write_in_order};
 use crate::formats::{Description, Form, ModelFiles, NOTE_FORMAT, Stored, TernaryNote, quoted};
 use crate::kernels;
 use crate::ternary::{Density, Grouping, Stats, TernaryMatrix};
@@ -67,6 +67,9 @@ fn read(
     trits_in: Trits,
 ) -> Result<Model> {
     let stored = ModelFiles::open(path)?;
+    if let Some(said) = &stored.recognised {
+        tracing::warn!("{}: {said}", path.display());
+    }
     let description = &stored.description;
     let config_file = stored.files.path_of(hf::FILE_NAME);
     let unused = unused(&stored)?;
@@ -107,7 +110,11 @@ fn read(
         let (tensor, shape) = (stored.tensor(&weight.name)?, weight.shape.clone());
         match (tensor, weight.grouping()) {
             (Stored::Trits(trits), Some(grouping)) if trits.grouping != grouping => {
-                let wanted = format!("groups of {grouping}; train from a checkpoint, which has the latents");
+                let wanted = format!(
+                    "groups of {grouping}; train from a checkpoint, which has the latents, or by the groups that it \
+                     has (--set ternary.group={:?})",
+                    trits.grouping.to_string()
+                );
                 return Err(Error::input(&config_file, "ternlm.group", trits.grouping, wanted));
             }
             (Stored::Trits(trits), Some(_)) if trits_in == Trits::AsStored && trits.packed().is_some() => {
@@ -174,6 +181,26 @@ pub fn save(
     description: &Description,
     latents: Option<&Latents>,
 ) -> Result<()> {
+    save_as(dir, decoder, description, latents, &mut |_, _| {})
+}
+
+/// [`save`] of weights −s, 0, +s; `progress` is told how many of the bytes have been written.
+pub fn save_unpacked(
+    dir: &Path,
+    decoder: &Decoder,
+    description: &Description,
+    progress: Progress<'_>,
+) -> Result<()> {
+    save_as(dir, decoder, description, None, progress)
+}
+
+fn save_as(
+    dir: &Path,
+    decoder: &Decoder,
+    description: &Description,
+    latents: Option<&Latents>,
+    progress: Progress<'_>,
+) -> Result<()> {
     let form = if latents.is_some() { Form::Latent } else { Form::Unpacked };
     let description = described(description, decoder, form);
     hf::write_config(dir, &description, Dtype::F32)?;
@@ -183,13 +210,13 @@ pub fn save(
         .collect();
     // `format: pt` is what Hugging Face's own loader asks for.
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-    write_safetensors(dir.join(tensors::FILE_NAME), &stored, &metadata)?;
+    write_in_order(&dir.join(tensors::FILE_NAME), &by_width(&stored), &metadata, 8, progress)?;
     let written = TensorFiles::open(dir)?;
     manifest_of(decoder, form, |name| Ok(sha256_hex([written.bytes(name)?])))?.write(dir)
 }
 
 /// The description with a note of the decoder's ternary tensors.
-fn described(description: &Description, decoder: &Decoder, form: Form) -> Description {
+pub(super) fn described(description: &Description, decoder: &Decoder, form: Form) -> Description {
     let ternary = decoder.weights().filter(|w| w.ternary().is_some());
     let note = TernaryNote {
         format: NOTE_FORMAT,
@@ -200,12 +227,16 @@ fn described(description: &Description, decoder: &Decoder, form: Form) -> Descri
         tensors: ternary.map(|w| w.name.clone()).collect(),
     };
     let mut description = description.clone();
-    description.ternary = Some(note);
+    (description.ternary, description.packing) = (Some(note), None);
     description
 }
 
 /// `digest`: of the bytes of a tensor as it is stored.
-fn manifest_of(decoder: &Decoder, form: Form, digest: impl Fn(&str) -> Result<String>) -> Result<Manifest> {
+pub(super) fn manifest_of(
+    decoder: &Decoder,
+    form: Form,
+    digest: impl Fn(&str) -> Result<String>,
+) -> Result<Manifest> {
     let entry = |w: &Weight| {
         let ternary = w.ternary().map(|matrix| ternary_entry(matrix, &Stats::of(matrix)));
         Ok((w.name.clone(), Entry { shape: w.shape.clone(), ternary, stored_sha256: digest(&w.name)? }))
@@ -226,8 +257,12 @@ pub fn save_packed<'a>(
     files: Vec<(String, Vec<u8>)>,
     density: Density,
 ) -> Result<()> {
-    let held = |weight: &'a Weight| Cow::Borrowed(weight.ternary().expect("trits in memory"));
-    save_packed_of(path, decoder, description, files, density, &held)
+    save_packed_of(path, decoder, description, files, density, &held, &mut |_, _| {})
+}
+
+/// The trits of a ternary weight that holds them in memory.
+pub fn held(weight: &Weight) -> Cow<'_, TernaryMatrix> {
+    Cow::Borrowed(weight.ternary().expect("trits in memory"))
 }
 
 /// [`save_packed`] of trits that `trits` makes when the turn of a weight comes, the same ones twice: for a digest, and to be
@@ -239,6 +274,7 @@ pub fn save_packed_of<'a>(
     files: Vec<(String, Vec<u8>)>,
     density: Density,
     trits: &dyn Fn(&'a Weight) -> Cow<'a, TernaryMatrix>,
+    progress: Progress<'_>,
 ) -> Result<()> {
     let mut tensors = BTreeMap::new();
     let (mut matrices, mut others): (Vec<ToPack<'_>>, Vec<Tensor<'_>>) = Default::default();
@@ -268,7 +304,11 @@ pub fn save_packed_of<'a>(
     let description = described(description, decoder, Form::Packed);
     all.extend(hf::config_files(&description, Dtype::F32).map(|(name, text)| (name.to_string(), text)));
     all.extend(files);
-    packed::write(path, &Contents { density, grouping: decoder.grouping, matrices, others, files: all })
+    packed::write(
+        path,
+        &Contents { density, grouping: decoder.grouping, matrices, others, files: all },
+        progress,
+    )
 }
 
 /// SHA-256 of values as they are stored, f16 or f32.

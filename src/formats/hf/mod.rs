@@ -4,6 +4,7 @@
 //! others cannot say (a two-matrix feed-forward network, a model that is not causal): keys `ffn`, `causal`, `qk_norm`,
 //! `qkv_bias`, `o_bias`, `mlp_bias`, `sub_norm`. A setting that would change the function and is not supported is an error, never ignored.
 
+mod packing;
 mod read;
 mod refuse;
 mod rope;
@@ -12,7 +13,11 @@ mod write;
 pub use read::read_config;
 pub use write::{config_files, write_config};
 
+use std::path::Path;
+
+use super::Description;
 use crate::config::{Activation, ModelConfig};
+use crate::error::{Error, Result};
 
 /// The configuration's name in a model directory.
 pub const FILE_NAME: &str = "config.json";
@@ -35,6 +40,8 @@ enum Architecture {
 }
 
 impl Architecture {
+    const COMMON: &str =
+        "\"qwen3\", \"qwen2\", \"llama\" or \"mistral\", the last three with their own biases only";
     const NAMES: &str = "\"qwen3\", \"qwen2\", \"llama\", \"mistral\", \"bitnet\" or \"ternlm\"";
 
     fn from_name(name: &str) -> Option<Self> {
@@ -71,6 +78,15 @@ impl Architecture {
         }
     }
 
+    /// Whether other tools than Hugging Face's have it with these biases.
+    fn is_common(self, m: &ModelConfig) -> bool {
+        match self {
+            Self::Ternlm | Self::Bitnet => false,
+            Self::Qwen3 => !m.qkv_bias && !m.o_bias,
+            Self::Qwen2 | Self::Llama | Self::Mistral => true,
+        }
+    }
+
     /// The value in `architectures`.
     fn class(self) -> &'static str {
         match self {
@@ -81,6 +97,16 @@ impl Architecture {
             Self::Bitnet => "BitNetForCausalLM",
             Self::Ternlm => "TernlmForCausalLM",
         }
+    }
+}
+
+/// The `model_type` that [`write_config`] gives a model; an error where other tools have none that can say it.
+pub fn common_architecture(description: &Description, file: &Path) -> Result<&'static str> {
+    let read = Architecture::from_name(description.architecture);
+    let architecture = Architecture::of(&description.model, read);
+    match architecture.is_common(&description.model) {
+        true => Ok(architecture.name()),
+        false => Err(Error::input(file, "model_type", architecture.name(), Architecture::COMMON)),
     }
 }
 
@@ -231,8 +257,8 @@ mod tests {
             ),
             (
                 "llama",
-                json!({"quantization_config": {"quant_method": "bitnet"}}),
-                "quantization_config: found",
+                json!({"quantization_config": {"quant_method": "fp8"}}),
+                "quantization_config.quant_method: found \"fp8\"",
             ),
             ("llama", json!({"head_dim": null, "hidden_size": 30}), "head_dim: found nothing"),
             ("ternlm", json!({"ffn": "moe"}), "ffn: found \"moe\""),

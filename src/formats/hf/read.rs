@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 
-use super::{Architecture, FILE_NAME, GENERATION_NAME, refuse, rope};
+use super::{Architecture, FILE_NAME, GENERATION_NAME, packing, refuse, rope};
 use crate::config::{Activation, ModelConfig};
 use crate::error::{Error, Result};
 use crate::files::Bundle;
@@ -22,6 +22,7 @@ pub fn read_config(files: &Bundle) -> Result<Description> {
     let config = json::parse_object(&file, &files.need(FILE_NAME, json::MAX_BYTES)?)?;
     let f = Fields::new(&file, &config);
     let architecture = f.need("model_type", Architecture::NAMES, |v| Architecture::from_name(v.as_str()?))?;
+    let packing = packing::read(&f)?;
     refuse::other_models(&f, architecture)?;
     refuse_unsupported(&f, architecture)?;
     let model = model(&f, architecture)?;
@@ -46,6 +47,7 @@ pub fn read_config(files: &Bundle) -> Result<Description> {
         said_tied: model.tie_embeddings,
         model,
         ternary,
+        packing,
         eos,
         bos: bos.first().copied(),
         architecture: architecture.name(),

@@ -197,11 +197,6 @@ const READ: &[&str] =
 
 /// Refuses what makes the file another kind of model, before its sizes are read.
 pub(super) fn other_models(f: &Fields<'_>, architecture: Architecture) -> Result<()> {
-    for key in ["quantization_config", "quantization"] {
-        if f.get(key).is_some() {
-            return Err(f.bad(key, "an object", "null: weights packed by another tool are not read"));
-        }
-    }
     class(f, architecture)?;
     if let Some(map) = f.object("auto_map")? {
         // The published BitNet names classes that are Hugging Face's own by now, and carries no code.

@@ -4,7 +4,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-use super::{Architecture, FILE_NAME, GENERATION_NAME, refuse, rope};
+use super::{Architecture, FILE_NAME, GENERATION_NAME, packing, refuse, rope};
 use crate::error::Result;
 use crate::files;
 use crate::formats::Description;
@@ -30,7 +30,16 @@ fn config_json(config: &Description, stored: Dtype) -> Map<String, Value> {
     let mut json = config.kept.config.clone();
     let architecture = Architecture::of(m, Architecture::from_name(config.architecture));
     // Said by the released form's keys below, where they apply; two spellings could disagree.
-    for key in ["rope_parameters", "dtype", "ternlm", "attention_bias", "mlp_bias"] {
+    let elsewhere = [
+        "rope_parameters",
+        "dtype",
+        "ternlm",
+        "attention_bias",
+        "mlp_bias",
+        "quantization",
+        "quantization_config",
+    ];
+    for key in elsewhere {
         json.shift_remove(key);
     }
     let torch_dtype = match stored {
@@ -79,6 +88,7 @@ fn config_json(config: &Description, stored: Dtype) -> Map<String, Value> {
     if let Some(note) = &config.ternary {
         json.insert("ternlm".into(), json!(note));
     }
+    json.extend(packing::written(config.packing.as_ref()));
     json
 }
 

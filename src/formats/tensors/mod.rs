@@ -10,7 +10,7 @@ mod write;
 
 pub use files::{TensorFiles, TensorView};
 pub use safetensors::Dtype;
-pub use write::{Data, Tensor, write_in_order, write_safetensors};
+pub use write::{Data, Progress, Tensor, by_width, write_in_order, write_safetensors};
 
 /// The single weights file of a directory.
 pub const FILE_NAME: &str = "model.safetensors";

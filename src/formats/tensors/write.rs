@@ -56,6 +56,9 @@ pub enum Data<'a> {
     },
 }
 
+/// Told how much of a work is done, and how much there is.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
 type RowsFn<'a> = Box<dyn Fn(Range<usize>, &mut [f32]) + 'a>;
 type StreamFn<'a> = Box<dyn Fn(&mut dyn Write) -> Result<()> + 'a>;
 
@@ -100,27 +103,38 @@ pub fn write_safetensors(
     tensors: &[Tensor<'_>],
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    let mut order: Vec<&Tensor<'_>> = tensors.iter().collect();
-    order.sort_by(|a, b| b.data.dtype().cmp(&a.data.dtype()).then_with(|| a.name.cmp(&b.name)));
-    write_in_order(path.as_ref(), &order, metadata, 8)
+    write_in_order(path.as_ref(), &by_width(tensors), metadata, 8, &mut |_, _| {})
 }
 
-/// [`write_safetensors`] in the order given, data beginning at a multiple of `alignment` bytes.
+/// The order of [`write_safetensors`].
+pub fn by_width<'a, 'b>(tensors: &'b [Tensor<'a>]) -> Vec<&'b Tensor<'a>> {
+    let mut order: Vec<&Tensor<'_>> = tensors.iter().collect();
+    order.sort_by(|a, b| b.data.dtype().cmp(&a.data.dtype()).then_with(|| a.name.cmp(&b.name)));
+    order
+}
+
+/// [`write_safetensors`] in the order given, data beginning at a multiple of `alignment` bytes. `progress` is told after each
+/// tensor how many bytes of them have been written, and how many there are.
 pub fn write_in_order(
     path: &Path,
     order: &[&Tensor<'_>],
     metadata: &BTreeMap<String, String>,
     alignment: usize,
+    progress: Progress<'_>,
 ) -> Result<()> {
     let header = header(order, metadata, alignment);
+    let all = order.iter().map(|tensor| tensor.byte_len() as u64).sum();
     files::write_file(path, |out| {
         let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io("write", path));
         put(&(header.len() as u64).to_le_bytes())?;
         put(&header)?;
+        let mut done = 0;
         for tensor in order {
             let mut out = Counting { out, written: 0 };
             tensor.write(path, &mut out)?;
             assert_eq!(out.written, tensor.byte_len(), "{}: bytes written", tensor.name);
+            done += out.written as u64;
+            progress(done, all);
         }
         Ok(())
     })
