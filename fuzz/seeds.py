@@ -31,7 +31,48 @@ def split(path):
     return json.loads(whole[8 : 8 + length]), whole[8 + length :]
 
 
+def gguf_file(keys, tensors):
+    """Of (key, type, bytes) and (name, dims with the inputs first, type, bytes)."""
+    text = lambda t: struct.pack("<Q", len(t.encode())) + t.encode()
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
+    out += b"".join(text(key) + struct.pack("<I", kind) + value for key, kind, value in keys)
+    data = b""
+    for name, dims, kind, value in tensors:
+        out += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, len(data))
+        data += value + bytes(-len(value) % 32)
+    return out + bytes(-len(out) % 32) + data
+
+
+def gguf_model(vocabulary, matrix_type, row_bytes, tokens, more):
+    """One layer of width 256, as small as whole blocks allow."""
+    text = lambda t: struct.pack("<Q", len(t.encode())) + t.encode()
+    texts = lambda values: struct.pack("<IQ", 8, len(values)) + b"".join(map(text, values))
+    keys = [("general.architecture", 8, text("llama")), ("tokenizer.ggml.model", 8, text(vocabulary))]
+    sizes = {"context_length": 8, "embedding_length": 256, "block_count": 1, "feed_forward_length": 256,
+             "attention.head_count": 4, "attention.head_count_kv": 1}
+    keys += [(f"llama.{key}", 4, struct.pack("<I", n)) for key, n in sizes.items()]
+    keys += [("llama.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", 1e-6))]
+    keys += [("tokenizer.ggml.tokens", 9, texts(tokens)), *more(texts)]
+    matrix = lambda rows: struct.pack("<e", 0.5) + bytes(i * 37 % 169 & 0x6A for i in range(row_bytes * rows - 2))
+    tensors = [("token_embd.weight", [256, len(tokens)], matrix_type, matrix(len(tokens)))]
+    rows = {"attn_q": 256, "attn_k": 64, "attn_v": 64, "attn_output": 256, "ffn_gate": 256, "ffn_up": 256, "ffn_down": 256}
+    tensors += [(f"blk.0.{n}.weight", [256, r], matrix_type, matrix(r)) for n, r in rows.items()]
+    ones = struct.pack("<256f", *[1.0] * 256)
+    tensors += [(f"{n}.weight", [256], 0, ones) for n in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm")]
+    return gguf_file(keys, tensors)
+
+
 def main():
+    put("gguf", "blocks", (ROOT / "tests/fixtures/gguf/blocks.gguf").read_bytes())
+    ids = lambda values: struct.pack(f"<IQ{len(values)}i", 5, len(values), *values)
+    pieces = ["<unk>", "<s>", "</s>", "<0x41>", "\u2581", "a", "b", "ab"]
+    scores = lambda _: [("tokenizer.ggml.scores", 9, struct.pack("<IQ8f", 6, 8, *range(0, -8, -1))),
+                        ("tokenizer.ggml.token_type", 9, ids([2, 3, 3, 6, 1, 1, 1, 1]))]
+    put("gguf", "pieces", gguf_model("llama", 35, 66, pieces, scores))
+    merges = lambda texts: [("tokenizer.ggml.merges", 9, texts(["a b"])),
+                            ("tokenizer.ggml.pre", 8, struct.pack("<Q", 6) + b"smollm")]
+    put("gguf", "merges", gguf_model("gpt2", 42, 72, ["a", "b", "ab", "<s>"], merges))
+
     header, data = split(FIXTURE / "model.safetensors")
     put("safetensors", "tiny", json.dumps(header), data[:4096])
     put("safetensors", "as-is", json.dumps(header | {"as_is": {}}), data)

@@ -577,6 +577,7 @@ fn what_is_ternary_is_handed_over_so() {
                 }
                 (Stored::Values(_), matrix) => assert!(form == Form::Latent || matrix.is_none()),
                 (Stored::Trits(_), None) => panic!("{} is no claim", weight.name),
+                (Stored::Blocks(_), _) => panic!("{} is in no GGUF file", weight.name),
             }
         }
     }

@@ -104,7 +104,7 @@ def test_a_training_ends_when_told_and_an_exception_comes_through(run, tmp_path)
     text = run[0].parent / "text.txt"
     settings = {"train.steps": 400, "train.log_every": 1, "train.batch": 2, "train.seq": 16, "model.layers": 1}
     done = ternlm.train("shakespeare", data=[text], out=tmp_path / "a", settings=settings, on_metrics=lambda m: False)
-    assert not done and list((tmp_path / "a").glob("step-*"))
+    assert not done and list((tmp_path / "a" / "checkpoints").glob("step-*"))
 
     def fails(metrics):
         raise KeyError("mine")

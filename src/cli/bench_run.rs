@@ -26,7 +26,7 @@ Examples:
 Every figure is the median of the rounds. Bytes are those of the weights that a token needs, read once. A file of --write
 holds random trits and the tokenizer of bytes: info, verify, generate and bench run take it, and what it writes is noise.")]
 pub struct RunArgs {
-    /// A model directory, a packed file, or the folder of a run
+    /// A model directory, a packed or GGUF file, or the folder of a run
     #[arg(required_unless_present = "shape", conflicts_with = "shape")]
     model: Option<PathBuf>,
     /// A random model of this shape

@@ -25,7 +25,7 @@ Examples:
 
 Typed in a line of their own, /reset starts a new conversation and /exit ends it.")]
 pub struct ChatArgs {
-    /// A model directory, a packed file, or the folder of a run
+    /// A model directory, a packed or GGUF file, or the folder of a run
     model: PathBuf,
     /// What inputs of ternary products are rounded to
     #[arg(long, value_enum, default_value = "int8")]

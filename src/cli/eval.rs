@@ -9,7 +9,7 @@ use super::thousands;
 use crate::config::Join;
 use crate::error::{Error, Result};
 use crate::files::path_text;
-use crate::measure;
+use crate::measure::{self, Windows};
 use crate::text::{PassedOver, Reading, ReadingOptions};
 
 #[derive(Args)]
@@ -20,12 +20,14 @@ Examples:
   ternlm eval runs/wiki-75m --data articles.jsonl --field body
   ternlm eval MODEL --data test.txt --context 1024 --stride 512 --json
   ternlm eval model.tern --data test.txt --precision int8 --kv f16
+  ternlm eval model.gguf --data wiki.test.raw --context 512 --halves --tokens 60000
 
 A text is read as a training reads it: a byte order mark is dropped, CRLF becomes LF, records of .jsonl and .parquet files
-are joined as data.join says. For the folder of a run, field and join are those of its recipe unless given here.
+are joined as data.join says. With --halves the windows do not overlap, each is read for itself, and of each only what
+follows its middle is scored: the figure that llama.cpp's perplexity tool gives for the same context. For the folder of a run, field and join are those of its recipe unless given here.
 Bits per byte and word perplexity count the bytes and words of the text that the predicted tokens stand for.")]
 pub struct EvalArgs {
-    /// A model directory, a packed file, or the folder of a run
+    /// A model directory, a packed or GGUF file, or the folder of a run
     model: PathBuf,
     /// What inputs of ternary products are rounded to
     #[arg(long, value_enum, default_value = "trained")]
@@ -48,6 +50,9 @@ pub struct EvalArgs {
     /// Tokens predicted by each window [default: the context]
     #[arg(long)]
     stride: Option<usize>,
+    /// Score the last half of each of disjoint windows, as llama.cpp's perplexity tool does
+    #[arg(long, conflicts_with = "stride")]
+    halves: bool,
     /// Read only so many tokens
     #[arg(long)]
     tokens: Option<usize>,
@@ -92,24 +97,34 @@ pub fn run(args: EvalArgs) -> Result<()> {
         return Err(Error::input(&args.data, "text", format!("{count} tokens"), "2 or more"));
     }
     tokenizer.fits(&args.data.display().to_string(), text.ids.iter().copied(), config.vocab_size)?;
+    let windows = match args.halves {
+        true if context < 3 || count < context => {
+            let wanted = format!("3 tokens or more, and a text of one window at least: this has {count}");
+            return Err(Error::usage(format!("--halves --context {context}: wanted {wanted}")));
+        }
+        // Where a text begins with a token of its own, each window does.
+        true => Windows::Halves { context, first: tokenizer.prefix().first().copied() },
+        false => Windows::Sliding { context, stride },
+    };
     let bar = super::count_bar("Evaluating", count as u64);
     let p =
-        measure::perplexity_of(&decoder, &text, context, stride, args.kv.map(super::Kv::format), &mut |n| {
-            bar.inc(n)
-        });
+        measure::perplexity_of(&decoder, &text, windows, args.kv.map(super::Kv::format), &mut |n| bar.inc(n));
     bar.finish_and_clear();
     let (bits, per_word) = (p.bits_per_byte(), p.per_word());
     if args.json {
         let out = json!({
             "model": path_text::write(&dir), "data": path_text::write(&args.data), "nll": p.nll, "ppl": p.ppl,
-            "tokens": p.tokens, "context": p.context, "stride": p.stride, "bytes": p.bytes, "bits_per_byte": bits,
+            "tokens": p.tokens, "context": p.context, "stride": p.stride, "halves": args.halves, "bytes": p.bytes, "bits_per_byte": bits,
             "words": p.words, "word_ppl": per_word, "detokenized": args.detokenize_wikitext,
             "passed_over": text.passed_over,
         });
         super::say_json(&out);
     } else {
         say!("{:.4} nats/token over {} tokens", p.nll, thousands(p.tokens));
-        say!("perplexity {:.3} (context {context}, stride {stride})", p.ppl);
+        match args.halves {
+            true => say!("perplexity {:.3} (context {context}, the last half of each window)", p.ppl),
+            false => say!("perplexity {:.3} (context {context}, stride {stride})", p.ppl),
+        }
         if let Some(bits) = bits {
             say!("{bits:.4} bits per byte over {} bytes", thousands(p.bytes));
         }

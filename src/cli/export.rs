@@ -25,7 +25,7 @@ in f16. A folder for MLX has two bits a weight and a scale and a bias for 128, 6
 is rounded, and matrices and gains that are not ternary are in f16 or bf16 where that holds them exactly, else in f32.
 What was written is read back and compared, weight by weight.")]
 pub struct ExportArgs {
-    /// A model directory, a packed file, or the folder of a run
+    /// A model directory, a packed or GGUF file, or the folder of a run
     model: PathBuf,
     /// What to write
     #[arg(long, value_enum, default_value_t = Format::Packed)]

@@ -18,7 +18,7 @@ Examples:
   ternlm generate MODEL --prompt - --lookup < code.txt
   ternlm generate qwen3-8b.tern --prompt 'The' --draft qwen3-0.6b.tern --draft-tokens 6")]
 pub struct GenerateArgs {
-    /// A model directory, a packed file, or the folder of a run
+    /// A model directory, a packed or GGUF file, or the folder of a run
     model: PathBuf,
     /// What inputs of ternary products are rounded to
     #[arg(long, value_enum, default_value = "int8")]

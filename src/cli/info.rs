@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::tensors::{GgufInfo, TensorInfo, alike, show_types};
 use super::{recipe, thousands};
 use crate::config::{ModelConfig, Scope};
 use crate::error::{Error, Result};
@@ -27,11 +28,12 @@ const CONTEXT: usize = 2048;
 Examples:
   ternlm info
   ternlm info runs/wiki-75m
+  ternlm info model.gguf
   ternlm info MODEL --json
   ternlm info MODEL --estimate --context 4096
   ternlm info --recipe copy > my.toml")]
 pub struct InfoArgs {
-    /// A model directory, a packed file, or the folder of a run; without it: this machine
+    /// A model directory, a packed or GGUF file, or the folder of a run; without it: this machine
     path: Option<PathBuf>,
     /// Print the TOML of a recipe, with its comments
     #[arg(long, value_name = "NAME", conflicts_with_all = ["path", "json"])]
@@ -225,8 +227,13 @@ struct ModelInfo {
     config: ModelConfig,
     parameters: u64,
     ternary_weights: u64,
-    /// Absent for a model that ternlm did not write.
+    /// Of the tensors in their file, scales included.
+    stored_bits_per_weight: f64,
+    /// Absent for a model that says nothing of it.
     ternary: Option<TernaryInfo>,
+    /// What is particular to a GGUF file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gguf: Option<GgufInfo>,
     tensors: Vec<TensorInfo>,
     /// Names of tensors for which the model has no use; it is not loaded with them.
     unused: Vec<String>,
@@ -267,43 +274,15 @@ struct TernaryInfo {
     ideal_bits_per_weight: Option<f64>,
 }
 
-#[derive(Serialize)]
-struct TensorInfo {
-    name: String,
-    shape: Vec<usize>,
-    dtype: String,
-    ternary: bool,
-}
-
-impl TensorInfo {
-    fn len(&self) -> u64 {
-        self.shape.iter().map(|&n| n as u64).product()
-    }
-
-    fn scales(&self, group: Grouping) -> u64 {
-        let cols = self.shape.last().copied().unwrap_or(1).max(1);
-        match group {
-            Grouping::Size(_) => self.len() / cols as u64 * cols.div_ceil(group.size(cols)) as u64,
-            Grouping::Tensor => 1,
-        }
-    }
-}
-
 impl ModelInfo {
     fn read(dir: &Path, args: &InfoArgs) -> Result<Self> {
         let stored = ModelFiles::open(dir)?;
         let unused = model::unused(&stored)?;
         let description = &stored.description;
         let note = description.ternary.as_ref();
-        let tensors = stored.names().map(|name| {
-            let tensor = stored.tensor(name)?;
-            Ok(TensorInfo {
-                name: name.into(),
-                shape: tensor.shape().into(),
-                dtype: tensor.coding(),
-                ternary: note.is_some_and(|note| note.tensors.iter().any(|t| t == name)),
-            })
-        });
+        let is_ternary = |name: &str| note.is_some_and(|note| note.tensors.iter().any(|t| t == name));
+        let tensors =
+            stored.names().map(|name| Ok(TensorInfo::of(name, &stored.tensor(name)?, is_ternary(name))));
         let tensors: Vec<TensorInfo> = tensors.collect::<Result<_>>()?;
         let ternary = || tensors.iter().filter(|t| t.ternary);
         let ternary_weights: u64 = ternary().map(TensorInfo::len).sum();
@@ -331,13 +310,17 @@ impl ModelInfo {
         let needs = description.model.causal.then(|| Needs::of(&stored, context)).transpose()?;
         let estimate = needs.as_ref().filter(|_| args.estimate).map(Estimate::of);
         let files = stored.files.list()?;
+        let held: u64 = tensors.iter().map(TensorInfo::len).sum();
+        let bytes: u64 = tensors.iter().map(|t| t.bytes).sum();
         Ok(Self {
             dir: dir.into(),
             architecture: description.architecture.into(),
             parameters: description.model.parameters() as u64,
             config: description.model.clone(),
             ternary_weights,
+            stored_bits_per_weight: 8.0 * bytes as f64 / held.max(1) as f64,
             ternary,
+            gguf: stored.gguf().map(GgufInfo::of),
             tensors,
             unused: unused.into_iter().map(String::from).collect(),
             files: files.into_iter().map(|(name, size)| (path_text::write(name.as_ref()), size)).collect(),
@@ -374,6 +357,7 @@ impl Show for ModelInfo {
         let share = 100.0 * self.ternary_weights as f64 / self.parameters.max(1) as f64;
         let (all, ternary) = (thousands(self.parameters), thousands(self.ternary_weights));
         say!("Parameters: {all}, {ternary} of them ternary ({share:.2} %)");
+        show_types(&self.tensors, self.stored_bits_per_weight);
         if let Some(t) = &self.ternary {
             say!("Ternary: scope {:?}, groups of {}, stored as {:?}", t.scope, t.group, t.form);
             if let Some(bits) = t.ideal_bits_per_weight {
@@ -382,9 +366,15 @@ impl Show for ModelInfo {
             }
         }
         match &self.tokenizer {
-            Some(t) => say!("Tokenizer: {} tokens, ends a text with {}", t["vocab_size"], t["eos"]),
+            Some(t) => say!(
+                "Tokenizer: {} tokens, ends a text with {}, {}",
+                t["vocab_size"],
+                t["eos"],
+                if t["chat_template"] == true { "with a chat template" } else { "without a chat template" }
+            ),
             None => say!("Tokenizer: none"),
         }
+        self.gguf.iter().for_each(GgufInfo::show);
         if let Some(needs) = &self.needs {
             show_needs(needs, self.config.max_positions);
         }
@@ -442,17 +432,4 @@ impl Show for Estimate {
 
 fn gib(bytes: u64) -> String {
     format!("{:.3} GiB", bytes as f64 / (1u64 << 30) as f64)
-}
-
-/// Tensors that differ in the number of their layer only, counted.
-fn alike(tensors: &[TensorInfo]) -> BTreeMap<(String, Vec<usize>, String), usize> {
-    let mut found = BTreeMap::new();
-    for t in tensors {
-        let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-        let parts: Vec<&str> = t.name.split('.').map(|part| if number(part) { "*" } else { part }).collect();
-        let kind = if t.ternary { format!("ternary, in {}", t.dtype) } else { t.dtype.clone() };
-        let name = parts.join(".").escape_debug().to_string();
-        *found.entry((name, t.shape.clone(), kind)).or_insert(0) += 1;
-    }
-    found
 }

@@ -15,6 +15,7 @@ mod recipe;
 mod report;
 mod sampling;
 mod speculation;
+mod tensors;
 mod tokenizer;
 mod train;
 mod verify;
@@ -168,7 +169,8 @@ pub fn model_dir(path: &Path) -> Result<PathBuf> {
         .flatten()
         .find(|path| formats::is_model(path))
         .ok_or_else(|| {
-            let wanted = "a model directory with a config.json, a packed file, or the folder of a run";
+            let wanted =
+                "a model directory with a config.json, a packed or GGUF file, or the folder of a run";
             Error::input(path, "model", if path.exists() { "neither" } else { "nothing there" }, wanted)
         })
 }

@@ -25,6 +25,7 @@ Examples:
   ternlm train wiki-75m --data train.txt --set train.lr=1e-3 --out runs/wiki-fast
   ternlm train wiki-75m --data train.txt --set train.precision=bf16 --out runs/wiki-bf16
   ternlm train qwen3-0.6b-blocks --init Qwen3-0.6B --data text.txt
+  ternlm train qwen3-0.6b-blocks --init SmolLM2-135M-Instruct.Q4_1.gguf --data text.txt
   ternlm train wiki-75m --out runs/wiki-75m --resume
   ternlm train wiki-75m --resume --set train.steps=4000
 
@@ -44,7 +45,7 @@ pub struct TrainArgs {
     /// Text files or folders to train on (.txt, .jsonl, .parquet)
     #[arg(long, num_args = 1..)]
     data: Vec<PathBuf>,
-    /// Start from the pretrained model in this Hugging Face directory
+    /// Start from this pretrained model: a Hugging Face directory, a packed or GGUF file
     #[arg(long)]
     init: Option<PathBuf>,
     /// Go on from the newest checkpoint of the run, by the run's own recipe.toml; a change asked for here that cannot

@@ -14,7 +14,7 @@ Examples:
   ternlm verify runs/copy/checkpoints/step-00000500
   ternlm verify MODEL --json")]
 pub struct VerifyArgs {
-    /// A model directory, a packed file, or the folder of a run
+    /// A model directory, a packed or GGUF file, or the folder of a run
     model: PathBuf,
     /// Print the proof as JSON
     #[arg(long)]

@@ -2,6 +2,7 @@
 //! the only places where values are judged.
 
 mod model;
+pub mod patterns;
 mod recipe;
 mod rope;
 

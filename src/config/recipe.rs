@@ -119,7 +119,7 @@ pub struct Recipe {
     /// The recipe is a conversion: training it without `init` is an error.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub needs_init: bool,
-    /// Start from this Hugging Face directory instead of random weights; `model` is then read from it.
+    /// Start from this stored model instead of random weights; `model` is then read from it.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "path_text::option")]
     pub init: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

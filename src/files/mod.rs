@@ -4,12 +4,14 @@ mod atomic;
 mod bundle;
 mod bytes;
 mod lock;
+mod mapped;
 pub mod path_text;
 
 pub use atomic::{DirectoryWriter, IfExists, recover, remove_folder, sweep, write_bytes, write_file};
 pub use bundle::Bundle;
 pub use bytes::Bytes;
 pub use lock::FolderLock;
+pub use mapped::Mapped;
 
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};

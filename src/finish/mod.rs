@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::files::{DirectoryWriter, IfExists, path_text};
 use crate::formats::Form;
 use crate::generate::{Sampler, SamplingConfig, Session};
-use crate::measure::{self, Perplexity, Proof};
+use crate::measure::{self, Perplexity, Proof, Windows};
 use crate::model::{self, Decoder};
 use crate::report::{self, Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Versions};
 use crate::text::{Reading, ReadingOptions, Tokenizer};
@@ -87,7 +87,8 @@ fn on_test_text(
     tokenizer.fits(&file.display().to_string(), text.ids.iter().copied(), decoder.config.vocab_size)?;
     let (mut read, all) = (0, text.ids.len() as u64);
     progress(read, all);
-    let measured = measure::perplexity_of(decoder, &text, seq, seq, None, &mut |n| {
+    let windows = Windows::Sliding { context: seq, stride: seq };
+    let measured = measure::perplexity_of(decoder, &text, windows, None, &mut |n| {
         read += n;
         progress(read, all);
     });

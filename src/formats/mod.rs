@@ -10,6 +10,7 @@
 mod bitnet;
 mod coded;
 mod description;
+pub mod gguf;
 pub mod hf;
 mod json;
 pub mod manifest;

@@ -1,12 +1,13 @@
 //! The one door to a stored model: what it is, its tensors by name, and the small files beside them.
 //!
-//! That is a Hugging Face directory, perhaps with matrices in another tool's packing, or a packed file. Another kind of file
-//! is found by [`is_model`] and [`files_of`], read by [`ModelFiles::open`], and is one more case of `Tensors` and, where it
-//! holds trits as such, of `Held`.
+//! That is a Hugging Face directory, perhaps with matrices in another tool's packing, a packed file or a GGUF file. Another
+//! kind of file is found by [`is_model`] and [`files_of`], read by [`ModelFiles::open`], and is one more case of `Tensors`
+//! and, where it holds trits as such, of `Held`.
 
 use std::path::Path;
 
 use super::coded::{self, Coded};
+use super::gguf::{self, GgufFile, GgufModel};
 use super::packed::PackedFile;
 use super::recognise::Found;
 use super::tensors::{TensorFiles, TensorView};
@@ -22,7 +23,11 @@ pub fn is_model(path: &Path) -> bool {
 
 /// The small files of the model at `path`: configuration, tokenizer, manifest. Nothing of them is read yet.
 pub fn files_of(path: &Path) -> Result<Bundle> {
-    Ok(if path.is_file() { PackedFile::open(path)?.1 } else { Bundle::folder(path) })
+    Ok(match path.is_file() {
+        true if GgufFile::is_one(path) => GgufModel::open(path)?.1,
+        true => PackedFile::open(path)?.1,
+        false => Bundle::folder(path),
+    })
 }
 
 /// A stored model, judged as far as that needs none of its values.
@@ -42,6 +47,7 @@ pub struct ModelFiles {
 enum Tensors {
     Safetensors(TensorFiles, Coded),
     Packed(PackedFile),
+    Gguf(GgufModel),
 }
 
 /// One tensor as it is stored.
@@ -49,6 +55,8 @@ enum Tensors {
 pub enum Stored<'a> {
     /// Numbers.
     Values(TensorView<'a>),
+    /// Numbers in blocks.
+    Blocks(gguf::View<'a>),
     /// A ternary matrix: trits and scales, without latents.
     Trits(Trits<'a>),
 }
@@ -72,6 +80,8 @@ enum Held<'a> {
     Packed(TensorView<'a>, &'a (PackedMatrix, [usize; 2])),
     Mlx(mlx::Parts<'a>),
     BitNet(bitnet::Parts<'a>),
+    /// In blocks of a ternary type.
+    Blocks(gguf::View<'a>),
 }
 
 impl ModelFiles {
@@ -82,7 +92,7 @@ impl ModelFiles {
     /// Those of [`hf::read_config`] and [`TensorFiles::open`].
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_file() {
-            return Self::open_packed(path);
+            return if GgufFile::is_one(path) { Self::open_gguf(path) } else { Self::open_packed(path) };
         }
         let files = Bundle::folder(path);
         let mut description = hf::read_config(&files)?;
@@ -110,11 +120,25 @@ impl ModelFiles {
         Ok(Self { description, files, recognised: None, tensors: Tensors::Packed(packed) })
     }
 
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let (model, files) = GgufModel::open(path)?;
+        let description = hf::read_config(&files)?;
+        let said = "a GGUF file with a ternary type of every matrix in the blocks";
+        let recognised = description.ternary.as_ref().map(|_| said.into());
+        Ok(Self { description, files, recognised, tensors: Tensors::Gguf(model) })
+    }
+
+    /// The GGUF file, if that is where the model is.
+    pub fn gguf(&self) -> Option<&GgufFile> {
+        if let Tensors::Gguf(model) = &self.tensors { Some(model.file()) } else { None }
+    }
+
     /// The file that holds the tensors, or lists those that do: for error messages.
     pub fn source(&self) -> &Path {
         match &self.tensors {
             Tensors::Safetensors(stored, _) => stored.source(),
             Tensors::Packed(packed) => packed.stored().source(),
+            Tensors::Gguf(model) => model.file().path(),
         }
     }
 
@@ -125,6 +149,7 @@ impl ModelFiles {
                 Box::new(stored.names().filter(|name| !coded.has_part(name)))
             }
             Tensors::Packed(packed) => Box::new(packed.names()),
+            Tensors::Gguf(model) => Box::new(model.names()),
         }
     }
 
@@ -133,6 +158,7 @@ impl ModelFiles {
         match &self.tensors {
             Tensors::Safetensors(stored, coded) => stored.contains(name) && !coded.has_part(name),
             Tensors::Packed(packed) => packed.stored().contains(name),
+            Tensors::Gguf(model) => model.contains(name),
         }
     }
 
@@ -163,6 +189,13 @@ impl ModelFiles {
                     None => Stored::Values(view),
                 })
             }
+            Tensors::Gguf(model) => {
+                let view = model.tensor(name)?;
+                Ok(match model.grouping(name) {
+                    Some(grouping) => trits(grouping, Held::Blocks(view)),
+                    None => Stored::Blocks(view),
+                })
+            }
         }
     }
 }
@@ -172,6 +205,7 @@ impl Stored<'_> {
     pub fn shape(&self) -> &[usize] {
         match self {
             Stored::Values(view) => view.shape,
+            Stored::Blocks(view) => view.shape,
             Stored::Trits(trits) => trits.held.shape(),
         }
     }
@@ -182,6 +216,9 @@ impl Stored<'_> {
             Stored::Values(view) | Stored::Trits(Trits { held: Held::Weights(view), .. }) => {
                 view.dtype.to_string()
             }
+            Stored::Blocks(view) | Stored::Trits(Trits { held: Held::Blocks(view), .. }) => {
+                view.kind.name.to_string()
+            }
             Stored::Trits(Trits { held: Held::Packed(_, (matrix, _)), .. }) => {
                 matrix.layout().density().to_string()
             }
@@ -190,16 +227,23 @@ impl Stored<'_> {
         }
     }
 
+    /// The stored bytes, part after part.
+    fn bytes(&self) -> Vec<&[u8]> {
+        match self {
+            Stored::Values(view) => vec![view.bytes],
+            Stored::Blocks(view) => vec![view.bytes],
+            Stored::Trits(trits) => trits.held.bytes(),
+        }
+    }
+
+    /// Bytes that the tensor takes in its file.
+    pub fn byte_len(&self) -> usize {
+        self.bytes().iter().map(|part| part.len()).sum()
+    }
+
     /// SHA-256 of the stored bytes, part after part, lower-case hexadecimal.
     pub fn sha256(&self) -> String {
-        match self {
-            Stored::Values(view)
-            | Stored::Trits(Trits { held: Held::Weights(view) | Held::Packed(view, _), .. }) => {
-                sha256_hex([view.bytes])
-            }
-            Stored::Trits(Trits { held: Held::Mlx(parts), .. }) => sha256_hex(parts.bytes()),
-            Stored::Trits(Trits { held: Held::BitNet(parts), .. }) => sha256_hex(parts.bytes()),
-        }
+        sha256_hex(self.bytes())
     }
 
     /// The values as f32, exactly; of trits, their weights. `out` is row-major and holds exactly `expected_shape`.
@@ -211,12 +255,16 @@ impl Stored<'_> {
             Stored::Values(view) | Stored::Trits(Trits { held: Held::Weights(view), .. }) => {
                 view.read_f32_into(expected_shape, out)
             }
+            Stored::Blocks(view) | Stored::Trits(Trits { held: Held::Blocks(view), .. }) => {
+                view.read_f32_into(expected_shape, out)
+            }
             Stored::Trits(trits) => {
                 let shape = trits.held.shape();
                 if expected_shape != shape {
-                    let (view, wanted) = (trits.held.view(), format!("{expected_shape:?}"));
-                    let place = format!("tensor {} shape", quoted(view.name));
-                    return Err(Error::input(view.file, place, format!("{shape:?}"), wanted));
+                    let (file, name) = trits.held.place();
+                    let (place, wanted) =
+                        (format!("tensor {} shape", quoted(name)), format!("{expected_shape:?}"));
+                    return Err(Error::input(file, place, format!("{shape:?}"), wanted));
                 }
                 let matrix = trits.matrix(shape[0], shape[1])?;
                 out.chunks_mut(shape[1]).enumerate().for_each(|(row, out)| matrix.unpack_row(row, out));
@@ -227,12 +275,24 @@ impl Stored<'_> {
 }
 
 impl<'a> Held<'a> {
-    /// The tensor that has the matrix's name.
-    fn view(&self) -> &TensorView<'a> {
+    /// The file and the name of the tensor, for error messages.
+    fn place(&self) -> (&'a Path, &'a str) {
+        let of = |view: &TensorView<'a>| (view.file, view.name);
         match self {
-            Held::Weights(view) | Held::Packed(view, _) => view,
-            Held::Mlx(parts) => &parts.codes,
-            Held::BitNet(parts) => &parts.codes,
+            Held::Weights(view) | Held::Packed(view, _) => of(view),
+            Held::Mlx(parts) => of(&parts.codes),
+            Held::BitNet(parts) => of(&parts.codes),
+            Held::Blocks(view) => (view.file, view.name),
+        }
+    }
+
+    /// The stored bytes, part after part.
+    fn bytes(&self) -> Vec<&'a [u8]> {
+        match self {
+            Held::Weights(view) | Held::Packed(view, _) => vec![view.bytes],
+            Held::Mlx(parts) => parts.bytes().to_vec(),
+            Held::BitNet(parts) => parts.bytes().to_vec(),
+            Held::Blocks(view) => vec![view.bytes],
         }
     }
 
@@ -243,6 +303,7 @@ impl<'a> Held<'a> {
             Held::Packed(_, (_, shape)) => shape,
             Held::Mlx(parts) => &parts.packed.shape,
             Held::BitNet(parts) => parts.shape,
+            Held::Blocks(view) => view.shape,
         }
     }
 }
@@ -261,9 +322,9 @@ impl Trits<'_> {
     /// # Errors
     /// Another shape, or values that are not ternary.
     pub fn matrix(&self, rows: usize, cols: usize) -> Result<TernaryMatrix> {
-        let (view, shape) = (self.held.view(), self.held.shape());
+        let (name, shape) = (self.held.place().1, self.held.shape());
         if shape != [rows, cols] {
-            return Err(self.bad(view.name, format!("shape {shape:?}"), &format!("[{rows}, {cols}]")));
+            return Err(self.bad(name, format!("shape {shape:?}"), &format!("[{rows}, {cols}]")));
         }
         match &self.held {
             Held::Weights(view) => {
@@ -282,6 +343,7 @@ impl Trits<'_> {
             }
             Held::Mlx(parts) => parts.matrix(self.grouping),
             Held::BitNet(parts) => parts.matrix(self.grouping),
+            Held::Blocks(view) => view.matrix(rows, cols, self.grouping),
         }
     }
 

@@ -38,22 +38,45 @@ impl Perplexity {
     }
 }
 
-/// [`perplexity`], or with a format of keys and values [`perplexity_cached`], of a text that was read, with its bytes and
-/// words.
+/// Which windows of a text go through the model, and which of their tokens are scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Windows {
+    /// Windows of `context` tokens that advance by `stride`: every token but the first is scored, once.
+    Sliding { context: usize, stride: usize },
+    /// Windows of `context` tokens one after the other, each for itself, of which the last `context - context / 2 - 1` are
+    /// scored: the figure of llama.cpp's perplexity tool. `first`: what stands in the place of each window's first token.
+    Halves { context: usize, first: Option<u32> },
+}
+
+impl Windows {
+    /// Most tokens of a window.
+    pub fn context(self) -> usize {
+        match self {
+            Windows::Sliding { context, .. } | Windows::Halves { context, .. } => context,
+        }
+    }
+}
+
+/// [`perplexity`] in windows of any kind, or with a format of keys and values [`perplexity_cached`], of a text that was
+/// read. Bytes and words are counted where every token is scored.
 pub fn perplexity_of(
     decoder: &Decoder,
     reading: &Reading,
-    context: usize,
-    stride: usize,
+    windows: Windows,
     kv: Option<KvFormat>,
     progress: &mut dyn FnMut(u64),
 ) -> Perplexity {
-    let extent = reading.extent_from(1);
     let measured = match kv {
-        None => perplexity(decoder, &reading.ids, context, stride, progress),
-        Some(kv) => perplexity_cached(decoder, &reading.ids, context, stride, kv, progress),
+        None => whole(decoder, &reading.ids, windows, progress),
+        Some(kv) => cached(decoder, &reading.ids, windows, kv, progress),
     };
-    Perplexity { bytes: extent.bytes, words: extent.words, ..measured }
+    match windows {
+        Windows::Sliding { .. } => {
+            let extent = reading.extent_from(1);
+            Perplexity { bytes: extent.bytes, words: extent.words, ..measured }
+        }
+        Windows::Halves { .. } => measured,
+    }
 }
 
 /// Scores every token of `tokens` but the first, once, in windows of `context` tokens that advance by `stride`: a
@@ -85,11 +108,15 @@ pub fn perplexity(
     stride: usize,
     progress: &mut dyn FnMut(u64),
 ) -> Perplexity {
+    whole(decoder, tokens, Windows::Sliding { context, stride }, progress)
+}
+
+fn whole(decoder: &Decoder, tokens: &[u32], windows: Windows, progress: &mut dyn FnMut(u64)) -> Perplexity {
     let mut state = State::default();
     let score = |inputs: &[u32], targets: &[u32], len: usize| {
         decoder.loss(inputs, targets, Sequences::new(inputs.len() / len, len), &mut state)
     };
-    in_windows(tokens, context, stride, score, progress)
+    in_windows(tokens, windows, score, progress)
 }
 
 /// [`perplexity`] as generation would have it: through a cache that keeps keys and values in this format.
@@ -101,6 +128,16 @@ pub fn perplexity_cached(
     tokens: &[u32],
     context: usize,
     stride: usize,
+    kv: KvFormat,
+    progress: &mut dyn FnMut(u64),
+) -> Perplexity {
+    cached(decoder, tokens, Windows::Sliding { context, stride }, kv, progress)
+}
+
+fn cached(
+    decoder: &Decoder,
+    tokens: &[u32],
+    windows: Windows,
     kv: KvFormat,
     progress: &mut dyn FnMut(u64),
 ) -> Perplexity {
@@ -121,49 +158,141 @@ pub fn perplexity_cached(
         }
         loss
     };
-    in_windows(tokens, context, stride, score, progress)
+    in_windows(tokens, windows, score, progress)
 }
 
 /// Rows whose logits are in memory at once.
 const ROWS: usize = 128;
 
+/// One window: its tokens, and the first position whose next token is scored.
+struct Window {
+    begin: usize,
+    end: usize,
+    scored: usize,
+}
+
+impl Windows {
+    /// The window after `last`, in which the model sees no more than `predictions` tokens of the text.
+    fn after(self, last: Option<&Window>, predictions: usize) -> Option<Window> {
+        let done = last.map_or(0, |last| last.end);
+        match self {
+            Windows::Sliding { context, stride } => {
+                let end = (done + if done == 0 { context } else { stride }).min(predictions);
+                (done < predictions).then(|| Window { begin: end.saturating_sub(context), end, scored: done })
+            }
+            // The last token of each is only predicted.
+            Windows::Halves { context, .. } => {
+                let begin = last.map_or(0, |last| last.end + 1);
+                let end = begin + context - 1;
+                (end <= predictions).then_some(Window { begin, end, scored: begin + context / 2 })
+            }
+        }
+    }
+}
+
 /// Adds up what `score` says of equal windows: their inputs, what each is to predict or [`IGNORE`], and their length.
 fn in_windows(
     tokens: &[u32],
-    context: usize,
-    stride: usize,
+    windows: Windows,
     mut score: impl FnMut(&[u32], &[u32], usize) -> Loss,
     progress: &mut dyn FnMut(u64),
 ) -> Perplexity {
+    let context = windows.context();
+    let (stride, first) = match windows {
+        Windows::Sliding { stride, .. } => (stride, None),
+        Windows::Halves { first, .. } => (context, first),
+    };
     assert!(context > 0 && (1..=context).contains(&stride), "context {context}, stride {stride}");
     let mut loss = Loss::default();
-    let mut scored = 0; // positions whose next token has been predicted
     let predictions = tokens.len().saturating_sub(1);
     // Equal windows go through the model together.
     let together = (2048 / context).max(1);
-    while scored < predictions {
-        let window = |scored: usize| {
-            let end = (scored + if scored == 0 { context } else { stride }).min(predictions);
-            (end.saturating_sub(context), end)
-        };
-        let (begin, end) = window(scored);
-        let len = end - begin;
+    let (mut next, mut told) = (windows.after(None, predictions), 0);
+    while let Some(window) = &next {
+        let len = window.end - window.begin;
         let (mut inputs, mut targets) = (Vec::new(), Vec::new());
-        let mut next = scored;
+        let mut passed = told;
         for _ in 0..together {
-            let (begin, end) = window(next);
-            if next >= predictions || end - begin != len {
-                break;
+            let Some(window) = next.as_ref().filter(|window| window.end - window.begin == len) else { break };
+            let at = inputs.len();
+            inputs.extend_from_slice(&tokens[window.begin..window.end]);
+            if let Some(first) = first {
+                inputs[at] = first;
             }
-            inputs.extend_from_slice(&tokens[begin..end]);
-            targets.extend((begin..end).map(|i| if i < next { IGNORE } else { tokens[i + 1] }));
-            next = end;
+            let targets_of =
+                (window.begin..window.end).map(|i| if i < window.scored { IGNORE } else { tokens[i + 1] });
+            targets.extend(targets_of);
+            passed = window.end;
+            next = windows.after(next.as_ref(), predictions);
         }
         loss += score(&inputs, &targets, len);
-        progress((next - scored) as u64);
-        scored = next;
+        progress((passed - told) as u64);
+        told = passed;
     }
     let nll = loss.mean();
     let (ppl, tokens, sum) = (nll.exp(), loss.count as u64, loss.sum);
     Perplexity { nll, ppl, tokens, context, stride, sum, bytes: 0, words: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Activation, ModelConfig, Scope};
+    use crate::ternary::Grouping;
+    use crate::text::Tokenizer;
+
+    /// By the description of llama.cpp's tool: of every whole window of 8, tokens 5, 6 and 7 are scored.
+    #[test]
+    fn halves_are_those_of_disjoint_windows() {
+        let config = ModelConfig {
+            vocab_size: 256,
+            hidden_size: 16,
+            layers: 1,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 8,
+            intermediate_size: 16,
+            activation: Activation::SwiGlu,
+            qk_norm: false,
+            qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            sub_norm: false,
+            causal: true,
+            tie_embeddings: false,
+            rope_theta: 1e4,
+            rms_norm_eps: 1e-6,
+            max_positions: 64,
+            rope_scaling: None,
+        };
+        let mut decoder = Decoder::new(&config, Scope::None, Grouping::default());
+        for weight in decoder.weights_mut() {
+            let values = weight.normal(0.3, 5);
+            weight.set(&values).unwrap();
+        }
+        let reading = Reading::of_text("twenty-seven bytes are here", &Tokenizer::bytes()).unwrap();
+        assert_eq!(reading.ids.len(), 27);
+        for first in [None, Some(7)] {
+            let (mut sum, mut count) = (0.0, 0);
+            for window in reading.ids.chunks_exact(8) {
+                let mut inputs = window.to_vec();
+                inputs[0] = first.unwrap_or(inputs[0]);
+                let logits = decoder.logits(&inputs, Sequences::new(1, 8), &mut State::default());
+                for at in 5..8 {
+                    let row = &logits[(at - 1) * 256..at * 256];
+                    let all: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+                    sum += all.ln() - f64::from(row[window[at] as usize]);
+                    count += 1;
+                }
+            }
+            let windows = Windows::Halves { context: 8, first };
+            for kv in [None, Some(KvFormat::F32)] {
+                let mut told = 0;
+                let p = perplexity_of(&decoder, &reading, windows, kv, &mut |n| told += n);
+                assert_eq!((p.tokens, count, p.bytes), (9, 9, 0));
+                assert!((p.nll - sum / 9.0).abs() < 1e-5, "{} and {}", p.nll, sum / 9.0);
+                assert!(told <= 27 && told > 20);
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! The proof that a stored model is ternary, from its files alone.
 
 use serde::Serialize;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use crate::config::Scope;
@@ -78,17 +78,22 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
     let stored = ModelFiles::open(dir)?;
     let file = stored.files.path_of(hf::FILE_NAME);
     let Some(note) = &stored.description.ternary else {
-        let found = stored.recognised.as_deref().unwrap_or("nothing, and weights that are not ternary");
-        return Err(Error::input(file, "ternlm", found, "the note that says which tensors are ternary"));
+        return Err(match stored.gguf() {
+            Some(gguf) => {
+                let wanted =
+                    "a ternary type (Q2_0, PQ2_0, PTQ1_0, TQ1_0, TQ2_0) of every matrix in the blocks";
+                Error::input(gguf.path(), "tensor types", types_of(&stored)?, wanted)
+            }
+            None => {
+                let found =
+                    stored.recognised.as_deref().unwrap_or("nothing, and weights that are not ternary");
+                Error::input(file, "ternlm", found, "the note that says which tensors are ternary")
+            }
+        });
     };
-    let manifest = match stored.recognised {
-        Some(_) => None,
-        None => Some(Manifest::read(&stored.files)?),
-    };
+    let manifest = stored.recognised.is_none().then(|| Manifest::read(&stored.files)).transpose()?;
     let mut reasons = Vec::new();
-    if let Some(manifest) = &manifest
-        && (manifest.form != note.form || manifest.group != note.group)
-    {
+    if let Some(manifest) = manifest.as_ref().filter(|m| m.form != note.form || m.group != note.group) {
         reasons.push(format!(
             "config.json says {:?} by groups of {}, {} says {:?} by {}",
             note.form,
@@ -140,6 +145,12 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
     Ok(Proof { pass, reasons, recognised, form, scope, group, tensors, not_ternary })
 }
 
+/// The types of all tensors, each once.
+fn types_of(stored: &ModelFiles) -> Result<String> {
+    let types = stored.names().map(|name| Ok(stored.tensor(name)?.coding()));
+    Ok(types.collect::<Result<BTreeSet<String>>>()?.into_iter().collect::<Vec<_>>().join(", "))
+}
+
 fn prove(
     stored: &ModelFiles,
     manifest: Option<&Manifest>,
@@ -168,9 +179,7 @@ fn prove(
             proof.max_error = if matrix.is_ok() { 0.0 } else { f32::NAN };
             matrix
         }
-        (Form::Packed | Form::Mlx | Form::BitNet, Stored::Values(_)) => {
-            Err("its values are not packed".into())
-        }
+        (Form::Packed | Form::Mlx | Form::BitNet, _) => Err("its values are not packed".into()),
         (form, tensor) => {
             let mut values = vec![0f32; rows * cols];
             tensor.read_f32_into(&shape, &mut values)?;

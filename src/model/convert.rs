@@ -119,7 +119,7 @@ pub fn check(path: &Path, decoder: &Decoder, rounding: Rounding, progress: Progr
                     })
                 })
             }
-            (Some(_), Stored::Values(_)) => Some(Some(0)),
+            (Some(_), _) => Some(Some(0)),
             (None, tensor) => {
                 let mut read = vec![0.0; weight.len()];
                 tensor.read_f32_into(&weight.shape, &mut read)?;

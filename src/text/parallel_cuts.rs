@@ -5,6 +5,8 @@
 
 use serde_json::Value;
 
+use crate::config::patterns::{LLAMA3, QWEN2};
+
 /// Which cuts a tokenizer allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
@@ -19,9 +21,6 @@ pub enum Cut {
     /// Single bytes: any character boundary.
     Anywhere,
 }
-
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 impl Cut {
     /// Judges a `tokenizer.json`.
@@ -43,6 +42,16 @@ impl Cut {
         // NFC never joins a space or newline with its neighbours.
         let nfc = normalizer.is_null() || normalizer["type"] == "NFC";
         if nfc && byte_level(pre, true) {
+            return Cut::Gpt2;
+        }
+        // Digits stand alone, whatever is beside them (SmolLM).
+        if nfc
+            && pre["type"] == "Sequence"
+            && let Some([digits, last]) = pre["pretokenizers"].as_array().map(Vec::as_slice)
+            && digits["type"] == "Digits"
+            && digits["individual_digits"] == true
+            && byte_level(last, true)
+        {
             return Cut::Gpt2;
         }
         if nfc
@@ -132,13 +141,17 @@ mod tests {
             let json = json(pattern);
             (Cut::of(&json), serde_json::from_value(json).unwrap())
         };
-        vec![of(None), of(Some(QWEN2)), of(Some(LLAMA3))]
+        let mut digits = json(None);
+        let parts = [json!({"type": "Digits", "individual_digits": true}), digits["pre_tokenizer"].take()];
+        digits["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": parts});
+        let digits = (Cut::of(&digits), serde_json::from_value(digits).unwrap());
+        vec![of(None), of(Some(QWEN2)), of(Some(LLAMA3)), digits]
     });
 
     #[test]
     fn known_patterns_are_recognised_and_others_not() {
         let cuts: Vec<Cut> = TOKENIZERS.iter().map(|t| t.0).collect();
-        assert_eq!(cuts, [Cut::Gpt2, Cut::Newlines, Cut::Newlines]);
+        assert_eq!(cuts, [Cut::Gpt2, Cut::Newlines, Cut::Newlines, Cut::Gpt2]);
         assert_eq!(Cut::of(&json(Some(r"\s+|\S+"))), Cut::Never);
         for (pointer, value) in [
             ("/normalizer", json!({"type": "Lowercase"})),

@@ -1,6 +1,8 @@
 //! What several test files share.
 #![allow(dead_code)]
 
+pub mod gguf;
+
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use ternlm::kernels::{AttentionShape, Isa, reference};

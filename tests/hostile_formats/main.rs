@@ -2,6 +2,9 @@
 //! allocates what the file's size does not justify.
 
 mod binary;
+#[path = "../common/mod.rs"]
+mod common;
+mod gguf;
 mod json_files;
 
 use proptest::prelude::*;
@@ -44,6 +47,7 @@ fn kinds() -> Vec<Kind> {
             good: manifest().to_string().into_bytes(),
             read: |dir| Manifest::read(&Bundle::folder(dir)).map(drop),
         },
+        Kind { name: gguf::NAME, good: gguf::good().bytes(), read: gguf::read },
         Kind { name: "x.npy", good: npy_file(NPY), read: |dir| npy::read(dir.join("x.npy")).map(drop) },
     ]
 }
@@ -203,7 +207,7 @@ fn edits() -> impl Strategy<Value = Vec<(prop::sample::Index, Edit)>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn mutations_never_panic(which in 0..6_usize, edits in edits()) {
+    fn mutations_never_panic(which in 0..7_usize, edits in edits()) {
         let kind = kinds().swap_remove(which);
         let mut bytes = kind.good.clone();
         for (at, edit) in edits {

@@ -1,6 +1,5 @@
 //! One mapped safetensors file with a header that has been judged.
 
-use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
@@ -10,7 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::files::open_regular;
+use crate::files::Mapped;
 use crate::formats::quoted;
 
 /// The format's own limit.
@@ -18,7 +17,7 @@ const MAX_HEADER: u64 = 100_000_000;
 
 pub(super) struct TensorFile {
     pub path: PathBuf,
-    map: Mmap,
+    map: Mapped,
     /// Where the data begins in `map`.
     start: usize,
     header: Metadata,
@@ -27,13 +26,7 @@ pub(super) struct TensorFile {
 impl TensorFile {
     /// Maps the file and judges its header.
     pub fn open(path: &Path) -> Result<Self> {
-        let (file, size) = open_regular(path)?;
-        if size < 8 {
-            return Err(Error::input(path, "file size", size, "8 bytes or more"));
-        }
-        // SAFETY: the map is only read. Another process that truncates the file while it is mapped would end this one
-        // with SIGBUS; ternlm itself never truncates a file, it renames a new one over it.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let map = Mapped::open(path, 8)?;
         let (start, header) = parse_header(path, &map)?;
         Ok(Self { path: path.to_path_buf(), map, start, header })
     }

@@ -1,0 +1,32 @@
+//! GGUF, the format of llama.cpp: one file of metadata (shape, tokenizer, template) and tensors in blocks.
+
+mod blocks;
+pub mod file;
+mod keys;
+mod model;
+pub mod names;
+mod rope;
+mod tokenizer;
+mod trits;
+pub mod types;
+pub mod value;
+mod view;
+
+pub use file::{GgufFile, TensorInfo};
+pub use model::GgufModel;
+pub use types::{BlockType, Coding};
+pub use value::{Array, Kind, Value};
+pub use view::View;
+
+use crate::error::Result;
+use crate::files::Bundle;
+
+/// The tokenizer's files that the metadata of `file` stand for, whatever model it holds; none of a file without a
+/// vocabulary.
+///
+/// # Errors
+/// A vocabulary of a kind that is not read, or lists that do not fit together.
+pub fn vocabulary(file: &GgufFile) -> Result<Bundle> {
+    let held = tokenizer::files(file, &mut serde_json::Map::new())?;
+    Ok(Bundle::within(file.path(), held))
+}

@@ -1,0 +1,143 @@
+//! A GGUF file as a stored model: Hugging Face's names and files, and what of it is ternary.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use serde_json::json;
+
+use super::file::GgufFile;
+use super::keys::{Keys, Tensors};
+use super::names::{self, ROPE_FACTORS};
+use super::tokenizer;
+use super::view::View;
+use crate::config::{Inputs, Scope};
+use crate::error::{Error, Result};
+use crate::files::Bundle;
+use crate::formats::hf::{self, EMBEDDING, HEAD};
+use crate::formats::{Form, NOTE_FORMAT, TernaryNote, quoted};
+use crate::ternary::Grouping;
+
+/// A GGUF file whose tensors have Hugging Face names.
+#[derive(Debug)]
+pub struct GgufModel {
+    file: GgufFile,
+    /// By that name: the name in the file, and heads whose rows stand in pairs.
+    tensors: BTreeMap<String, (String, Option<usize>)>,
+    /// The tensors that are taken over as trits, and the inputs that share a scale.
+    ternary: Option<(HashSet<String>, Grouping)>,
+}
+
+impl GgufModel {
+    /// Opens a file and gives the files of a model directory that says the same.
+    ///
+    /// # Errors
+    /// Those of [`GgufFile::open`]; an architecture, a tensor, a setting or a vocabulary that is not read.
+    pub fn open(path: &Path) -> Result<(Self, Bundle)> {
+        let file = GgufFile::open(path)?;
+        let keys = Keys::of(&file)?;
+        let [heads, kv_heads] = keys.heads()?;
+        // LLaMA's files are made for a rotation of neighbours.
+        let paired = |name: &str| {
+            let of = |part: &str| keys.architecture == "llama" && name.contains(part);
+            of(".q_proj.").then_some(heads).or(of(".k_proj.").then_some(kv_heads))
+        };
+        let mut tensors = BTreeMap::new();
+        for name in file.tensors().keys().filter(|name| *name != ROPE_FACTORS) {
+            let Some(ours) = names::to_hf(name) else {
+                let wanted = format!("only tensors that {} has", keys.architecture);
+                return Err(Error::input(path, format!("tensor {}", quoted(name)), "it in the file", wanted));
+            };
+            let heads = paired(&ours);
+            tensors.insert(ours, (name.clone(), heads));
+        }
+        let Some((embedding, _)) = tensors.get(EMBEDDING) else {
+            return Err(Error::input(path, "tensor \"token_embd.weight\"", "nothing", "this tensor"));
+        };
+        let vocab = file.tensors()[embedding].shape[0];
+        let bias = |part: &str| tensors.contains_key(&format!("model.layers.0.{part}.bias"));
+        let biases = ["self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"].map(bias);
+        let rope_factors = file.tensors().contains_key(ROPE_FACTORS).then(|| view(&file, ROPE_FACTORS, None));
+        let tied = !tensors.contains_key(HEAD);
+        let mut config = keys.config(&Tensors { vocab, tied, biases, rope_factors })?;
+        let mut this = Self { file, tensors, ternary: None };
+        if let Some(note) = this.note() {
+            config.insert("ternlm".into(), json!(note));
+            this.ternary = Some((note.tensors.into_iter().collect(), note.group));
+        }
+        let mut held = tokenizer::files(&this.file, &mut config)?;
+        held.insert(hf::FILE_NAME.into(), serde_json::to_vec(&config).expect("a map of JSON values"));
+        Ok((this, Bundle::within(path, held)))
+    }
+
+    /// The container.
+    pub fn file(&self) -> &GgufFile {
+        &self.file
+    }
+
+    /// The names of the tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Inputs that share a scale of a tensor that is taken over as trits.
+    pub fn grouping(&self, name: &str) -> Option<Grouping> {
+        self.ternary.as_ref().filter(|(names, _)| names.contains(name)).map(|(_, grouping)| *grouping)
+    }
+
+    /// The tensor `name`, not yet read.
+    pub fn tensor(&self, name: &str) -> Result<View<'_>> {
+        let Some((stored, paired_heads)) = self.tensors.get(name) else {
+            let field = format!("tensor {}", quoted(name));
+            return Err(Error::input(self.file.path(), field, "nothing", "this tensor"));
+        };
+        Ok(view(&self.file, stored, *paired_heads))
+    }
+
+    /// What of the model is ternary: all matrices, or all inside of the blocks. A model of which only some are holds
+    /// their weights as values, exactly.
+    fn note(&self) -> Option<TernaryNote> {
+        let is_ternary = |name: &str| self.tensor(name).is_ok_and(|t| t.kind.is_ternary());
+        let blocks: Vec<&str> = self.names().filter(|name| names::is_projection(name)).collect();
+        let ends: Vec<&str> = [EMBEDDING, HEAD].into_iter().filter(|name| self.contains(name)).collect();
+        let scope = match blocks.iter().all(|name| is_ternary(name)) && !blocks.is_empty() {
+            true if ends.iter().all(|name| is_ternary(name)) => Scope::All,
+            true => Scope::Blocks,
+            false => {
+                let some = blocks.iter().chain(&ends).filter(|name| is_ternary(name)).count();
+                if some > 0 {
+                    tracing::warn!(
+                        "{}: {some} of {} matrices are ternary: all are held as plain values",
+                        self.file.path().display(),
+                        blocks.len() + ends.len()
+                    );
+                }
+                return None;
+            }
+        };
+        let all = if scope == Scope::All { [blocks, ends].concat() } else { blocks };
+        let views = || all.iter().filter_map(|name| self.tensor(name).ok());
+        // A scale for each 128 inputs is written twice where blocks have 64.
+        let halves = views().filter(|view| view.kind.block == 64);
+        let pairs = halves.clone().all(|view| view.scales_in_pairs());
+        let group_of = |view: &View<'_>| if view.kind.block == 64 && pairs { 128 } else { view.kind.block };
+        let group = views().map(|view| group_of(&view)).min().unwrap_or(128);
+        Some(TernaryNote {
+            format: NOTE_FORMAT,
+            form: Form::Packed,
+            scope,
+            group: Grouping::Size(group),
+            activations: Inputs::F32,
+            tensors: all.into_iter().map(String::from).collect(),
+        })
+    }
+}
+
+fn view<'a>(file: &'a GgufFile, name: &str, paired_heads: Option<usize>) -> View<'a> {
+    let (name, info) = file.tensors().get_key_value(name).expect("names come from the file");
+    let bytes = file.bytes(info);
+    View { file: file.path(), name, kind: info.kind, shape: &info.shape, bytes, paired_heads }
+}

@@ -1,0 +1,68 @@
+//! The names of tensors in a GGUF file and in a Hugging Face directory.
+
+use crate::formats::hf::{EMBEDDING, HEAD};
+
+/// What stands in a block: there, and here.
+const IN_BLOCK: [(&str, &str); 11] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+/// Factors of the rotation by frequency.
+pub const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// The Hugging Face name of a tensor; `None` of one that no decoder here has.
+pub fn to_hf(name: &str) -> Option<String> {
+    match name {
+        "token_embd.weight" => return Some(EMBEDDING.into()),
+        "output.weight" => return Some(HEAD.into()),
+        "output_norm.weight" => return Some("model.norm.weight".into()),
+        _ => {}
+    }
+    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    // As it is written, so that two names never become one.
+    let layer = layer.parse::<u32>().ok().filter(|n| n.to_string() == layer)?;
+    let (part, kind) = part.rsplit_once('.')?;
+    let (_, ours) = IN_BLOCK.iter().find(|(theirs, _)| *theirs == part)?;
+    matches!(kind, "weight" | "bias").then(|| format!("model.layers.{layer}.{ours}.{kind}"))
+}
+
+/// Whether a Hugging Face name is that of a projection inside of a block.
+pub fn is_projection(name: &str) -> bool {
+    name.starts_with("model.layers.") && name.ends_with("_proj.weight")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_both_worlds() {
+        for (theirs, ours) in [
+            ("token_embd.weight", Some("model.embed_tokens.weight")),
+            ("output.weight", Some("lm_head.weight")),
+            ("output_norm.weight", Some("model.norm.weight")),
+            ("blk.0.attn_norm.weight", Some("model.layers.0.input_layernorm.weight")),
+            ("blk.11.ffn_down.weight", Some("model.layers.11.mlp.down_proj.weight")),
+            ("blk.2.attn_k.bias", Some("model.layers.2.self_attn.k_proj.bias")),
+            ("blk.02.attn_k.bias", None),
+            ("blk.+2.attn_k.bias", None),
+            ("blk.2.attn_sinks.weight", None),
+            ("blk.2.attn_k.scale", None),
+            ("rope_freqs.weight", None),
+        ] {
+            assert_eq!(to_hf(theirs).as_deref(), ours, "{theirs}");
+        }
+        assert!(is_projection("model.layers.2.mlp.up_proj.weight") && !is_projection("lm_head.weight"));
+        assert!(!is_projection("model.layers.2.self_attn.q_proj.bias"));
+    }
+}
