@@ -8,8 +8,9 @@ use ternlm::config::Inputs;
 use ternlm::kernels::{Matrix, Target, To, gather, linear, reference};
 use ternlm::ternary::{Density, Grouping, PackedMatrix, TernaryMatrix};
 
-/// `[tokens, out, inputs]`: one block and a part of one, segments of every length, every number of tokens at a time.
-const SHAPES: [(usize, usize, usize); 12] = [
+/// `[tokens, out, inputs]`: one block and a part of one, segments of every length, every number of tokens at a time; on
+/// tiles, panels that are not full, more segments than wait for each other, more rows than a task has.
+const SHAPES: [(usize, usize, usize); 14] = [
     (1, 1, 1),
     (1, 16, 128),
     (2, 17, 130),
@@ -21,6 +22,8 @@ const SHAPES: [(usize, usize, usize); 12] = [
     (15, 33, 64),
     (16, 16, 1000),
     (37, 70, 300),
+    (70, 90, 660),
+    (400, 33, 21),
     (1, 1030, 384),
 ];
 const GROUPINGS: [Grouping; 4] =
@@ -99,6 +102,7 @@ fn products_of_the_same_inputs_are_those_of_each() {
             (1, 300, [Density::Base3; 3]),
             (3, 384, [Density::TwoBit; 3]),
             (20, 256, [Density::Base3; 3]),
+            (40, 256, [Density::TwoBit; 3]),
             (2, 128, [Density::Base3, Density::TwoBit, Density::Base3]),
         ] {
             let x = rng.normal(n * inputs);

@@ -143,6 +143,10 @@ impl Layout {
     pub fn segments(&self) -> impl ExactSizeIterator<Item = Range<usize>> {
         self.segments.iter().map(|(inputs, _)| inputs.clone())
     }
+    /// Inputs of a segment, and where its lines begin in a block.
+    pub fn segment(&self, index: usize) -> (Range<usize>, usize) {
+        self.segments[index].clone()
+    }
     /// Bytes of the whole matrix; `None` if no address reaches that far.
     pub fn bytes(&self) -> Option<usize> {
         self.blocks().checked_mul(self.block_bytes)

@@ -86,6 +86,7 @@ pub fn forward_to(x: &[f32], w: Matrix<'_>, y: Target<'_>) {
         (Way::Dots, ..) => return dots::forward(x, w, y),
         (Way::Tiles, Values::Ternary(t), Inputs::F32) => return tiles::forward(x, t, precision, y),
         (Way::Tiles, Values::Ternary(t), Inputs::Int8) => return tiles::forward_int8(x, t, y),
+        (Way::Tiles, Values::Packed(p), _) => return tiles::forward_packed(x, p, y),
         (Way::LookUp, Values::Ternary(t), Inputs::F32) => return lookup::forward(x, t, precision, y),
         (Way::LookUp, Values::Ternary(t), Inputs::Int8) => return lookup::forward_int8(x, t, y),
         (_, Values::Dense { data, .. }, _) => Rhs::Dense(View::rows(data, inputs).rounded(precision).t()),

@@ -2,7 +2,8 @@
 //!
 //! | product | instruction set | shape | way |
 //! |---|---|---|---|
-//! | `x Wᵀ`, `W` packed, inputs of 8 bits | any | any | dot products of integers from the packed bytes (`packed/integer.rs`) |
+//! | `x Wᵀ`, `W` packed, inputs of 8 bits | AMX | enough rows of `x` | tiles (`tiles/packed.rs`) |
+//! | `x Wᵀ`, `W` packed, inputs of 8 bits | any | any other | dot products of integers from the packed bytes (`packed/integer.rs`) |
 //! | `x Wᵀ`, `W` packed | any | fewer than 16 rows of `x` | look-up from the packed bytes (`packed/float.rs`); more: some rows of `W` unpacked at a time, and then as below |
 //! | `x Wᵀ`, any other `W`, not in bf16 | any | fewer than 6 rows of `x` | dot products (`dots.rs`): `W` is read once a row, and not packed |
 //! | `x Wᵀ`, `dy W`, `W` ternary | AMX | enough rows, and groups of whole words | tiles (`tiles/`) |

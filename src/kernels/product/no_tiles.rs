@@ -3,7 +3,7 @@
 use super::operands::{Sizes, Target, View};
 use crate::config::Precision;
 use crate::kernels::to::To;
-use crate::ternary::TernaryMatrix;
+use crate::ternary::{PackedMatrix, TernaryMatrix};
 
 const NONE: &str = "there are no tiles here";
 
@@ -20,6 +20,10 @@ pub fn forward(_: &[f32], _: &TernaryMatrix, _: Precision, _: Target<'_>) {
 }
 
 pub fn forward_int8(_: &[f32], _: &TernaryMatrix, _: Target<'_>) {
+    unreachable!("{NONE}");
+}
+
+pub fn forward_packed(_: &[f32], _: &PackedMatrix, _: Target<'_>) {
     unreachable!("{NONE}");
 }
 

@@ -6,7 +6,7 @@ use super::tiles;
 use crate::config::{Inputs, Precision};
 use crate::kernels::isa::Isa;
 use crate::kernels::matrix::{Matrix, Values};
-use crate::ternary::{CODES_PER_WORD, PackedMatrix, TernaryMatrix};
+use crate::ternary::{PackedMatrix, TernaryMatrix};
 
 /// Fewer rows than this are dot products: packing the weight would cost more than using it.
 const FEW_ROWS: usize = 6;
@@ -28,9 +28,8 @@ pub enum Way {
 /// `x Wᵀ` for `n` rows.
 pub fn forward(n: usize, w: Matrix<'_>) -> Way {
     match w.values() {
-        Values::Packed(p) if n >= MANY_ROWS && (w.inputs() == Inputs::F32 || packed_fit_tiles(n, p)) => {
-            Way::Unpacked
-        }
+        Values::Packed(_) if n >= MANY_ROWS && w.inputs() == Inputs::F32 => Way::Unpacked,
+        Values::Packed(p) if w.inputs() == Inputs::Int8 && packed_fits_tiles(n, p) => Way::Tiles,
         Values::Packed(_) => Way::Packed,
         // Rounded operands are for training, which has more rows; of those left over few cost little.
         _ if n < FEW_ROWS && (w.precision() == Precision::F32 || w.inputs() == Inputs::Int8) => Way::Dots,
@@ -70,11 +69,8 @@ fn tiles_pay(size: Sizes) -> bool {
     Isa::current() == Isa::Amx && tiles::pays(size)
 }
 
-/// Whether the unpacked rows of a packed matrix go through tiles.
-fn packed_fit_tiles(n: usize, w: &PackedMatrix) -> bool {
-    let group = w.layout().group();
-    let words = group.is_multiple_of(CODES_PER_WORD) || group == w.cols();
-    words && tiles_pay(Sizes { m: n, n: w.rows(), k: w.cols() })
+fn packed_fits_tiles(n: usize, w: &PackedMatrix) -> bool {
+    tiles_pay(Sizes { m: n, n: w.rows(), k: w.cols() })
 }
 
 fn fit_tiles(n: usize, w: &TernaryMatrix) -> bool {

@@ -6,11 +6,14 @@
 //! every lane choose from a table of the inputs' signed sums. Either way a block of 16 rows goes through the registers
 //! while it is in the first-level cache, for all tokens: weights are read from memory once.
 
+mod apart;
 mod float;
 mod integer;
 mod panels;
 
 use rayon::prelude::*;
+
+pub use apart::take_apart;
 
 use super::operands::{Output, Target};
 use crate::config::Inputs;

@@ -6,13 +6,14 @@
 
 use rayon::prelude::*;
 
+use super::apart::{STEP, steps, take_apart};
 use super::integer::{round_row, sum_of};
-use super::{AHEAD, Columns, Product, each_part_of};
+use super::{Columns, Product, each_part_of};
 use crate::kernels::isa::lines_kernel;
 use crate::kernels::lines::Lines;
 use crate::kernels::scratch::{self, Aligned};
 use crate::kernels::simd::Simd;
-use crate::ternary::{BLOCK_ROWS, Density, LINE_BYTES, Layout, SEGMENT};
+use crate::ternary::{BLOCK_ROWS, Layout, SCALE_BYTES, SEGMENT};
 
 /// Vectors of rows.
 const ROWS: usize = 2;
@@ -20,8 +21,6 @@ const ROWS: usize = 2;
 const SEGMENTS: usize = 4;
 /// Groups are a multiple of so many tokens wide.
 const NARROWEST: usize = 4;
-/// Inputs of a step.
-const STEP: usize = 4;
 
 /// Some tokens whose inputs are interleaved. Those before them are whole groups: what has a place for each token holds
 /// theirs from `first` on.
@@ -55,10 +54,6 @@ struct Panel {
     scales: Aligned<f32>,
     /// Of every token `[ROWS]` vectors.
     totals: Aligned<f32>,
-}
-
-fn steps(segment: usize) -> usize {
-    segment.div_ceil(STEP)
 }
 
 /// The groups of so many tokens, `most` each; the last is as wide as it must be.
@@ -207,13 +202,13 @@ unsafe fn panel_on<D: Lines>(
                 unsafe {
                     let to = codes.as_mut_ptr().add((at * ROWS + v) * lanes).cast::<u8>();
                     let source = bytes.as_ptr().add(*from);
-                    let read = match layout.density() {
-                        Density::TwoBit => take_apart::<D, false>(source, *part, length, to),
-                        Density::Base3 => take_apart::<D, true>(source, *part, length, to),
+                    let put = |step: usize, codes: D::Codes| {
+                        D::store(to.add(step * ROWS * 4 * lanes), codes);
                     };
+                    let read = take_apart::<D>(layout.density(), source, *part, length, put);
                     let row_scales = D::scales(source.add(read + *part * 2 * lanes));
                     D::F::store(scales.as_mut_ptr().add((s * ROWS + v) * lanes), row_scales);
-                    *from += read + LINE_BYTES / 2;
+                    *from += read + SCALE_BYTES;
                 }
             }
             at += steps(length);
@@ -248,51 +243,6 @@ unsafe fn panel_on<D: Lines>(
             }
         }
     }
-}
-
-/// Writes the codes of a segment, `ROWS` vectors from each step to the next; the bytes that its lines take.
-///
-/// # Safety
-/// As [`panel_on`].
-#[inline(always)]
-unsafe fn take_apart<D: Lines, const BASE3: bool>(
-    from: *const u8,
-    part: usize,
-    length: usize,
-    to: *mut u8,
-) -> usize {
-    let width = 4 * D::F::LANES;
-    let line = if BASE3 { 20 } else { 16 };
-    let (whole, rest) = (length / line, length % line);
-    let half = BASE3 && rest > 0 && rest <= line / 2;
-    let lines = whole + (rest > 0 && !half) as usize;
-    let all = steps(length);
-    // SAFETY: by the caller's word.
-    unsafe {
-        let put = |step: usize, codes: D::Codes| {
-            if step < all {
-                D::store(to.add(step * ROWS * width), codes);
-            }
-        };
-        for i in 0..lines {
-            let codes = from.add(i * LINE_BYTES + part * width);
-            D::F::prefetch(codes.wrapping_add(AHEAD).cast());
-            let codes = D::load(codes);
-            if BASE3 {
-                D::base3(codes).into_iter().enumerate().for_each(|(j, codes)| put(5 * i + j, codes));
-            } else {
-                D::two_bit(codes).into_iter().enumerate().for_each(|(j, codes)| put(4 * i + j, codes));
-            }
-        }
-        if half {
-            // Two inputs of each digit: two digits make a step.
-            let [a, b, c, d, e] = D::base3(D::load_half(from.add(lines * LINE_BYTES + part * width / 2)));
-            put(5 * lines, D::join(a, b));
-            put(5 * lines + 1, D::join(c, d));
-            put(5 * lines + 2, e);
-        }
-    }
-    lines * LINE_BYTES + if half { LINE_BYTES / 2 } else { 0 }
 }
 
 /// Some segments, taken apart.

@@ -4,19 +4,19 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::packed::pack_panel;
 use super::split::WHOLE;
-use super::trits::words_of_rows;
+use super::trits::{DEPTH_INT8 as DEPTH, steps_int8 as steps, words_of_rows};
 use super::{ROWS, SOME_COLUMNS, Scratch, block, each, scales_of};
 use crate::kernels::product::operands::{Output, Target};
 use crate::kernels::product::rounding::{inverse, scale_of, segments};
 use crate::kernels::reference::SEGMENT;
+use crate::kernels::scratch::Aligned;
 use crate::kernels::threads;
 use crate::kernels::to::To;
 use crate::kernels::x86_64::amx::{Accumulators, Line, PANEL, STEP, TILE, Tiles, times_trits_int8};
-use crate::ternary::{CODES_PER_WORD, TernaryMatrix};
+use crate::ternary::{CODES_PER_WORD, PackedMatrix, TernaryMatrix};
 
-/// Values of `k` in a step.
-const DEPTH: usize = 64;
 /// Segments whose sums wait for each other in the first-level cache, 4 KiB each.
 const SUMS: usize = 4;
 // As many as `Sums::finish` tells apart.
@@ -24,10 +24,24 @@ const _: () = assert!(SUMS == 4);
 // The definition is by segments.
 const _: () = assert!(block(WHOLE) == SEGMENT);
 
+/// Weights as a task takes them apart.
+#[derive(Clone, Copy)]
+enum Weights<'a> {
+    Words(&'a TernaryMatrix),
+    Packed(&'a PackedMatrix),
+}
+
 /// `y (+)= x̂ Ŵᵀ`, `x` `[n, in]`, `y` `[n, out]`; `w` [`fits`](super::fits).
 pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
-    let (out, inputs) = (w.rows(), w.cols());
-    let segments: Vec<_> = segments(w).collect();
+    product(x, Weights::Words(w), [w.rows(), w.cols()], segments(w).collect(), y);
+}
+
+/// The same for packed weights of any groups.
+pub fn forward_packed(x: &[f32], w: &PackedMatrix, y: Target<'_>) {
+    product(x, Weights::Packed(w), [w.rows(), w.cols()], w.layout().segments().collect(), y);
+}
+
+fn product(x: &[f32], w: Weights<'_>, [out, inputs]: [usize; 2], segments: Vec<Range<usize>>, y: Target<'_>) {
     let y = Output::new(y, x.len() / inputs, out);
     // SAFETY: this instruction set was found on this machine.
     each(y, ROWS, out, threads::tasks(), |rows, columns, scratch| unsafe {
@@ -36,15 +50,23 @@ pub fn forward(x: &[f32], w: &TernaryMatrix, y: Target<'_>) {
     });
 }
 
-fn steps(segment: &Range<usize>) -> usize {
-    segment.len().div_ceil(DEPTH)
+/// What a task has of its rows of `A`, and where its result goes.
+struct Task<'a> {
+    segments: &'a [Range<usize>],
+    /// Panels of so many lines.
+    a: &'a [Line],
+    panel: usize,
+    row_scales: &'a [f32],
+    rows: Range<usize>,
+    columns: Range<usize>,
+    y: Output,
 }
 
 /// The rows that `x` holds, and those columns of the result.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn task(
     x: &[f32],
-    w: &TernaryMatrix,
+    w: Weights<'_>,
     segments: &[Range<usize>],
     rows: Range<usize>,
     columns: Range<usize>,
@@ -53,58 +75,143 @@ fn task(
 ) {
     // SAFETY: this instruction set was found on this machine.
     let tiles = unsafe { Tiles::configure() };
-    let panels = rows.len().div_ceil(PANEL);
+    let (inputs, panels) = (x.len() / rows.len(), rows.len().div_ceil(PANEL));
     let panel = STEP * segments.iter().map(steps).sum::<usize>();
     let Scratch { a, b, factors, square, totals, row_scales } = scratch;
     let a = a.first(panels * panel);
     let row_scales = row_scales.first(rows.len());
-    for (x, scale) in x.chunks(w.cols()).zip(row_scales.iter_mut()) {
+    for (x, scale) in x.chunks(inputs).zip(row_scales.iter_mut()) {
         *scale = scale_of(x);
     }
-    pack(x, w.cols(), segments, row_scales, a);
-    let squares = square.first(SUMS * 2 * PANEL).as_mut_ptr();
-    let totals = totals.first(2 * PANEL).as_mut_ptr();
-    for j0 in columns.clone().step_by(SOME_COLUMNS) {
-        let some = (columns.end - j0).min(SOME_COLUMNS);
-        let across = some.div_ceil(PANEL);
-        let b = b.first(across * panel);
-        let scales = factors.first(segments.len() * across * PANEL);
-        let mut rest = &mut *b;
-        for (segment, scales) in segments.iter().zip(scales.chunks_exact_mut(across * PANEL)) {
-            let part;
-            (part, rest) = rest.split_at_mut(across * STEP * steps(segment));
-            pack_trits(w, j0, segment, part);
-            scales_of(w, j0..j0 + some, segment.start / w.group(), scales);
+    pack(x, inputs, segments, row_scales, a);
+    let task = Task { segments, a, panel, row_scales, rows, columns, y };
+    let squares = square.first(SUMS * 2 * PANEL).as_mut_ptr().cast();
+    match w {
+        Weights::Words(w) => {
+            let totals = totals.first(2 * PANEL).as_mut_ptr().cast();
+            task.with_words(&tiles, w, b, factors, Buffers { squares, totals });
         }
-        // Row by row of the result: memory is written in long stretches.
-        for (p, a) in a.chunks_exact(panel).enumerate() {
-            for q in 0..across {
-                let (i, j) = (rows.start + p * PANEL, j0 + q * PANEL);
-                y.fetch_below(i, j);
-                let mut sums = Sums {
-                    squares: squares.cast(),
-                    count: 0,
-                    scales: scales.as_ptr().wrapping_add(q * PANEL),
-                    next_scales: across * PANEL,
-                    totals: totals.cast(),
-                    before: false,
-                };
-                // SAFETY: the panels hold the steps of all segments, each of the squares 32 rows of 32 values, and so do
-                // the totals; there are scales for each segment, and there are as many rows as there are of their scales.
-                unsafe {
-                    add_segments(&tiles, segments, a, b, (across, q), &mut sums);
-                    let width = (some - q * PANEL).min(PANEL);
-                    sums.finish(&row_scales[p * PANEL..], width, y, i, j);
+        Weights::Packed(w) => {
+            let totals = totals.first(panels * 2 * PANEL).as_mut_ptr().cast();
+            task.with_packed(&tiles, w, b, factors, Buffers { squares, totals });
+        }
+    }
+}
+
+/// Where sums wait.
+#[derive(Clone, Copy)]
+struct Buffers {
+    /// [`SUMS`] times 32 rows of 32 integers.
+    squares: *mut i32,
+    /// 32 rows of 32 values; of packed trits, for each panel of rows.
+    totals: *mut f32,
+}
+
+impl Task<'_> {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn with_words(
+        &self,
+        tiles: &Tiles,
+        w: &TernaryMatrix,
+        b: &mut Aligned<Line>,
+        factors: &mut Aligned<f32>,
+        Buffers { squares, totals }: Buffers,
+    ) {
+        let Task { segments, panel, columns, y, .. } = self;
+        for j0 in columns.clone().step_by(SOME_COLUMNS) {
+            let some = (columns.end - j0).min(SOME_COLUMNS);
+            let across = some.div_ceil(PANEL);
+            let b = b.first(across * panel);
+            let scales = factors.first(segments.len() * across * PANEL);
+            let mut rest = &mut *b;
+            for (segment, scales) in segments.iter().zip(scales.chunks_exact_mut(across * PANEL)) {
+                let part;
+                (part, rest) = rest.split_at_mut(across * STEP * steps(segment));
+                pack_trits(w, j0, segment, part);
+                scales_of(w, j0..j0 + some, segment.start / w.group(), scales);
+            }
+            // Row by row of the result: memory is written in long stretches.
+            for (p, a) in self.a.chunks_exact(*panel).enumerate() {
+                for q in 0..across {
+                    let (i, j) = (self.rows.start + p * PANEL, j0 + q * PANEL);
+                    y.fetch_below(i, j);
+                    let mut sums = Sums {
+                        squares,
+                        count: 0,
+                        scales: scales.as_ptr().wrapping_add(q * PANEL),
+                        next_scales: across * PANEL,
+                        totals,
+                        before: false,
+                    };
+                    // SAFETY: the panels hold the steps of all segments, each of the squares 32 rows of 32 values, and so do
+                    // the totals; there are scales for each segment, and there are as many rows as there are of their
+                    // scales.
+                    unsafe {
+                        add_segments(tiles, segments, a, b, (across, q), &mut sums);
+                        let width = (some - q * PANEL).min(PANEL);
+                        sums.finish(&self.row_scales[p * PANEL..], width, *y, i, j);
+                    }
                 }
+            }
+        }
+    }
+
+    /// Lines are taken apart with so little work that a part of a panel of `B` is made when its turn comes, 16 KiB: all rows
+    /// meet it in the first-level cache.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn with_packed(
+        &self,
+        tiles: &Tiles,
+        w: &PackedMatrix,
+        b: &mut Aligned<Line>,
+        factors: &mut Aligned<f32>,
+        Buffers { squares, totals }: Buffers,
+    ) {
+        let Task { segments, panel, columns, y, .. } = self;
+        let b = b.first(SUMS * STEP * SEGMENT / DEPTH);
+        let scales = factors.first(SUMS * PANEL);
+        for j in columns.clone().step_by(PANEL) {
+            let width = (columns.end - j).min(PANEL);
+            // Of each panel of `A`.
+            let mut lines = 0;
+            for (number, some) in segments.chunks(SUMS).enumerate() {
+                let first = number * SUMS;
+                let last = first + some.len() == segments.len();
+                // SAFETY: AMX is found only together with these instructions.
+                unsafe { pack_panel(w, j, first..first + some.len(), b, scales) };
+                for (p, a) in self.a.chunks_exact(*panel).enumerate() {
+                    let i = self.rows.start + p * PANEL;
+                    let mut sums = Sums {
+                        squares,
+                        count: 0,
+                        scales: scales.as_ptr(),
+                        next_scales: PANEL,
+                        totals: totals.wrapping_add(p * PANEL * PANEL),
+                        before: number > 0,
+                    };
+                    if last {
+                        y.fetch_below(i, j);
+                    }
+                    // SAFETY: as above, and there are totals for each panel.
+                    unsafe {
+                        add_segments(tiles, some, &a[lines..], b, (1, 0), &mut sums);
+                        if last {
+                            sums.finish(&self.row_scales[p * PANEL..], width, *y, i, j);
+                        } else {
+                            sums.add_up();
+                        }
+                    }
+                }
+                lines += STEP * some.iter().map(steps).sum::<usize>();
             }
         }
     }
 }
 
-/// The sums of all segments of a panel of `A` times panel `q` of each `across` of `B`, all but the last ones added up.
+/// The sums of some segments of a panel of `A` times panel `q` of each `across` of `B`, all but the last ones added up.
 ///
 /// # Safety
-/// The panels hold the steps of all segments; as of [`Sums::add_up`].
+/// The panels hold the steps of these segments; as of [`Sums::add_up`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn add_segments(
@@ -278,7 +385,7 @@ fn round(values: &[f32], scale: f32, line: &mut Line) {
 /// in a lane.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn pack_trits(w: &TernaryMatrix, first: usize, segment: &Range<usize>, to: &mut [Line]) {
-    let steps = segment.len().div_ceil(DEPTH);
+    let steps = steps(segment);
     let (begin, end) = (segment.start / CODES_PER_WORD, segment.end.div_ceil(CODES_PER_WORD));
     // Byte `i` of each lane, four times.
     let lanes = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0C0C_0C0C));

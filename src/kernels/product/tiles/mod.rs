@@ -7,6 +7,7 @@
 //! are still several times as fast. Operands that are rounded are one part each, and every product takes one pass.
 //!
 //! - Forward, `y = x Ŵᵀ`: trits of one segment of a group at a time; the scale multiplies its sum.
+//! - Forward with inputs in 8 bits: whole numbers, of trits or of packed trits, which each task takes apart itself.
 //! - Input gradient, `dx = dy Ŵ`: the sum runs over rows, whose scales differ, so `dy` is scaled while it is split, once
 //!   for each group of columns.
 //! - Weight gradient and whatever else is dense: [`gemm`].
@@ -14,6 +15,7 @@
 //! Tasks are rectangles of the result, packed and multiplied by one thread; each element is summed over `k` in one order.
 
 mod int8;
+mod packed;
 mod split;
 mod trits;
 
@@ -30,7 +32,7 @@ use crate::kernels::to::To;
 use crate::kernels::x86_64::amx::{self, Accumulators, Line, PANEL, STEP, TILE, Tiles};
 use crate::ternary::TernaryMatrix;
 
-pub use int8::forward as forward_int8;
+pub use int8::{forward as forward_int8, forward_packed};
 pub use trits::fits;
 
 /// Depth of a block by the parts of `A`, 128 at least, which is the most inputs of a segment: a panel of `A` of that depth

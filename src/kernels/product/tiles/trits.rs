@@ -1,10 +1,19 @@
 //! Trits laid out as tiles of `B`: −1, 0 and +1 in bf16, or in 8 bits.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::split::DEPTH;
 use crate::kernels::x86_64::amx::{Line, PANEL, STEP, TILE};
 use crate::ternary::{CODES_PER_WORD, TernaryMatrix, ZERO_WORD};
+
+/// Values of `k` in a step of 8 bits.
+pub const DEPTH_INT8: usize = 64;
+
+/// Steps of 8 bits that a segment takes.
+pub fn steps_int8(segment: &Range<usize>) -> usize {
+    segment.len().div_ceil(DEPTH_INT8)
+}
 
 /// A bf16 of the code's trit.
 const fn bf16(code: usize) -> u32 {
