@@ -136,7 +136,9 @@ fn refused(name: &str, bytes: &[u8], field: &str) {
 fn good_files_are_accepted_and_every_shorter_one_is_not() {
     for kind in kinds() {
         assert_eq!(outcome(&kind, &kind.good), None, "{}", kind.name);
-        for length in 0..kind.good.len() {
+        // Of a longer file some: each is written to the disk.
+        let step = 1 + kind.good.len() / 500;
+        for length in (0..kind.good.len()).step_by(step) {
             let message = outcome(&kind, &kind.good[..length]);
             let message = message.unwrap_or_else(|| panic!("{} accepted at {length} bytes", kind.name));
             let file = if kind.name == INDEX_NAME { "model.safetensors" } else { kind.name };
