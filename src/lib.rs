@@ -21,6 +21,7 @@
 //! - [`chat`]: chat templates, rendered as Hugging Face does, within limits.
 //! - [`report`]: `report.json` and a self-contained `report.html`.
 //! - [`finish`]: what follows the last step: the exported model, its proof, its figures, the report.
+//! - [`sweep`]: many runs of one recipe, and which differences are larger than the noise.
 //! - [`cli`]: the command line, one file a subcommand.
 //!
 //! # Shapes
@@ -60,6 +61,7 @@ pub mod measure;
 pub mod model;
 mod random;
 pub mod report;
+pub mod sweep;
 pub mod ternary;
 pub mod text;
 pub mod train;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each may know what stands in lines above its own; those of the first line may know each other.
-const ORDER: [&[&str]; 8] = [
+const ORDER: [&[&str]; 9] = [
     &["error", "random", "ternary", "config", "files"],
     &["kernels", "text", "formats"],
     &["model", "chat"],
@@ -13,6 +13,7 @@ const ORDER: [&[&str]; 8] = [
     &["train"],
     &["report"],
     &["finish"],
+    &["sweep"],
     &["cli"],
 ];
 

@@ -15,6 +15,7 @@ mod recipe;
 mod report;
 mod sampling;
 mod speculation;
+mod sweep;
 mod tensors;
 mod tokenizer;
 mod train;
@@ -65,6 +66,8 @@ struct Cli {
 enum Command {
     /// Train a model by a recipe
     Train(train::TrainArgs),
+    /// Train many settings of a recipe with several seeds, and compare them
+    Sweep(sweep::SweepArgs),
     /// Prove from the stored files that a model is ternary
     Verify(verify::VerifyArgs),
     /// Write a model in another form: packed, or unpacked for other tools
@@ -129,6 +132,7 @@ fn start(cli: Cli) -> Result<()> {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Train(args) => train::run(args),
+        Command::Sweep(args) => sweep::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Export(args) => export::run(args),
         Command::Eval(args) => eval::run(args),

@@ -1,6 +1,6 @@
 //! The shape of a model.
 
-use super::RopeScaling;
+use super::rope::{RopeScaling, Rotation};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -103,7 +103,7 @@ fn default_eps() -> f32 {
 }
 
 /// Larger than any published decoder; above it a size is a damaged or hostile file.
-pub(super) const MAX_DIM: usize = 1 << 24;
+const MAX_DIM: usize = 1 << 24;
 
 impl ModelConfig {
     /// Judges the shape. `file` is named in the error.
@@ -141,13 +141,18 @@ impl ModelConfig {
             return Err(Error::input(file, "rms_norm_eps", self.rms_norm_eps, "0 or more"));
         }
         if let Some(scaling) = &self.rope_scaling {
-            scaling.validate(self, file)?;
+            scaling.validate(self.rope_theta, file)?;
         }
         let params = self.parameters();
         if params > 1 << 40 {
             return Err(Error::input(file, "sizes", format!("{params} parameters"), "at most 2^40"));
         }
         Ok(())
+    }
+
+    /// The rotation of queries and keys, of a configuration that has been validated.
+    pub fn rotation(&self) -> Rotation {
+        Rotation::new(self.rope_theta, self.head_dim, self.rope_scaling)
     }
 
     /// Number of weights, tied embeddings counted once.

@@ -6,8 +6,6 @@ use std::f64::consts::TAU;
 use std::fmt;
 use std::path::Path;
 
-use super::ModelConfig;
-use super::model::MAX_DIM;
 use crate::error::{Error, Result};
 
 /// How a rotation is stretched: fields and meaning as in Hugging Face's `rope_parameters`, of the same names but for
@@ -64,12 +62,15 @@ pub struct Rotation {
     pub factor: f32,
 }
 
-impl ModelConfig {
-    /// The rotation of queries and keys, of a configuration that has been validated.
-    pub fn rotation(&self) -> Rotation {
-        let (theta, dim) = (self.rope_theta as f64, self.head_dim as f64);
-        let plain = (0..self.head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim));
-        let frequencies: Vec<f64> = match self.rope_scaling {
+/// Positions that a model was first trained for, at most.
+const MOST_POSITIONS: usize = 1 << 24;
+
+impl Rotation {
+    /// Of heads of `head_dim` values by the base `theta`; the scaling has been validated.
+    pub(super) fn new(theta: f32, head_dim: usize, scaling: Option<RopeScaling>) -> Self {
+        let (theta, dim) = (theta as f64, head_dim as f64);
+        let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim));
+        let frequencies: Vec<f64> = match scaling {
             None | Some(RopeScaling::Dynamic { .. }) => plain.collect(),
             Some(RopeScaling::Linear { factor }) => plain.map(|f| f / factor).collect(),
             Some(RopeScaling::Llama3 {
@@ -108,7 +109,7 @@ impl ModelConfig {
                 plain.enumerate().map(stretched).collect()
             }
         };
-        let factor = self.rope_scaling.map_or(1.0, |scaling| scaling.attention_factor());
+        let factor = scaling.map_or(1.0, |scaling| scaling.attention_factor());
         Rotation { frequencies: frequencies.into_iter().map(|f| f as f32).collect(), factor: factor as f32 }
     }
 }
@@ -142,8 +143,8 @@ impl RopeScaling {
         attention_factor.unwrap_or_else(|| both.map_or(of(1.0), |(scale, all)| of(scale) / of(all)))
     }
 
-    /// Judges the values for a model `m`. `file` is named in the error.
-    pub(super) fn validate(&self, m: &ModelConfig, file: &Path) -> Result<()> {
+    /// Judges the values for a model of base `theta`. `file` is named in the error.
+    pub(super) fn validate(&self, theta: f32, file: &Path) -> Result<()> {
         let bad = |field: &str, found: f64, wanted: &str| {
             Err(Error::input(file, format!("rope_scaling.{field}"), found, wanted))
         };
@@ -156,9 +157,9 @@ impl RopeScaling {
         }
         if let Self::Yarn { original_max_positions: n, .. } | Self::Llama3 { original_max_positions: n, .. } =
             *self
-            && (n == 0 || n > MAX_DIM)
+            && (n == 0 || n > MOST_POSITIONS)
         {
-            return bad("original_max_positions", n as f64, &format!("1 to {MAX_DIM}"));
+            return bad("original_max_positions", n as f64, &format!("1 to {MOST_POSITIONS}"));
         }
         match *self {
             Self::Llama3 { low_freq_factor: low, .. } if !(low.is_finite() && low > 0.0) => {
@@ -188,7 +189,7 @@ impl RopeScaling {
                 "such that the factor of queries and keys is a positive number",
             );
         }
-        if matches!(self, Self::Yarn { .. }) && m.rope_theta == 1.0 {
+        if matches!(self, Self::Yarn { .. }) && theta == 1.0 {
             return Err(Error::input(
                 file,
                 "rope_theta",
@@ -203,7 +204,7 @@ impl RopeScaling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Recipe;
+    use crate::config::{ModelConfig, Recipe};
 
     fn config(scaling: &str) -> std::result::Result<ModelConfig, String> {
         let mut recipe: toml::Table = toml::from_str(include_str!("../../recipes/copy.toml")).unwrap();

@@ -61,6 +61,24 @@ pub(super) struct Chart {
     pub top: Option<f64>,
 }
 
+/// What several curves have in common at a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Band {
+    pub step: f64,
+    pub low: f64,
+    pub mean: f64,
+    pub high: f64,
+}
+
+/// Mean and range of several curves, cut off at `top`: an `<svg>` element in the colours `main` and `faint` of its page.
+pub(crate) fn band_chart(bands: &[Band], top: Option<f64>) -> Option<String> {
+    let most = |x: f64| top.map_or(x, |top| x.min(top));
+    let range = bands.iter().map(|b| (b.step, most(b.low), most(b.high))).collect();
+    let mean = bands.iter().map(|b| (b.step, b.mean)).collect();
+    let series = vec![Series::Band(Ink::Faint, range), Series::Line(Ink::Main, 2, mean)];
+    Chart { series, top, ..Chart::default() }.svg((440, 270))
+}
+
 /// The drawing library knows whole pixels only: smooth lines are drawn on a finer grid.
 const FINE: u32 = 4;
 

@@ -14,7 +14,8 @@ use crate::files::{if_there, read_limited, write_bytes};
 use crate::train::{METRICS, Record, read_metrics};
 use curves::Curves;
 
-pub(crate) use number::thousands;
+pub(crate) use charts::{Band, band_chart};
+pub(crate) use number::{significant, thousands};
 pub use summary::{Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation};
 pub use versions::Versions;
 

@@ -26,7 +26,7 @@ pub(super) fn short(n: f64) -> String {
 }
 
 /// The given number of significant digits, without trailing zeros; powers of ten for the very small and large.
-pub(super) fn significant(x: f64, digits: usize) -> String {
+pub(crate) fn significant(x: f64, digits: usize) -> String {
     if !x.is_finite() {
         return "not finite".into();
     }

@@ -186,9 +186,9 @@ fn tensors() {
     refused(&third, "tensor \"token_embd.weight\" size: found 2304 bytes of Q2_0");
     // A type that is known and not read is named.
     let unread = |f: &mut File| {
-        f.tensors[0].shape = vec![2, 256];
+        f.tensors[0].shape = vec![3, 256];
         f.tensors[0].kind = 10;
-        f.tensors[0].bytes = vec![0; 168];
+        f.tensors[0].bytes = vec![0; 3 * 84];
     };
     refused(&unread, "tensor \"token_embd.weight\" type: found Q2_K, wanted a type that is read");
 }

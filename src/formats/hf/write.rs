@@ -30,16 +30,7 @@ fn config_json(config: &Description, stored: Dtype) -> Map<String, Value> {
     let mut json = config.kept.config.clone();
     let architecture = Architecture::of(m, Architecture::from_name(config.architecture));
     // Said by the released form's keys below, where they apply; two spellings could disagree.
-    let elsewhere = [
-        "rope_parameters",
-        "dtype",
-        "ternlm",
-        "attention_bias",
-        "mlp_bias",
-        "quantization",
-        "quantization_config",
-    ];
-    for key in elsewhere {
+    for key in ["rope_parameters", "dtype", "ternlm", "quantization", "quantization_config"] {
         json.shift_remove(key);
     }
     let torch_dtype = match stored {
@@ -83,6 +74,12 @@ fn config_json(config: &Description, stored: Dtype) -> Map<String, Value> {
         Architecture::Llama => vec![("attention_bias", json!(m.o_bias)), ("mlp_bias", json!(m.mlp_bias))],
         Architecture::Qwen2 => vec![],
     };
+    // A key that is written again keeps its place, so that a second writing gives the same bytes.
+    for key in ["attention_bias", "mlp_bias"] {
+        if extra.iter().all(|(written, _)| *written != key) {
+            json.shift_remove(key);
+        }
+    }
     json.extend(extra.into_iter().map(|(key, value)| (key.to_string(), value)));
     set_tokens(&mut json, config);
     if let Some(note) = &config.ternary {

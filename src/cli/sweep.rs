@@ -1,0 +1,300 @@
+//! `ternlm sweep`: a grid of settings, each with several seeds, one training a process.
+
+use clap::Args;
+use indicatif::ProgressBar;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use toml::{Table, Value};
+
+use super::recipe;
+use crate::error::{Error, Result};
+use crate::files::{FolderLock, path_text, write_bytes};
+use crate::report;
+use crate::sweep::{self, FILE, HTML, Plan, Results, Run};
+use crate::train::checkpoint;
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  ternlm sweep shakespeare --data input.txt --seeds 0,1,2 --grid train.lr=3e-4,1e-3,3e-3
+  ternlm sweep copy --seeds 0,1,2 --grid train.lr=1e-3,2e-3 --grid ternary.scope=all,none --jobs 2
+  ternlm sweep plan.toml --out sweeps/lr
+  ternlm sweep plan.toml --out sweeps/lr --table
+
+A plan is a TOML file: recipe, data, seeds, and the tables [set] and [grid] of recipe keys. Every combination of the grid is
+trained with every seed, each by a process of its own. Called again, a sweep goes on: what has ended stays, what was
+interrupted resumes; values and seeds may be added. results.jsonl, results.csv and sweep.html are written after every run.
+Settings whose means differ by less than seeds alone make are not ranked.")]
+pub struct SweepArgs {
+    /// A plan, or a built-in recipe or its TOML file, to be varied by --grid
+    plan: PathBuf,
+    /// A key of the recipe and the values to be tried, as in train.lr=1e-3,2e-3; may be repeated
+    #[arg(long, value_name = "KEY=VALUES")]
+    grid: Vec<String>,
+    /// Seeds that every setting is trained with
+    #[arg(long, value_delimiter = ',', value_name = "SEEDS")]
+    seeds: Vec<u64>,
+    /// A key of the recipe that is the same in all runs
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Text files or folders to train on
+    #[arg(long, num_args = 1..)]
+    data: Vec<PathBuf>,
+    /// Folder of the sweep [default: sweeps/NAME]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Trainings at the same time; they share the threads
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Train nothing: show what there is, and make the tables and the page again
+    #[arg(long)]
+    table: bool,
+}
+
+pub fn run(args: SweepArgs) -> Result<()> {
+    let plan = plan(&args)?;
+    let name = args.plan.file_stem().unwrap_or(args.plan.as_os_str());
+    let out = args.out.clone().unwrap_or_else(|| Path::new("sweeps").join(name));
+    if args.table {
+        return show(&plan, &out);
+    }
+    let threads = rayon::current_num_threads();
+    if args.jobs == 0 || args.jobs > threads {
+        return Err(Error::usage(format!(
+            "--jobs {}: wanted 1 to {threads}, the threads there are",
+            args.jobs
+        )));
+    }
+    let _lock = FolderLock::acquire(&out)?;
+    let file = out.join(FILE);
+    if file.is_file()
+        && let Some(difference) = plan.differs(&Plan::read(&file)?)
+    {
+        let why = format!("{difference}, as in the sweep that is there; choose another folder (--out DIR)");
+        return Err(Error::input(&file, "plan", why, "the same plan, with more values or seeds at most"));
+    }
+    write_bytes(&file, toml::to_string_pretty(&plan).expect("a plan has a TOML form").as_bytes())?;
+    let failed = train_all(&plan, &out, args.jobs, threads / args.jobs)?;
+    show(&plan, &out)?;
+    match failed.len() {
+        0 => Ok(()),
+        _ => {
+            Err(Error::CheckFailed(format!("{} runs came to no figure: {}", failed.len(), failed.join("; "))))
+        }
+    }
+}
+
+/// The plan of the file, or of the recipe and the options, with absolute paths.
+fn plan(args: &SweepArgs) -> Result<Plan> {
+    let options =
+        !(args.grid.is_empty() && args.seeds.is_empty() && args.set.is_empty() && args.data.is_empty());
+    let is_plan = recipe::built_in(&args.plan).is_none() && recipe::read(&args.plan)?.contains_key("seeds");
+    let mut plan = match (is_plan, options) {
+        (true, false) => Plan::read(&args.plan)?,
+        (true, true) => {
+            let wanted = "a recipe with --grid, --seeds, --set and --data, or a plan without them";
+            return Err(Error::usage(format!("{} is a plan: wanted {wanted}", args.plan.display())));
+        }
+        (false, _) => {
+            let plan = Plan {
+                recipe: args.plan.clone(),
+                data: args.data.clone(),
+                seeds: if args.seeds.is_empty() { vec![0] } else { args.seeds.clone() },
+                set: args.set.iter().map(|text| assignment(text)).collect::<Result<_>>()?,
+                grid: args.grid.iter().map(|text| values(text)).collect::<Result<_>>()?,
+            };
+            plan.judge(&args.plan)?;
+            plan
+        }
+    };
+    let beside = if is_plan { args.plan.parent() } else { None };
+    let absolute = |path: &mut PathBuf| {
+        // A path in a plan is one beside it.
+        let found = beside.map(|dir| dir.join(&*path)).filter(|path| path.exists()).unwrap_or(path.clone());
+        *path = std::path::absolute(&found).unwrap_or(found);
+    };
+    plan.data.iter_mut().for_each(absolute);
+    if recipe::built_in(&plan.recipe).is_none() {
+        absolute(&mut plan.recipe);
+    }
+    judge_runs(&plan)?;
+    Ok(plan)
+}
+
+/// That every run's recipe is one, before the first is trained.
+fn judge_runs(plan: &Plan) -> Result<()> {
+    let named = recipe::read(&plan.recipe)?;
+    for run in plan.runs() {
+        let mut table = named.clone();
+        if !plan.data.is_empty() {
+            let paths = plan.data.iter().map(|path| Value::String(path_text::write(path))).collect();
+            recipe::set(&mut table, "data.train", Value::Array(paths))?;
+        }
+        run.assignments(&plan.set).try_for_each(|text| recipe::set_text(&mut table, &text))?;
+        if table.contains_key("init") {
+            // Judged with the model that it starts from.
+            continue;
+        }
+        recipe::resolve(&plan.recipe, table).map_err(|why| {
+            Error::usage(format!("{} with {}: {why}", plan.recipe.display(), Run::label(&run.settings)))
+        })?;
+    }
+    Ok(())
+}
+
+fn assignment(text: &str) -> Result<(String, Value)> {
+    let mut table = Table::new();
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    recipe::set_text(&mut table, &format!("value={value}"))?;
+    match table.remove("value") {
+        Some(value) if text.contains('=') => Ok((key.trim().to_string(), value)),
+        _ => Err(Error::usage(format!("--set {text}: wanted KEY=VALUE, as in train.lr=1e-3"))),
+    }
+}
+
+/// `train.lr=1e-3,2e-3`; a list of lists in brackets is one of TOML.
+fn values(text: &str) -> Result<(String, Vec<Value>)> {
+    let Some((key, list)) = text.split_once('=') else {
+        return Err(Error::usage(format!("--grid {text}: wanted KEY=VALUE,VALUE, as in train.lr=1e-3,2e-3")));
+    };
+    let parsed =
+        format!("values = [{list}]").parse::<Table>().ok().and_then(|mut table| table.remove("values"));
+    let values = match parsed {
+        Some(Value::Array(values)) => values,
+        _ => list.split(',').map(|one| Ok(assignment(&format!("one={one}"))?.1)).collect::<Result<_>>()?,
+    };
+    Ok((key.trim().to_string(), values))
+}
+
+/// Trains what has not ended, some at a time; what became of those that came to nothing.
+fn train_all(plan: &Plan, out: &Path, jobs: usize, threads: usize) -> Result<Vec<String>> {
+    let runs = plan.runs();
+    let todo: Vec<&Run> =
+        runs.iter().filter(|run| !out.join(run.folder()).join(report::JSON).is_file()).collect();
+    say!(
+        "{}: {} settings with {} seeds, {} runs of which {} have ended; into {}",
+        plan.recipe.display(),
+        runs.len() / plan.seeds.len(),
+        plan.seeds.len(),
+        runs.len(),
+        runs.len() - todo.len(),
+        out.display()
+    );
+    let bar = super::count_bar("Runs", runs.len() as u64);
+    bar.set_position((runs.len() - todo.len()) as u64);
+    bar.enable_steady_tick(std::time::Duration::from_secs(1));
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    // The trainings hear of it, too, and save checkpoints.
+    let _ = ctrlc::set_handler(move || asked.store(true, Ordering::SeqCst));
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(run) = todo.get(next.fetch_add(1, Ordering::SeqCst))
+            && !stop.load(Ordering::SeqCst)
+        {
+            match train(plan, run, out, threads) {
+                Ok(()) => {}
+                Err(_) if stop.load(Ordering::SeqCst) => return,
+                Err(why) => {
+                    let label = format!("{}, seed {}: {why}", Run::label(&run.settings), run.seed);
+                    bar.suspend(|| tell!("{label}"));
+                    failed.lock().expect("no thread panics while it is held").push(label);
+                }
+            }
+            bar.inc(1);
+            if let Err(why) = tables(plan, out, &bar) {
+                bar.suspend(|| tell!("warning: {why}"));
+            }
+        }
+    };
+    thread::scope(|scope| (0..jobs).for_each(|_| drop(scope.spawn(work))));
+    bar.finish_and_clear();
+    if stop.load(Ordering::SeqCst) {
+        tables(plan, out, &bar)?;
+        return Err(Error::usage("stopped; the same command goes on from here"));
+    }
+    Ok(failed.into_inner().unwrap_or_default())
+}
+
+/// One training to its end, in a process of its own, which says what it does in a file beside the folder of the run.
+fn train(plan: &Plan, run: &Run, out: &Path, threads: usize) -> Result<()> {
+    let folder = out.join(run.folder());
+    let log = folder.with_extension("log");
+    if let Some(parent) = folder.parent() {
+        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    }
+    let open = || File::create(&log).map_err(Error::io("write", &log));
+    let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
+    let mut command = Command::new(&program);
+    command.args(["--threads", &threads.to_string(), "train"]).arg(&plan.recipe);
+    command.arg("--out").arg(&folder).args(["--seed", &run.seed.to_string()]);
+    if !plan.data.is_empty() {
+        command.arg("--data").args(&plan.data);
+    }
+    for text in run.assignments(&plan.set) {
+        command.args(["--set", &text]);
+    }
+    if folder.join(recipe::FILE).is_file() || !checkpoint::list(&folder).is_empty() {
+        command.arg("--resume");
+    }
+    let file = open()?;
+    command.stdin(Stdio::null()).stderr(file.try_clone().map_err(Error::io("write", &log))?).stdout(file);
+    let status = command.status().map_err(Error::io("run", &program))?;
+    // A bar of the recipe that was missed is no failure of the run.
+    if folder.join(report::JSON).is_file() {
+        return Ok(());
+    }
+    let said = std::fs::read_to_string(&log).unwrap_or_default();
+    let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    Err(Error::CheckFailed(format!("{status}: {last} ({})", log.display())))
+}
+
+/// Writes what there is so far.
+fn tables(plan: &Plan, out: &Path, bar: &ProgressBar) -> Result<Results> {
+    let results = Results::read(plan, out)?;
+    results.write(out)?;
+    sweep::write_page(plan, &results, out)?;
+    let best = results.rows.first().and_then(|row| Some((row.sample?, Run::label(&row.settings))));
+    if let Some((best, label)) = best {
+        bar.set_message(format!("best {:.4} {label}", best.mean));
+    }
+    Ok(results)
+}
+
+/// The settings, the best first, and what can be said of them.
+fn show(plan: &Plan, out: &Path) -> Result<()> {
+    let results = tables(plan, out, &ProgressBar::hidden())?;
+    say!("{}; lower is better", results.figure);
+    let labels: BTreeMap<usize, String> =
+        results.rows.iter().enumerate().map(|(i, row)| (i, Run::label(&row.settings))).collect();
+    let width = labels.values().map(|label| label.chars().count()).max().unwrap_or(0);
+    for (i, row) in results.rows.iter().enumerate() {
+        let (mean, spread) = match row.sample {
+            Some(s) => (format!("{:.4}", s.mean), s.spread.map_or("–".into(), |d| format!("± {d:.4}"))),
+            None => ("–".into(), "–".into()),
+        };
+        let verdict = match row.worse {
+            Some(true) => "worse",
+            Some(false) if i == 0 => "best mean",
+            Some(false) => "not told apart from the best",
+            None => "",
+        };
+        let runs = row.figures.len();
+        say!("{:width$}  {mean:>10} {spread:>10}  {runs} runs  {verdict}", labels[&i]);
+    }
+    match results.noise {
+        Some(noise) => say!(
+            "Seeds alone: standard deviation {:.4}, {} degrees of freedom; settings inside of that are not ranked",
+            noise.deviation,
+            noise.degrees
+        ),
+        None => say!("Not ranked: no setting has two runs, so nothing is known of the noise"),
+    }
+    say!("{}", out.join(HTML).display());
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! `ternlm sweep` as people run it: every combination with every seed, what has ended stays, and a sweep may grow.
+
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::SystemTime;
+
+fn sweep(dir: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
+    command.arg("sweep").args(args).current_dir(dir).env_remove("TERNLM_LOG").env_remove("TERNLM_ISA");
+    command.output().unwrap()
+}
+
+fn said(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+fn lines(dir: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(dir.join("sweeps/copy/results.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+const SMALL: [&str; 6] =
+    ["--set", "train.steps=30", "--set", "model.hidden_size=64", "--set", "model.intermediate_size=64"];
+
+#[test]
+fn a_grid_is_trained_goes_on_and_grows() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let grid = ["--grid", "train.lr=1e-7,3e-3", "--jobs", "2"];
+    let first = sweep(dir, &[&["copy", "--seeds", "0,1"], &grid[..], &SMALL].concat());
+    assert!(first.status.success(), "{}", said(&first));
+    let runs = lines(dir);
+    assert_eq!(runs.len(), 4);
+    assert!(runs.iter().all(|run| run["figure"].is_f64() && run["tokens"] == 30 * 512), "{runs:?}");
+    // A learning rate of nothing learns nothing: that is no noise.
+    let shown = said(&first);
+    let at = |what: &str| shown.find(what).unwrap_or_else(|| panic!("no {what} in {shown}"));
+    assert!(at("train.lr=0.003") < at("best mean") && at("best mean") < at("train.lr=1e-7"), "{shown}");
+    assert!(at("train.lr=1e-7") < at("worse"), "{shown}");
+
+    // Another seed: what has ended is not trained again.
+    let report = dir.join("sweeps/copy").join(runs[0]["folder"].as_str().unwrap()).join("report.json");
+    let made = |path: &Path| -> SystemTime { fs::metadata(path).unwrap().modified().unwrap() };
+    let before = made(&report);
+    let grown = sweep(dir, &[&["copy", "--seeds", "0,1,2"], &grid[..], &SMALL].concat());
+    assert!(
+        grown.status.success() && said(&grown).contains("6 runs of which 4 have ended"),
+        "{}",
+        said(&grown)
+    );
+    assert_eq!((lines(dir).len(), made(&report)), (6, before));
+
+    // Another sweep is refused in this folder.
+    let other =
+        sweep(dir, &["copy", "--seeds", "0", "--grid", "train.lr=1e-7,3e-3", "--set", "train.steps=31"]);
+    assert!(!other.status.success() && said(&other).contains("train.steps\" = 31"), "{}", said(&other));
+
+    // The plan that was kept is a plan, and the page says what it is.
+    fs::rename(dir.join("sweeps/copy"), dir.join("moved")).unwrap();
+    let plan = sweep(dir, &["moved/sweep.toml", "--out", "moved", "--table"]);
+    assert!(plan.status.success() && said(&plan).contains("4 degrees of freedom"), "{}", said(&plan));
+    let page = fs::read_to_string(dir.join("moved/sweep.html")).unwrap();
+    assert!(page.contains("train.lr=0.003") && page.contains("<svg") && !page.contains("http"), "{page}");
+    let table = fs::read_to_string(dir.join("moved/results.csv")).unwrap();
+    assert!(table.starts_with("train.lr,seed,figure,") && table.lines().count() == 7, "{table}");
+}
+
+#[test]
+fn one_seed_is_not_ranked_and_what_fails_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    // Latents that outgrow what a scale can hold.
+    let args = ["copy", "--grid", "train.lr=1e-3,1000"];
+    let out = sweep(dir.path(), &[&args[..], &SMALL, &["--set", "train.steps=200"]].concat());
+    let shown = said(&out);
+    assert!(!out.status.success() && shown.contains("Not ranked"), "{shown}");
+    assert!(shown.contains("1 runs came to no figure") && shown.contains("is not finite"), "{shown}");
+    assert_eq!(lines(dir.path()).iter().filter(|run| run["figure"].is_null()).count(), 1);
+}
+
+#[test]
+fn a_plan_that_cannot_be_run_is_named_before_anything_is_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(
+        dir.path().join("plan.toml"),
+        "recipe = 'copy'\nseeds = [0]\n[grid]\n'train.lr' = [1e-3]\nlr = 3",
+    )
+    .unwrap();
+    for (args, wanted) in [
+        (&["copy", "--grid", "train.lr"][..], "wanted KEY=VALUE"),
+        (&["copy", "--grid", "train.lr=1e-3,1e-3"], "each once"),
+        (&["copy", "--grid", "train.speed=1,2"], "unknown field `speed`"),
+        (&["copy", "--grid", "train.lr=-1,1"], "train.lr: found -1"),
+        (&["copy", "--seeds", "1,1"], "each once"),
+        (&["copy", "--jobs", "0"], "--jobs 0"),
+        (&["nothing.toml"], "no such file"),
+        (&["plan.toml"], "sweep"),
+    ] {
+        let out = sweep(dir.path(), args);
+        assert!(!out.status.success() && said(&out).contains(wanted), "{args:?}: {}", said(&out));
+        assert!(!dir.path().join("sweeps").exists(), "{args:?}");
+    }
+}
