@@ -40,6 +40,8 @@ pub enum Form {
     Mlx,
     /// Codes and one scale a matrix as Hugging Face's library lays out BitNet.
     BitNet,
+    /// Blocks of a ternary type, in a GGUF file.
+    Gguf,
 }
 
 /// A name out of an untrusted file, quoted, escaped and cut for an error message.

@@ -122,9 +122,7 @@ impl ModelFiles {
 
     fn open_gguf(path: &Path) -> Result<Self> {
         let (model, files) = GgufModel::open(path)?;
-        let description = hf::read_config(&files)?;
-        let said = "a GGUF file with a ternary type of every matrix in the blocks";
-        let recognised = description.ternary.as_ref().map(|_| said.into());
+        let (description, recognised) = (hf::read_config(&files)?, model.ternary_types());
         Ok(Self { description, files, recognised, tensors: Tensors::Gguf(model) })
     }
 

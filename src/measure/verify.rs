@@ -173,13 +173,13 @@ fn prove(
         return Ok(proof);
     };
     let matrix = match (form, &tensor) {
-        (Form::Packed | Form::Mlx | Form::BitNet, Stored::Trits(trits)) => {
+        (Form::Packed | Form::Mlx | Form::BitNet | Form::Gguf, Stored::Trits(trits)) => {
             let matrix = trits.matrix(rows, cols).map_err(|e| e.to_string());
             // Trits and scales are all that such bytes can say.
             proof.max_error = if matrix.is_ok() { 0.0 } else { f32::NAN };
             matrix
         }
-        (Form::Packed | Form::Mlx | Form::BitNet, _) => Err("its values are not packed".into()),
+        (Form::Packed | Form::Mlx | Form::BitNet | Form::Gguf, _) => Err("its values are not packed".into()),
         (form, tensor) => {
             let mut values = vec![0f32; rows * cols];
             tensor.read_f32_into(&shape, &mut values)?;

@@ -250,9 +250,9 @@ pub(super) fn manifest_of(
 ///
 /// # Errors
 /// A value of a matrix that f16 cannot hold, or a disk that is full.
-pub fn save_packed<'a>(
+pub fn save_packed(
     path: &Path,
-    decoder: &'a Decoder,
+    decoder: &Decoder,
     description: &Description,
     files: Vec<(String, Vec<u8>)>,
     density: Density,

@@ -369,7 +369,7 @@ fn placed(
             let wanted = if i == 0 { "0 for the first".into() } else { format!("a multiple of {alignment}") };
             return Err(bad("offset", offset.to_string(), wanted));
         }
-        let room = room_end.checked_sub(offset).unwrap_or_default();
+        let room = room_end.saturating_sub(offset);
         if bytes > room || room - bytes >= alignment {
             let found = format!("{bytes} bytes of {} for {shape:?}", kind.name);
             let wanted = format!("what fills the {room} bytes from its offset to the next, or to the end");

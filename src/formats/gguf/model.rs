@@ -1,6 +1,6 @@
 //! A GGUF file as a stored model: Hugging Face's names and files, and what of it is ternary.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use serde_json::json;
@@ -88,6 +88,17 @@ impl GgufModel {
         self.ternary.as_ref().filter(|(names, _)| names.contains(name)).map(|(_, grouping)| *grouping)
     }
 
+    /// Of a ternary model: how it is stored, a sentence for people.
+    pub fn ternary_types(&self) -> Option<String> {
+        let (names, grouping) = self.ternary.as_ref()?;
+        let kinds = names.iter().filter_map(|name| self.tensor(name).ok()).map(|view| view.kind.name);
+        let kinds = kinds.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");
+        Some(format!(
+            "{} matrices are of a ternary type of GGUF ({kinds}), groups of {grouping}",
+            names.len()
+        ))
+    }
+
     /// The tensor `name`, not yet read.
     pub fn tensor(&self, name: &str) -> Result<View<'_>> {
         let Some((stored, paired_heads)) = self.tensors.get(name) else {
@@ -127,7 +138,7 @@ impl GgufModel {
         let group = views().map(|view| group_of(&view)).min().unwrap_or(128);
         Some(TernaryNote {
             format: NOTE_FORMAT,
-            form: Form::Packed,
+            form: Form::Gguf,
             scope,
             group: Grouping::Size(group),
             activations: Inputs::F32,
