@@ -53,7 +53,7 @@ fn largest(values: &[f32]) -> f32 {
 
 #[test]
 fn logits_are_those_of_the_reference() {
-    for name in FAMILIES.into_iter().chain(["bitnet-int8"]) {
+    for name in FAMILIES.into_iter().chain(["bitnet-int8", "bitnet-online"]) {
         let (tokens, seqs) = tokens(name);
         let decoder = decoder_at(&folder(name));
         let logits = decoder.logits(&tokens, seqs, &mut State::default());
@@ -63,7 +63,7 @@ fn logits_are_those_of_the_reference() {
 
 #[test]
 fn gradients_are_those_of_the_reference() {
-    for name in ["llama", "qwen2", "bitnet", "bitnet-int8"] {
+    for name in ["llama", "qwen2", "bitnet", "bitnet-int8", "bitnet-online"] {
         let (tokens, seqs) = tokens(name);
         let targets: Vec<u32> =
             tokens.chunks(seqs.len).flat_map(|row| row[1..].iter().copied().chain([IGNORE])).collect();
@@ -233,13 +233,23 @@ fn bitnet_is_itself_in_packed_files() {
     }
 }
 
-/// BitNet as it is published, trained further.
+/// The layout of the published file: two bits a weight, a number for each matrix.
+#[test]
+fn bitnet_is_read_as_it_is_packed() {
+    let (tokens, seqs) = tokens("bitnet-int8");
+    let decoder = decoder_at(&folder("bitnet-packed"));
+    assert_eq!((decoder.inputs(), decoder.grouping), (Inputs::Int8, Grouping::Tensor));
+    let want = tensor(&folder("bitnet-int8").join("ref.safetensors"), "logits");
+    same(&decoder.logits(&tokens, seqs, &mut State::default()), &want, 1e-4, "packed by Hugging Face");
+}
+
+/// BitNet from its master weights, trained further.
 #[test]
 fn bitnet_learns() {
-    let (tokens, seqs) = tokens("bitnet-int8");
+    let (tokens, seqs) = tokens("bitnet-online");
     let targets: Vec<u32> =
         tokens.chunks(seqs.len).flat_map(|row| row[1..].iter().copied().chain([IGNORE])).collect();
-    let (loaded, mut latents) = model::load_to_train(&folder("bitnet-int8"), None).unwrap();
+    let (loaded, mut latents) = model::load_to_train(&folder("bitnet-online"), None).unwrap();
     let mut decoder = loaded.decoder;
     assert_eq!(
         (decoder.scope, decoder.grouping, decoder.inputs()),

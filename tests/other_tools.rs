@@ -256,8 +256,13 @@ fn bitnet_is_read_by_both_conventions() {
     for (change, wanted) in [
         (json!({"quant_method": "fp8"}), "quantization_config.quant_method: found \"fp8\""),
         (
-            json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}),
-            "quantization_mode: found \"online\"",
+            json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "lazy"}),
+            "quantization_mode: found \"lazy\"",
+        ),
+        (
+            json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online",
+                "modules_to_not_convert": ["model.layers.0.mlp.up_proj"]}),
+            "modules_to_not_convert: found a list of 1",
         ),
         (json!({"quant_method": "bitnet", "use_rms_norm": true}), "use_rms_norm: found true"),
         (json!({"quant_method": "bitnet", "linear_class": "other"}), "linear_class: found \"other\""),

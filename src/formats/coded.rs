@@ -62,7 +62,7 @@ pub fn read(
         let forms: &[Form] = match description.packing {
             None => &[Form::Latent, Form::Unpacked],
             Some(Packing::Mlx { .. }) => &[Form::Mlx],
-            Some(Packing::BitNet { .. }) => &[],
+            Some(Packing::BitNet { .. } | Packing::BitNetLatent) => &[],
         };
         if !forms.contains(&note.form) {
             let wanted = match forms {
@@ -114,6 +114,11 @@ pub fn read(
                 found.said += &format!("; scales are rounded to f16, by {off:.1e} of them at most");
             }
             Ok((Coded::BitNet(matrices, *divides), Some(found)))
+        }
+        (Some(Packing::BitNetLatent), _) => {
+            let note = recognise::latents(stored, Grouping::Tensor, Inputs::Int8)?;
+            let said = "BitNet's master weights: projected by one scale for each matrix of the blocks".into();
+            Ok((Coded::Numbers, Some(Found { note, said })))
         }
     }
 }

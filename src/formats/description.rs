@@ -66,6 +66,9 @@ pub enum Packing {
     /// BitNet in Hugging Face's library: two bits a weight, one number for each matrix, which divides (`bitlinear`) or
     /// multiplies (`autobitlinear`).
     BitNet { divides: bool },
+    /// BitNet's master weights: numbers that are projected in every product, one scale for each matrix of the blocks, by
+    /// inputs in 8 bits.
+    BitNetLatent,
 }
 
 /// Which matrices are ternary, and how: the key `ternlm` of `config.json`.

@@ -97,6 +97,18 @@ pub fn packed<T>(
     group: Grouping,
     activations: Inputs,
 ) -> Result<Option<TernaryNote>> {
+    let ternary = matrices.keys().map(String::as_str).collect();
+    Ok(note(matrices_of(stored)?.into_iter(), &ternary, form, group, activations))
+}
+
+/// [`note`] of matrices of the blocks that are to be projected.
+pub fn latents(stored: &TensorFiles, group: Grouping, activations: Inputs) -> Result<Option<TernaryNote>> {
+    let names = matrices_of(stored)?;
+    let ternary = names.iter().copied().filter(|name| in_block(name)).collect();
+    Ok(note(names.into_iter(), &ternary, Form::Latent, group, activations))
+}
+
+fn matrices_of(stored: &TensorFiles) -> Result<Vec<&str>> {
     let mut names = Vec::new();
     for name in stored.names() {
         let part = name.ends_with(".scales") || name.ends_with(".biases") || name.ends_with(".weight_scale");
@@ -104,8 +116,7 @@ pub fn packed<T>(
             names.push(name);
         }
     }
-    let ternary = matrices.keys().map(String::as_str).collect();
-    Ok(note(names.into_iter(), &ternary, form, group, activations))
+    Ok(names)
 }
 
 fn in_block(name: &str) -> bool {

@@ -68,14 +68,21 @@ fn read_bitnet(f: &Fields<'_>) -> Result<Packing> {
         _ => None,
     })?;
     let divides = divides.unwrap_or(true);
-    if !divides {
-        let wanted = "\"offline\": weights that are rounded anew in every product are not read";
-        f.maybe("quantization_mode", wanted, |v| (v == "offline").then_some(()))?;
-    }
+    let online = f.maybe("quantization_mode", "\"offline\" or \"online\"", |v| match v.as_str()? {
+        "offline" => Some(false),
+        "online" => Some(true),
+        _ => None,
+    })?;
     if f.flag("use_rms_norm")? == Some(true) {
         return Err(f.bad("use_rms_norm", true, "false: a norm before every product is not supported"));
     }
-    Ok(Packing::BitNet { divides })
+    if divides || online != Some(true) {
+        return Ok(Packing::BitNet { divides });
+    }
+    // Of packed weights the file shows which are not.
+    let head = |v: &Value| v.as_array()?.iter().all(|name| name == "lm_head").then_some(());
+    f.maybe("modules_to_not_convert", "null or [\"lm_head\"]", head)?;
+    Ok(Packing::BitNetLatent)
 }
 
 /// The keys to write. BitNet's layout is only read.
