@@ -87,7 +87,9 @@ impl Plan {
                 return bad(&field, "a key of [set]".into(), "a key in one of the two tables");
             }
         }
-        for key in self.set.keys().chain(self.grid.keys()).filter(|key| *key == "seed" || *key == "name") {
+        if let Some(key) =
+            self.set.keys().chain(self.grid.keys()).find(|key| *key == "seed" || *key == "name")
+        {
             return bad(key, "a value".into(), "seeds in `seeds`, and no name");
         }
         let settings = self.grid.values().try_fold(1usize, |n, values| n.checked_mul(values.len()));
