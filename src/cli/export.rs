@@ -4,10 +4,11 @@ use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::files::{DirectoryWriter, IfExists};
+use crate::files::{Bundle, DirectoryWriter, IfExists};
+use crate::formats::gguf::{BlockType, GgufFile, names};
 use crate::formats::tensors::{self, Progress, TensorFiles};
 use crate::formats::{self, packed};
-use crate::model::{self, Decoder, Rounding};
+use crate::model::{self, Decoder, Model, Rounding};
 use crate::report::thousands;
 use crate::ternary::Density;
 
@@ -17,6 +18,8 @@ Examples:
   ternlm export runs/wiki-75m --out wiki-75m.tern
   ternlm export runs/wiki-75m --density 2bit --out wiki-75m-2bit.tern
   ternlm export wiki-75m.tern --format unpacked --out wiki-75m-hf
+  ternlm export runs/wiki-75m --format gguf --out wiki-75m.gguf     then: llama-cli -m wiki-75m.gguf -p 'The history of the'
+  ternlm export runs/wiki-75m --format gguf --type tq2_0 --lossy --out wiki-75m-tq2.gguf
   ternlm export wiki-75m.tern --format mlx --out wiki-75m-mlx       then: mlx_lm.generate --model wiki-75m-mlx
 
 A packed file holds trits and scales as they were trained, configuration, tokenizer and chat template. verify, eval,
@@ -33,6 +36,12 @@ pub struct ExportArgs {
     /// Trits of a packed file: base3, five in a byte, or 2bit, four
     #[arg(long, value_parser = density, default_value = "base3")]
     density: Density,
+    /// How a GGUF file holds ternary matrices
+    #[arg(long = "type", value_enum, default_value_t = GgufType::Q2_0)]
+    kind: GgufType,
+    /// Let a GGUF type round what it does not hold, and say what that changes
+    #[arg(long)]
+    lossy: bool,
     /// The file, or for unpacked and mlx the folder, to write
     #[arg(long, short)]
     out: PathBuf,
@@ -49,6 +58,32 @@ enum Format {
     Unpacked,
     /// A directory for MLX (mlx-lm), two bits a weight
     Mlx,
+    /// One file for llama.cpp
+    Gguf,
+}
+
+/// Types of a GGUF file.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum GgufType {
+    /// Two bits, a scale for 64 weights: 2.25 bits, nothing rounded
+    #[value(name = "q2_0")]
+    Q2_0,
+    /// Two bits, a scale for 128 weights: 2.125 bits, nothing rounded; a fork of llama.cpp reads it
+    #[value(name = "pq2_0")]
+    Pq2_0,
+    /// Two bits, a scale for 256 weights: 2.0625 bits; refused where neighbouring scales differ, unless --lossy
+    #[value(name = "tq2_0")]
+    Tq2_0,
+    /// Base 3, a scale for 256 weights: 1.6875 bits; as tq2_0
+    #[value(name = "tq1_0")]
+    Tq1_0,
+    /// Numbers of 16 bits, which hold ternary weights exactly
+    F16,
+    /// Numbers of 16 bits with fewer digits; refused where they are too few, unless --lossy
+    Bf16,
+    /// Numbers of 32 bits
+    F32,
 }
 
 pub(super) fn density(text: &str) -> std::result::Result<Density, String> {
@@ -94,7 +129,11 @@ pub fn run(args: ExportArgs) -> Result<()> {
             beside.push((name.to_string(), bytes));
         }
     }
-    let (decoder, description, out) = (&model.decoder, &model.description, &args.out);
+    let out = &args.out;
+    if args.format == Format::Gguf {
+        return export_gguf(model, &files, &args);
+    }
+    let (decoder, description) = (&model.decoder, &model.description);
     match args.format {
         Format::Packed => {
             with_bar("Writing", &mut |progress| {
@@ -104,7 +143,7 @@ pub fn run(args: ExportArgs) -> Result<()> {
             checked(out, decoder, Rounding::Matrices)?;
             say_packed(out, ternary)?;
         }
-        Format::Unpacked | Format::Mlx => {
+        _ => {
             let exists = if args.force { IfExists::Replace } else { IfExists::Refuse };
             let writer = DirectoryWriter::new(out, exists)?;
             with_bar("Writing", &mut |progress| match args.format {
@@ -118,6 +157,49 @@ pub fn run(args: ExportArgs) -> Result<()> {
             writer.commit()?;
             say_folder(out, decoder, args.format)?;
         }
+    }
+    say!("Read back: every weight is the one that was to be written");
+    Ok(())
+}
+
+/// A file for llama.cpp.
+fn export_gguf(model: Model, files: &Bundle, args: &ExportArgs) -> Result<()> {
+    let name = args.kind.to_possible_value().expect("no type is hidden").get_name().to_uppercase();
+    let kind = BlockType::by_name(&name).expect("a type of ggml");
+    let (units, out) = (model.decoder.config.intermediate_size, &args.out);
+    let (decoder, changes) = model::fit(model.decoder, kind, args.lossy, out)?;
+    with_bar("Writing", &mut |progress| {
+        model::save_gguf(out, &decoder, &model.description, files, kind, progress)
+    })?;
+    checked(out, &decoder, Rounding::Nothing)?;
+    let (mut bytes, mut ternary) = (0, 0);
+    let file = GgufFile::open(out)?;
+    for weight in decoder.weights().filter(|weight| weight.ternary().is_some()) {
+        ternary += weight.len();
+        let tensor = names::from_hf(&weight.name).and_then(|name| file.tensors().get(&name));
+        bytes += tensor.map_or(0, |tensor| file.bytes(tensor).len());
+    }
+    let size = std::fs::metadata(out).map_err(Error::io("read", out))?.len();
+    say!(
+        "{}: {} ternary weights in {name}, {:.3} bits each; the file has {} bytes",
+        out.display(),
+        thousands(ternary as u64),
+        8.0 * bytes as f64 / ternary as f64,
+        thousands(size)
+    );
+    let wide = decoder.config.intermediate_size;
+    if wide != units {
+        say!("Feed-forward networks have {wide} units, {units} and zeros: the function is the same");
+    }
+    match changes.weights {
+        0 => say!("Nothing is rounded"),
+        n => say!(
+            "{} of {} weights are changed, by {:.2} % at most and {:.2} % in the mean over those that are not 0",
+            thousands(n),
+            thousands(changes.not_zero),
+            100.0 * changes.largest,
+            100.0 * changes.mean()
+        ),
     }
     say!("Read back: every weight is the one that was to be written");
     Ok(())

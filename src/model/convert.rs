@@ -119,7 +119,15 @@ pub fn check(path: &Path, decoder: &Decoder, rounding: Rounding, progress: Progr
                     })
                 })
             }
-            (Some(_), _) => Some(Some(0)),
+            (Some(matrix), tensor) => {
+                let (mut read, mut row) = (vec![0.0; weight.len()], vec![0.0; cols]);
+                tensor.read_f32_into(&weight.shape, &mut read)?;
+                let differs = |(at, read): (usize, &[f32])| {
+                    kernels::unpack_row(matrix, at, &mut row);
+                    read != row
+                };
+                Some(read.chunks(cols).enumerate().map(differs).position(|differs| differs))
+            }
             (None, tensor) => {
                 let mut read = vec![0.0; weight.len()];
                 tensor.read_f32_into(&weight.shape, &mut read)?;

@@ -11,6 +11,7 @@ mod decoder;
 mod directory;
 mod embedding;
 mod feed_forward;
+mod fit;
 mod gradients;
 mod latents;
 mod linear;
@@ -18,6 +19,7 @@ mod parts;
 mod rms_norm;
 mod sequences;
 mod store;
+mod to_gguf;
 mod weight;
 mod workspace;
 
@@ -29,6 +31,7 @@ pub use decoder::{Block, Decoder, PIECE, Span, State, Wanted};
 pub use directory::{promised, unused};
 pub use embedding::Embedding;
 pub use feed_forward::{FeedForward, FeedForwardSaved};
+pub use fit::{Changes, fit};
 pub use gradients::Gradients;
 pub use latents::Latents;
 pub use linear::Linear;
@@ -38,5 +41,6 @@ pub use store::{
     Model, held, load, load_to_train, load_trits, save, save_packed, save_packed_of, save_unpacked,
     ternary_entry,
 };
+pub use to_gguf::save_gguf;
 pub use weight::{Form, Role, Weight, number};
 pub use workspace::{Context, Workspace, in_context};

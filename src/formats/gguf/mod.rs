@@ -1,16 +1,19 @@
 //! GGUF, the format of llama.cpp: one file of metadata (shape, tokenizer, template) and tensors in blocks.
 
 mod blocks;
+pub mod encode;
 pub mod file;
 mod keys;
 mod model;
 pub mod names;
 mod rope;
 mod tokenizer;
+pub mod tokens;
 mod trits;
 pub mod types;
 pub mod value;
 mod view;
+pub mod write;
 
 pub use file::{GgufFile, TensorInfo};
 pub use model::GgufModel;

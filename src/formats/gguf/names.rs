@@ -36,6 +36,20 @@ pub fn to_hf(name: &str) -> Option<String> {
     matches!(kind, "weight" | "bias").then(|| format!("model.layers.{layer}.{ours}.{kind}"))
 }
 
+/// The name in a GGUF file of a tensor with this Hugging Face name; `None` of one that has no place there.
+pub fn from_hf(name: &str) -> Option<String> {
+    match name {
+        EMBEDDING => return Some("token_embd.weight".into()),
+        HEAD => return Some("output.weight".into()),
+        "model.norm.weight" => return Some("output_norm.weight".into()),
+        _ => {}
+    }
+    let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (part, kind) = part.rsplit_once('.')?;
+    let (theirs, _) = IN_BLOCK.iter().find(|(_, ours)| *ours == part)?;
+    Some(format!("blk.{layer}.{theirs}.{kind}"))
+}
+
 /// Whether a Hugging Face name is that of a projection inside of a block.
 pub fn is_projection(name: &str) -> bool {
     name.starts_with("model.layers.") && name.ends_with("_proj.weight")
@@ -61,6 +75,9 @@ mod tests {
             ("rope_freqs.weight", None),
         ] {
             assert_eq!(to_hf(theirs).as_deref(), ours, "{theirs}");
+            if let Some(ours) = ours {
+                assert_eq!(from_hf(ours).as_deref(), Some(theirs));
+            }
         }
         assert!(is_projection("model.layers.2.mlp.up_proj.weight") && !is_projection("lm_head.weight"));
         assert!(!is_projection("model.layers.2.self_attn.q_proj.bias"));
