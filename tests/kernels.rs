@@ -593,3 +593,16 @@ fn the_test_helper_can_fail() {
     assert!(failed, "NaN must not pass");
     let _ = Rng::new(1);
 }
+
+#[test]
+fn a_cautious_update_keeps_what_agrees_with_the_gradient() {
+    on_every_isa(|_| {
+        let mut update = [1.0, -2.0, 3.0, -4.0, 5.0, 0.0, 7.0, 8.0];
+        k::cautious(&mut update, &[2.0, 1.0, -1.0, -1e-20, 0.0, 3.0, f32::INFINITY, 1e-3]);
+        // Four of eight are kept.
+        assert_eq!(update, [2.0, 0.0, 0.0, -8.0, 0.0, 0.0, 14.0, 16.0]);
+        let mut none = [1.0, -1.0];
+        k::cautious(&mut none, &[-1.0, 1.0]);
+        assert_eq!(none, [0.0; 2]);
+    });
+}

@@ -267,6 +267,7 @@ fn every_optimizer_and_scope_learns() {
         ("adamw", &["train.optimizer=adamw", "train.lr=1e-2"][..]),
         ("sgd", &["train.optimizer=sgd", "train.lr=0.3", "train.momentum=0.9"]),
         ("muon", &["train.optimizer=muon", "train.lr=1e-2", "train.muon_lr=0.02"]),
+        ("cautious", &["train.optimizer=muon", "train.lr=1e-2", "train.cautious=true"]),
         ("adamw-int8", &["train.moments=int8", "train.lr=1e-2"]),
         ("sgd-int8", &["train.moments=int8", "train.optimizer=sgd", "train.lr=0.3", "train.momentum=0.9"]),
         ("muon-int8", &["train.moments=int8", "train.optimizer=muon", "train.lr=1e-2"]),

@@ -292,6 +292,9 @@ pub struct TrainConfig {
     pub momentum: f32,
     /// Learning rate of the matrices under Muon (its updates have unit RMS per row).
     pub muon_lr: f32,
+    /// Muon keeps of each update only what has the sign of the gradient, and makes up for the rest (Liang et al.,
+    /// "Cautious Optimizers", arXiv 2411.16085).
+    pub cautious: bool,
     /// On matrices only; norms and biases are never decayed.
     pub weight_decay: f32,
     /// First step without weight decay; absent: never switched off.
@@ -331,6 +334,7 @@ impl Default for TrainConfig {
             eps: 1e-8,
             momentum: 0.95,
             muon_lr: 0.02,
+            cautious: false,
             weight_decay: 0.0,
             weight_decay_until: None,
             clip: 1.0,

@@ -51,7 +51,7 @@ pub use matrix::{Matrix, Values};
 pub use memory::LargePages;
 pub use moments::{BLOCK, Codes, Moments, dither_key};
 pub use norm::{rms_norm, rms_norm_backward};
-pub use optimizer::{AdamW, Latents, Pass, Rule, Updated, scale_add, update};
+pub use optimizer::{AdamW, Latents, Pass, Rule, Updated, cautious, scale_add, update};
 pub use product::{Rhs, Target, Threads, View, gemm, linear, pack, symmetric_gemm};
 pub use project::project;
 pub use reference::AttentionShape;

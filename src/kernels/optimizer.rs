@@ -325,6 +325,28 @@ fn formula<S: Simd, const ROOT: bool>(
     }
 }
 
+/// Keeps of an update what has the sign of the gradient, times all over kept: `u φ / mean(φ)` with `φ` 1 where `u g > 0`, else 0
+/// (arXiv 2411.16085).
+pub fn cautious(update: &mut [f32], grad: &[f32]) {
+    kernel! {
+        fn keep<S>(update: &mut [f32], grad: &[f32]) -> usize {
+            let mut kept = 0;
+            for (u, g) in update.iter_mut().zip(grad) {
+                let agrees = *u * g > 0.0;
+                *u = if agrees { *u } else { 0.0 };
+                kept += agrees as usize;
+            }
+            kept
+        }
+    }
+    assert_eq!(update.len(), grad.len(), "an update and its gradient");
+    let kept: usize = update.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK)).map(|(u, g)| keep(u, g)).sum();
+    if kept > 0 {
+        let factor = update.len() as f32 / kept as f32;
+        update.par_chunks_mut(CHUNK).for_each(|u| u.iter_mut().for_each(|u| *u *= factor));
+    }
+}
+
 /// `out = a * out + b * x`
 pub fn scale_add(a: f32, out: &mut [f32], b: f32, x: &[f32]) {
     kernel! {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::config::{MomentFormat, OptimizerKind, Precision, TrainConfig};
+use crate::config::{MomentFormat, OptimizerKind, TrainConfig};
 use crate::error::{Error, Result};
 use crate::formats::tensors::{Data, Dtype, Tensor, TensorFiles};
 use crate::kernels::{self, AdamW, BLOCK, Moments, Pass, Rule};
@@ -93,7 +93,7 @@ impl Optimizer {
                 let next = all.iter_mut().enumerate().skip(nth);
                 let next = next.filter(|(_, (weight, _))| kind_for(kind, weight) == OptimizerKind::Muon);
                 let next = next.map(|(nth, (weight, moments))| (pass(nth), &**weight, &mut **moments));
-                orthogonal = orthogonal_updates(next, &rule, grads, t.precision)?;
+                orthogonal = orthogonal_updates(next, &rule, grads, t)?;
             }
             let (weight, slot) = &mut all[nth];
             let weight_decay = if weight.role.is_matrix() { decay } else { 0.0 };
@@ -228,7 +228,7 @@ fn orthogonal_updates<'a>(
     matrices: impl Iterator<Item = (Pass, &'a Weight, &'a mut Moments)>,
     rule: &Muon,
     grads: &mut Gradients,
-    precision: Precision,
+    t: &TrainConfig,
 ) -> Result<VecDeque<Vec<f32>>> {
     let (mut updates, mut values) = (Vec::new(), 0);
     for (pass, weight, moments) in matrices {
@@ -237,11 +237,16 @@ fn orthogonal_updates<'a>(
             break;
         }
         let [rows, cols] = weight.shape[..] else { unreachable!("a matrix") };
-        let matrix = Momentum { name: &weight.name, cols, grad: grads.of(weight), moments };
-        updates.push(([rows, cols], muon::gather(rule, matrix, pass)?));
+        let grad = grads.of(weight);
+        let signs = t.cautious.then(|| grad.to_vec());
+        let matrix = Momentum { name: &weight.name, cols, grad, moments };
+        updates.push(([rows, cols], muon::gather(rule, matrix, pass)?, signs));
     }
-    let orthogonal = kernels::side_by_side(updates, |(_, ([rows, cols], mut update))| {
-        muon::orthogonalise(rows, cols, &mut update, precision);
+    let orthogonal = kernels::side_by_side(updates, |(_, ([rows, cols], mut update, signs))| {
+        muon::orthogonalise(rows, cols, &mut update, t.precision);
+        if let Some(signs) = signs {
+            kernels::cautious(&mut update, &signs);
+        }
         update
     });
     Ok(orthogonal.into())

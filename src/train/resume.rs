@@ -142,7 +142,9 @@ fn refusal(key: &str, asked: &Recipe) -> Option<&'static str> {
             unused(t.optimizer != OptimizerKind::Sgd, ": sgd does not use it")
         }
         "train.momentum" => unused(t.optimizer != OptimizerKind::AdamW, ": adamw does not use it"),
-        "train.muon_lr" => unused(t.optimizer == OptimizerKind::Muon, ": only muon uses it"),
+        "train.muon_lr" | "train.cautious" => {
+            unused(t.optimizer == OptimizerKind::Muon, ": only muon uses it")
+        }
         "train.floor" => {
             unused(t.schedule != ScheduleKind::Constant, ": a constant schedule does not use it")
         }
@@ -253,8 +255,8 @@ mod tests {
         assert_eq!(fixed, wanted.split_whitespace().collect::<Vec<_>>());
         let wanted = "data.field data.join data.train data.val data.val_fraction report.max_train_loss \
                       report.min_accuracy report.prompts report.sample_tokens report.temperature report.test \
-                      report.top_p train.accumulate train.batch train.beta1 train.beta2 train.clip \
-                      train.decay_fraction train.eps train.eval_every train.eval_sequences train.floor train.keep \
+                      report.top_p train.accumulate train.batch train.beta1 train.beta2 train.cautious \
+                      train.clip train.decay_fraction train.eps train.eval_every train.eval_sequences train.floor train.keep \
                       train.log_every train.lr train.momentum train.muon_lr train.precision train.save_every \
                       train.schedule train.seq train.steps train.warmup train.weight_decay train.weight_decay_until";
         assert_eq!(free, wanted.split_whitespace().collect::<Vec<_>>());
@@ -267,7 +269,7 @@ mod tests {
         recipe.train.optimizer = OptimizerKind::Sgd;
         recipe.train.schedule = ScheduleKind::Constant;
         recipe.data.order = Order::Epoch;
-        for key in ["beta1", "beta2", "eps", "muon_lr", "floor", "decay_fraction", "seq"] {
+        for key in ["beta1", "beta2", "eps", "muon_lr", "cautious", "floor", "decay_fraction", "seq"] {
             assert!(refused(&recipe, &format!("train.{key}")), "{key}");
         }
         assert!(!refused(&recipe, "train.momentum"));
