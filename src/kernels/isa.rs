@@ -21,13 +21,15 @@ pub enum Isa {
     Neon = 6,
     /// NEON with dot products of 8-bit integers (`dotprod`).
     NeonDot = 7,
+    /// AVX2 with AVX-VNNI: dot products of 8-bit integers without AVX-512.
+    AvxVnni = 8,
 }
 
 /// 0: not yet looked.
 static CURRENT: AtomicU8 = AtomicU8::new(0);
 
 impl Isa {
-    /// The one in use. `TERNLM_ISA` (`portable`, `avx2`, `avx512`, `vnni`, `amx`, `neon`,
+    /// The one in use. `TERNLM_ISA` (`portable`, `avx2`, `avx-vnni`, `avx512`, `vnni`, `amx`, `neon`,
     /// `neon-dot`) lowers the choice, for comparison.
     #[inline]
     pub fn current() -> Isa {
@@ -39,6 +41,7 @@ impl Isa {
             5 => Isa::Amx,
             6 => Isa::Neon,
             7 => Isa::NeonDot,
+            8 => Isa::AvxVnni,
             _ => Isa::detect(),
         }
     }
@@ -79,6 +82,9 @@ impl Isa {
             if avx2 {
                 found.push(Isa::Avx2);
             }
+            if avx2 && is_x86_feature_detected!("avxvnni") {
+                found.push(Isa::AvxVnni);
+            }
             if avx2 && avx512 {
                 found.push(Isa::Avx512);
             }
@@ -117,6 +123,7 @@ impl fmt::Display for Isa {
             Isa::Amx => "amx",
             Isa::Neon => "neon",
             Isa::NeonDot => "neon-dot",
+            Isa::AvxVnni => "avx-vnni",
         })
     }
 }
@@ -162,7 +169,7 @@ macro_rules! kernel {
                     avx512($($arg),*)
                 },
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::kernels::isa::Isa::Avx2 | $crate::kernels::isa::Isa::AvxVnni => unsafe { avx2($($arg),*) },
                 #[cfg(target_arch = "aarch64")]
                 $crate::kernels::isa::Isa::Neon | $crate::kernels::isa::Isa::NeonDot => unsafe { neon($($arg),*) },
                 #[allow(unused_unsafe)]
@@ -197,6 +204,11 @@ macro_rules! lines_kernel {
             fn avx2($($arg: $ty),*) $(-> $out)? {
                 body::<$crate::kernels::x86_64::lines::Avx2Lines>($($arg),*)
             }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,bmi2,lzcnt,popcnt,avxvnni")]
+            fn avx_vnni($($arg: $ty),*) $(-> $out)? {
+                body::<$crate::kernels::x86_64::avx_vnni::AvxVnniLines>($($arg),*)
+            }
             #[cfg(target_arch = "aarch64")]
             #[target_feature(enable = "neon,dotprod")]
             fn neon_dot($($arg: $ty),*) $(-> $out)? {
@@ -213,6 +225,8 @@ macro_rules! lines_kernel {
                 $crate::kernels::isa::Isa::Vnni | $crate::kernels::isa::Isa::Amx => unsafe { vnni($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 $crate::kernels::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                $crate::kernels::isa::Isa::AvxVnni => unsafe { avx_vnni($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 $crate::kernels::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 #[cfg(target_arch = "aarch64")]

@@ -14,6 +14,9 @@ const AMX: u32 = 1 << 22 | 1 << 24 | 1 << 25;
 /// Of leaf 7, subleaf 1: AVX512_BF16 in `eax`.
 const AVX512_BF16: u32 = 1 << 5;
 
+/// Likewise: AVX-VNNI. It is not emulated, and said only where `EMULATE_SHOWS_AVX_VNNI` asks for it.
+const AVX_VNNI: u32 = 1 << 4;
+
 /// Whether the system can do it.
 pub fn set_faulting(on: bool) -> bool {
     // SAFETY: touches no memory.
@@ -31,7 +34,12 @@ pub fn answer(leaf: u32, subleaf: u32) -> CpuidResult {
             // The last subleaf.
             answer.eax = answer.eax.max(1);
         }
-        (7, 1) => answer.eax |= AVX512_BF16,
+        (7, 1) => {
+            answer.eax |= AVX512_BF16;
+            if std::env::var_os("EMULATE_SHOWS_AVX_VNNI").is_some() {
+                answer.eax |= AVX_VNNI;
+            }
+        }
         _ => {}
     }
     answer

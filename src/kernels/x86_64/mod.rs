@@ -3,4 +3,5 @@
 pub mod amx;
 pub mod avx2;
 pub mod avx512;
+pub mod avx_vnni;
 pub mod lines;
