@@ -23,14 +23,16 @@ pub enum Isa {
     NeonDot = 7,
     /// AVX2 with AVX-VNNI: dot products of 8-bit integers without AVX-512.
     AvxVnni = 8,
+    /// [`Vnni`](Isa::Vnni) with AVX-512 BF16: dot products of pairs of bf16.
+    Bf16 = 9,
 }
 
 /// 0: not yet looked.
 static CURRENT: AtomicU8 = AtomicU8::new(0);
 
 impl Isa {
-    /// The one in use. `TERNLM_ISA` (`portable`, `avx2`, `avx-vnni`, `avx512`, `vnni`, `amx`, `neon`,
-    /// `neon-dot`) lowers the choice, for comparison.
+    /// The one in use. `TERNLM_ISA` (`portable`, `avx2`, `avx-vnni`, `avx512`, `vnni`, `avx512-bf16`, `amx`,
+    /// `neon`, `neon-dot`) lowers the choice, for comparison.
     #[inline]
     pub fn current() -> Isa {
         match CURRENT.load(Ordering::Relaxed) {
@@ -42,6 +44,7 @@ impl Isa {
             6 => Isa::Neon,
             7 => Isa::NeonDot,
             8 => Isa::AvxVnni,
+            9 => Isa::Bf16,
             _ => Isa::detect(),
         }
     }
@@ -92,6 +95,9 @@ impl Isa {
             if avx2 && avx512 && vnni {
                 found.push(Isa::Vnni);
             }
+            if avx2 && avx512 && vnni && is_x86_feature_detected!("avx512bf16") {
+                found.push(Isa::Bf16);
+            }
             if avx2 && avx512 && vnni && super::x86_64::amx::available() {
                 found.push(Isa::Amx);
             }
@@ -124,6 +130,7 @@ impl fmt::Display for Isa {
             Isa::Neon => "neon",
             Isa::NeonDot => "neon-dot",
             Isa::AvxVnni => "avx-vnni",
+            Isa::Bf16 => "avx512-bf16",
         })
     }
 }
@@ -165,9 +172,10 @@ macro_rules! kernel {
             match $crate::kernels::isa::Isa::current() {
                 // SAFETY: `Isa::current` names an instruction set only after it was detected on this machine.
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::isa::Isa::Avx512 | $crate::kernels::isa::Isa::Vnni | $crate::kernels::isa::Isa::Amx => unsafe {
-                    avx512($($arg),*)
-                },
+                $crate::kernels::isa::Isa::Avx512
+                | $crate::kernels::isa::Isa::Vnni
+                | $crate::kernels::isa::Isa::Bf16
+                | $crate::kernels::isa::Isa::Amx => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 $crate::kernels::isa::Isa::Avx2 | $crate::kernels::isa::Isa::AvxVnni => unsafe { avx2($($arg),*) },
                 #[cfg(target_arch = "aarch64")]
@@ -222,7 +230,9 @@ macro_rules! lines_kernel {
             match $crate::kernels::isa::Isa::current() {
                 // SAFETY: `Isa::current` names an instruction set only after it was detected on this machine.
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::isa::Isa::Vnni | $crate::kernels::isa::Isa::Amx => unsafe { vnni($($arg),*) },
+                $crate::kernels::isa::Isa::Vnni | $crate::kernels::isa::Isa::Bf16 | $crate::kernels::isa::Isa::Amx => unsafe {
+                    vnni($($arg),*)
+                },
                 #[cfg(target_arch = "x86_64")]
                 $crate::kernels::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]

@@ -33,7 +33,7 @@ pub fn forward(n: usize, w: Matrix<'_>) -> Way {
         Values::Packed(_) => Way::Packed,
         // Rounded operands are for training, which has more rows; of those left over few cost little.
         _ if n < FEW_ROWS && (w.precision() == Precision::F32 || w.inputs() == Inputs::Int8) => Way::Dots,
-        Values::Ternary(t) if fit_tiles(n, t) => Way::Tiles,
+        Values::Ternary(t) if fit_tiles(n, t, w.inputs(), w.precision()) => Way::Tiles,
         Values::Ternary(t) if w.inputs() == Inputs::Int8 || lookup::pays(n, t) => Way::LookUp,
         _ => Way::Blocked,
     }
@@ -50,7 +50,7 @@ pub fn rows_alike(w: Matrix<'_>) -> usize {
 /// `dy W` for `n` rows.
 pub fn backward_input(n: usize, w: Matrix<'_>) -> Way {
     match w.values() {
-        Values::Ternary(t) if fit_tiles(n, t) => Way::Tiles,
+        Values::Ternary(t) if fit_tiles(n, t, Inputs::F32, w.precision()) => Way::Tiles,
         // The blocked product multiplies by decoded weights, with the scales in them; a rounded gradient meets trits.
         Values::Ternary(t) if lookup::pays(n, t) || w.precision() == Precision::Bf16 => Way::LookUp,
         _ => Way::Blocked,
@@ -60,19 +60,28 @@ pub fn backward_input(n: usize, w: Matrix<'_>) -> Way {
 /// `A B`, and what [`forward`] and [`backward_input`] call blocked, which with dense values is that.
 pub fn gemm(size: Sizes, a: View<'_>, b: Rhs<'_>) -> Way {
     match b {
-        Rhs::Dense(b) if tiles_pay(size) && a.is_contiguous() && b.is_contiguous() => Way::Tiles,
+        Rhs::Dense(b)
+            if tiles_pay(size, Inputs::F32, b.precision) && a.is_contiguous() && b.is_contiguous() =>
+        {
+            Way::Tiles
+        }
         _ => Way::Blocked,
     }
 }
 
-fn tiles_pay(size: Sizes) -> bool {
-    Isa::current() == Isa::Amx && tiles::pays(size)
+fn tiles_pay(size: Sizes, inputs: Inputs, precision: Precision) -> bool {
+    let has_unit = match Isa::current() {
+        Isa::Amx => true,
+        Isa::Bf16 => inputs == Inputs::F32 && precision == Precision::Bf16,
+        _ => false,
+    };
+    has_unit && tiles::pays(size)
 }
 
 fn packed_fits_tiles(n: usize, w: &PackedMatrix) -> bool {
-    tiles_pay(Sizes { m: n, n: w.rows(), k: w.cols() })
+    tiles_pay(Sizes { m: n, n: w.rows(), k: w.cols() }, Inputs::Int8, Precision::F32)
 }
 
-fn fit_tiles(n: usize, w: &TernaryMatrix) -> bool {
-    tiles_pay(Sizes { m: n, n: w.rows(), k: w.cols() }) && tiles::fits(w)
+fn fit_tiles(n: usize, w: &TernaryMatrix, inputs: Inputs, precision: Precision) -> bool {
+    tiles_pay(Sizes { m: n, n: w.rows(), k: w.cols() }, inputs, precision) && tiles::fits(w)
 }

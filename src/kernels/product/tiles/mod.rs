@@ -1,4 +1,5 @@
-//! Products on the tile units of processors with AMX, to the precision of `f32` or of operands in bf16.
+//! Products on the tile units of processors with AMX, to the precision of `f32` or of operands in bf16; those in bf16 also
+//! on AVX-512 BF16, whose dot products of pairs read the same panels ([`unit`]).
 //!
 //! The units multiply bf16 and add in `f32`. An `f32` is the sum of three bf16 ([`mod@split`]) and a trit is one, so that a
 //! product with a ternary matrix takes three passes and loses nothing; one of two dense matrices takes six of nine, and
@@ -18,6 +19,7 @@ mod int8;
 mod packed;
 mod split;
 mod trits;
+mod unit;
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -29,8 +31,10 @@ use crate::config::Precision;
 use crate::kernels::scratch::{self, Aligned};
 use crate::kernels::threads;
 use crate::kernels::to::To;
-use crate::kernels::x86_64::amx::{self, Accumulators, Line, PANEL, STEP, TILE, Tiles};
+use crate::kernels::x86_64::amx::{Accumulators, Line, PANEL, STEP, TILE};
 use crate::ternary::TernaryMatrix;
+
+use self::unit::Unit;
 
 pub use int8::{forward as forward_int8, forward_packed};
 pub use trits::fits;
@@ -138,7 +142,7 @@ fn forward_task<const PARTS: usize>(
     scratch: &mut Scratch,
 ) {
     // SAFETY: this instruction set was found on this machine.
-    let tiles = unsafe { Tiles::configure() };
+    let unit = unsafe { Unit::current() };
     let Scratch { a, b, factors, square, .. } = scratch;
     let panels = rows.len().div_ceil(PANEL);
     let square = square.first(2 * PANEL).as_mut_ptr();
@@ -166,7 +170,7 @@ fn forward_task<const PARTS: usize>(
                 let first = block + at == 0;
                 let y = y.part(first);
                 let part = Part { rows: rows.clone(), columns: j0..j0 + some, first, steps };
-                scaled_panels::<PARTS>(&tiles, a, b, scales, square, y, part);
+                scaled_panels::<PARTS>(&unit, a, b, scales, square, y, part);
             }
         }
     }
@@ -182,32 +186,11 @@ struct Part {
     steps: usize,
 }
 
-/// A panel of `A` in parts times one of `B`, trits.
-///
-/// # Safety
-/// As [`amx::times_trits`].
-#[inline(always)]
-unsafe fn times_trits<const PARTS: usize>(
-    tiles: &Tiles,
-    steps: usize,
-    a: &[Line],
-    b: &[Line],
-    to: Accumulators,
-) {
-    // SAFETY: by the caller's word.
-    unsafe {
-        match PARTS {
-            ROUNDED => amx::times_rounded(tiles, steps, a.as_ptr(), b.as_ptr(), to),
-            _ => amx::times_trits(tiles, steps, a.as_ptr(), b.as_ptr(), to),
-        }
-    }
-}
-
 /// Every panel of `A` times every panel of `B`, trits, and times the scales of its columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn scaled_panels<const PARTS: usize>(
-    tiles: &Tiles,
+    unit: &Unit,
     a: &[Line],
     b: &[Line],
     scales: &[f32],
@@ -227,7 +210,7 @@ fn scaled_panels<const PARTS: usize>(
             // SAFETY: the panels hold `steps` steps, and the square 32 rows of 32 values; the rectangle of the result is
             // this task's alone.
             unsafe {
-                times_trits::<PARTS>(tiles, steps, a, b, square);
+                unit.times_trits::<PARTS>(steps, a, b, square);
                 let scales = scales[q * PANEL..].as_ptr();
                 scale_into(square.at, scales, size, y.at(i, j), y.stride, y.to);
             }
@@ -320,7 +303,7 @@ fn backward_input_task<const PARTS: usize>(
     scratch: &mut Scratch,
 ) {
     // SAFETY: this instruction set was found on this machine.
-    let tiles = unsafe { Tiles::configure() };
+    let unit = unsafe { Unit::current() };
     let Scratch { a, b, factors, square, .. } = scratch;
     let a = a.first(lines(PARTS) * block(PARTS) / DEPTH);
     for k0 in (0..w.rows()).step_by(block(PARTS)) {
@@ -341,7 +324,7 @@ fn backward_input_task<const PARTS: usize>(
                 // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
                 unsafe {
                     panel_times(STEP * steps, b, dx, part, square, |b, to| {
-                        times_trits::<PARTS>(&tiles, steps, a, b, to)
+                        unit.times_trits::<PARTS>(steps, a, b, to)
                     });
                 }
             }
@@ -442,7 +425,7 @@ fn gemm_task<const PARTS: usize>(
     scratch: &mut Scratch,
 ) {
     // SAFETY: this instruction set was found on this machine.
-    let tiles = unsafe { Tiles::configure() };
+    let unit = unsafe { Unit::current() };
     for k0 in (0..k).step_by(block(PARTS)) {
         let kc = (k - k0).min(block(PARTS));
         let steps = kc.div_ceil(DEPTH);
@@ -455,17 +438,9 @@ fn gemm_task<const PARTS: usize>(
             let part = Part { rows: i..rows.end, columns: columns.clone(), first: k0 == 0, steps };
             // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
             unsafe {
-                panel_times(
-                    lines(PARTS) * steps,
-                    b_packed,
-                    c,
-                    part,
-                    &mut scratch.square,
-                    |b, to| match PARTS {
-                        ROUNDED => amx::times_rounded(&tiles, steps, a_packed.as_ptr(), b.as_ptr(), to),
-                        _ => amx::times_dense(&tiles, steps, a_packed.as_ptr(), b.as_ptr(), to),
-                    },
-                );
+                panel_times(lines(PARTS) * steps, b_packed, c, part, &mut scratch.square, |b, to| {
+                    unit.times_dense::<PARTS>(steps, a_packed, b, to)
+                });
             }
         }
     }
