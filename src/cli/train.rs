@@ -357,6 +357,13 @@ impl Observer for Show<'_> {
         }
     }
 
+    fn advised(&mut self, text: &str) {
+        self.bar.suspend(|| tell!("warning: {text}"));
+        if let Some(told) = &mut self.told {
+            told.advised(text);
+        }
+    }
+
     fn saved(&mut self, path: &Path) {
         tracing::info!("saved {}", path.display());
         if let Some(told) = &mut self.told {

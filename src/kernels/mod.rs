@@ -53,7 +53,7 @@ pub use moments::{BLOCK, Codes, Moments, dither_key};
 pub use norm::{rms_norm, rms_norm_backward};
 pub use optimizer::{AdamW, Latents, Pass, Rule, Updated, cautious, scale_add, update};
 pub use product::{Rhs, Target, Threads, View, gemm, linear, pack, symmetric_gemm};
-pub use project::project;
+pub use project::{near_thresholds, project};
 pub use reference::AttentionShape;
 pub use rope::{RopeTable, Turn, rope};
 pub(crate) use threads::side_by_side;

@@ -144,3 +144,24 @@ kernel! {
         flips
     }
 }
+
+/// Latents `[rows, cols]` with `| |w| − s/2 | ≤ near · s/2`: a small step may change their trits.
+pub fn near_thresholds(latent: &[f32], trits: &TernaryMatrix, near: f32) -> u64 {
+    kernel! {
+        fn count<S>(part: &[f32], half: f32, near: f32) -> usize {
+            let mut count = 0;
+            for w in part {
+                count += ((w.abs() - half).abs() <= near * half) as usize;
+            }
+            count
+        }
+    }
+    let (cols, group) = (trits.cols(), trits.group());
+    assert_eq!(latent.len(), trits.rows() * cols, "latents of the projection");
+    let rows = latent.par_chunks(cols.max(1)).zip(trits.scales().par_chunks(trits.row_groups().max(1)));
+    let of_row = |(row, scales): (&[f32], &[f32])| {
+        let parts = row.chunks(group).zip(scales).filter(|(_, scale)| **scale > 0.0);
+        parts.map(|(part, scale)| count(part, 0.5 * scale, near) as u64).sum::<u64>()
+    };
+    rows.map(of_row).sum()
+}

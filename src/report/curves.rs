@@ -1,6 +1,6 @@
 //! The curves of a run, read off its metrics.
 
-use crate::train::{Record, TensorPoint};
+use crate::train::{Advisor, Record, TensorPoint};
 
 /// Step and value.
 pub(super) type Point = (f64, f64);
@@ -16,6 +16,13 @@ pub(super) struct Curves {
     pub trits: Vec<(f64, [f64; 3])>,
     /// Fractions of all ternary weights that became zero, stopped being zero, changed sign since the record before.
     pub changes: Vec<(f64, [f64; 3])>,
+    /// Of the changes, the share that was undone before the record; of the latents, the share near a threshold.
+    pub undone: Vec<Point>,
+    pub near: Vec<Point>,
+    /// Root mean square of the last step of latents, in scales.
+    pub updates: Vec<Point>,
+    /// What the diary gives reason to say.
+    pub remarks: Vec<String>,
     /// The tensors at the end.
     pub tensors: Vec<TensorPoint>,
 }
@@ -23,7 +30,9 @@ pub(super) struct Curves {
 impl Curves {
     pub fn new(records: &[Record]) -> Self {
         let mut curves = Self::default();
+        let mut advisor = Advisor::default();
         for record in records {
+            curves.remarks.extend(advisor.hear(record));
             let x = record.step() as f64;
             match record {
                 Record::Train { loss, lr, grad_norm, .. } => {
@@ -53,6 +62,10 @@ impl Curves {
                         curves.changes.push((x, changes));
                     }
                     curves.trits.push((x, trits));
+                    curves.undone.extend(weighted(tensors, changes_of, |t| t.undone).map(|y| (x, y)));
+                    curves.near.extend(weighted(tensors, weights_of, |t| t.near).map(|y| (x, y)));
+                    let squares = weighted(tensors, weights_of, |t| t.rms_update.map(|u| u * u));
+                    curves.updates.extend(squares.map(|y| (x, y.sqrt())));
                     curves.tensors.clone_from(tensors);
                 }
             }
@@ -73,6 +86,25 @@ impl Curves {
     pub fn loss_points(&self, max: usize) -> Vec<(u64, f64)> {
         thinned(&self.loss, max).into_iter().map(|(x, y)| (x as u64, y)).collect()
     }
+}
+
+fn weights_of(t: &TensorPoint) -> f64 {
+    t.weights as f64
+}
+
+fn changes_of(t: &TensorPoint) -> f64 {
+    (t.to_zero + t.from_zero + t.sign_flips) as f64
+}
+
+/// Mean over the tensors that have the figure.
+fn weighted(
+    tensors: &[TensorPoint],
+    weight: fn(&TensorPoint) -> f64,
+    figure: impl Fn(&TensorPoint) -> Option<f64>,
+) -> Option<f64> {
+    let known = tensors.iter().filter_map(|t| Some((weight(t), figure(t)?)));
+    let (sum, total) = known.fold((0.0, 0.0), |(sum, total), (w, x)| (sum + w * x, total + w));
+    (total > 0.0).then(|| sum / total)
 }
 
 /// At most `max` points: means of neighbours, at the step of the last of them. Points that are not finite are left out.

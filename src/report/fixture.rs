@@ -31,10 +31,13 @@ fn tensors(step: u64, rng: &mut ChaCha8Rng) -> Vec<TensorPoint> {
             scale_min: 0.4 * scale,
             scale_max: 2.2 * scale,
             scale_drift: 0.25 * progress,
+            moved: Some(0.4 * progress),
             dead_groups: if rng.next_u32().is_multiple_of(9) { 3 } else { 0 },
             to_zero: (0.55 * changed) as u64,
             from_zero: (0.45 * changed) as u64,
             sign_flips: (0.08 * changed) as u64,
+            undone: Some(0.2 + 0.3 * progress),
+            near: Some(0.08 + 0.02 * progress),
             rms_update: Some(0.01 * (1.0 - progress)),
         }
     };

@@ -39,6 +39,7 @@ struct Row {
     scale: String,
     scale_range: String,
     drift: String,
+    moved: String,
     dead: String,
     some_dead: bool,
 }
@@ -95,6 +96,7 @@ pub(super) fn page(summary: &Summary, curves: &Curves) -> Result<String, minijin
         figures => Serde(figures),
         panels => Serde(panels(curves)),
         tensors => Serde(rows(curves)),
+        remarks => Serde(&curves.remarks),
         evaluations => Serde(evaluations(summary)),
         samples => Serde(&summary.samples),
         settings => Serde(settings(&summary.recipe)),
@@ -173,6 +175,22 @@ fn panels(c: &Curves) -> Vec<Panel> {
             ],
             from_zero: true,
             percent: true,
+            ..Chart::default()
+        },
+        Chart {
+            title: "Restless weights",
+            unit: "share".into(),
+            legend: vec![("main", "of changes, undone at once"), ("dot", "of latents, near a threshold")],
+            series: vec![line(Ink::Main, 2, &c.undone), line(Ink::Dot, 2, &c.near)],
+            from_zero: true,
+            percent: true,
+            ..Chart::default()
+        },
+        Chart {
+            title: "Size of a step",
+            unit: "root mean square of ΔW, in scales".into(),
+            series: one(&c.updates),
+            from_zero: true,
             ..Chart::default()
         },
         Chart { title: "Learning rate", series: one(&c.lr), from_zero: true, ..Chart::default() },
@@ -260,6 +278,7 @@ fn rows(c: &Curves) -> Vec<Row> {
         scale: significant(t.scale_mean, 3),
         scale_range: format!("{} to {}", significant(t.scale_min, 2), significant(t.scale_max, 2)),
         drift: percent(t.scale_drift),
+        moved: t.moved.map_or("–".into(), percent),
         dead: format!("{} of {}", thousands(t.dead_groups), thousands(t.groups)),
         some_dead: t.dead_groups > 0,
     };

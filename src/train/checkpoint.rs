@@ -1,7 +1,7 @@
 //! A training on disk, from which it goes on bit for bit.
 //!
 //! `RUN/checkpoints/step-00000500/` is a Hugging Face directory with the latents in `model.safetensors`, and beside it
-//! `optimizer.safetensors` (moments, losses, first scales) and `trainer.json` ([`Progress`], pending flip counts, the
+//! `optimizer.safetensors` (moments, losses, what is watched) and `trainer.json` ([`Progress`], pending flip counts, the
 //! recipe and the text that it was trained by, and digests that tie the files together).
 
 use rayon::prelude::*;
@@ -184,12 +184,8 @@ pub fn restore(dir: &Path, trainer: &mut Trainer) -> Result<()> {
         let wanted = format!("{wanted}, as in {TRAINER}: these files are of two checkpoints");
         return Err(Error::input(&path, "losses: SHA-256", found, wanted));
     }
-    let mut starts = trainer.start_scales.iter_mut();
+    trainer.watch.restore(&trainer.model.decoder, &stored)?;
     for param in trainer.model.decoder.weights() {
-        if param.ternary().is_some() {
-            let scales = starts.next().expect("a start for every ternary tensor");
-            stored.read_f32_into(&start_scales(&param.name), &[scales.len()], scales)?;
-        }
         trainer.latents.set_flips(param, file.flips.get(&param.name).copied().unwrap_or_default());
     }
     let known: BTreeSet<String> = tensors(trainer).into_iter().map(|t| t.name).collect();
@@ -206,14 +202,6 @@ fn tensors(trainer: &Trainer) -> Vec<Tensor<'_>> {
     let mut tensors = trainer.optimizer.tensors(decoder);
     let losses = Data::F32(&trainer.losses);
     tensors.push(Tensor { name: "losses".into(), shape: vec![trainer.losses.len()], data: losses });
-    let ternary = decoder.weights().filter(|p| p.ternary().is_some());
-    for (param, scales) in ternary.zip(&trainer.start_scales) {
-        let name = start_scales(&param.name);
-        tensors.push(Tensor { name, shape: vec![scales.len()], data: Data::F32(scales) });
-    }
+    tensors.extend(trainer.watch.tensors(decoder));
     tensors
-}
-
-fn start_scales(param: &str) -> String {
-    format!("start_scales.{param}")
 }

@@ -83,12 +83,21 @@ pub struct TensorPoint {
     /// Mean of `|s − s₀| / s₀` over the groups, `s₀` the scale at the start.
     #[serde(with = "nan_as_null")]
     pub scale_drift: f64,
+    /// Fraction of the weights whose trit is not that of the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<f64>,
     /// Groups whose weights are all zero.
     pub dead_groups: u64,
     /// Weights that became zero, stopped being zero, or changed sign since the last record.
     pub to_zero: u64,
     pub from_zero: u64,
     pub sign_flips: u64,
+    /// Of these changes, the share of which nothing is left at this record: trits that went and came back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undone: Option<f64>,
+    /// Fraction of the latents within a tenth of a threshold, [`NEAR`](super::NEAR).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub near: Option<f64>,
     /// Root mean square of the last update of the latent weights, in scales (`|ΔW| / s`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rms_update: Option<f64>,

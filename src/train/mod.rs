@@ -1,7 +1,9 @@
 //! The training loop and what it writes down.
 
+mod advice;
 pub mod checkpoint;
 pub mod cost;
+mod diary;
 mod metrics;
 mod muon;
 mod optimizer;
@@ -12,7 +14,9 @@ mod setup;
 mod source;
 mod tensorboard;
 mod trainer;
+mod watch;
 
+pub use advice::Advisor;
 pub(crate) use metrics::nan_as_null;
 pub use metrics::{MetricsLog, Record, TensorPoint, read as read_metrics};
 pub use muon::orthogonalise;
@@ -24,3 +28,4 @@ pub use setup::{setup, setup_random};
 pub use source::{Source, Synthetic};
 pub use tensorboard::EventWriter;
 pub use trainer::{Progress, StepReport, Trainer};
+pub use watch::{NEAR, Watch};

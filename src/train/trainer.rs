@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 use super::schedule::schedule;
-use super::{At, Optimizer, Source, TensorPoint, Trained};
+use super::{At, Optimizer, Source, TensorPoint, Trained, Watch};
 use crate::config::{Precision, Recipe};
 use crate::error::{Error, Result};
 use crate::formats::Form;
@@ -12,7 +12,6 @@ use crate::kernels::profile::{Phase, scope};
 use crate::kernels::{self, IGNORE};
 use crate::measure::Perplexity;
 use crate::model::{self, Gradients, Latents, Loss, Model, Sequences, State};
-use crate::ternary::Stats;
 use crate::text::Tokenizer;
 
 /// How far a training has come: with the tensors, all that a checkpoint needs.
@@ -52,8 +51,7 @@ pub struct Trainer {
     pub progress: Progress,
     /// Loss of every step so far.
     pub losses: Vec<f32>,
-    /// Scales of every ternary tensor before the first step.
-    pub start_scales: Vec<Vec<f32>>,
+    pub(super) watch: Watch,
     /// The last validation over everything held out, and the step it was made at.
     whole_validation: Option<(u64, Perplexity)>,
     state: State,
@@ -73,8 +71,7 @@ impl Trainer {
         source: Source,
     ) -> Self {
         let optimizer = Optimizer::new(&recipe.train, &model.decoder);
-        let start_scales =
-            model.decoder.weights().filter_map(|w| w.ternary()).map(|t| t.scales().to_vec()).collect();
+        let watch = Watch::new(&model.decoder);
         let tokens = recipe.train.batch * source.seq();
         Self {
             recipe,
@@ -86,7 +83,7 @@ impl Trainer {
             optimizer,
             progress: Progress::default(),
             losses: Vec::new(),
-            start_scales,
+            watch,
             whole_validation: None,
             state: State::default(),
             inputs: vec![0; tokens],
@@ -211,39 +208,6 @@ impl Trainer {
     /// Trits, scales and flips of every ternary tensor; flips are counted anew from here.
     pub fn tensor_points(&mut self) -> Vec<TensorPoint> {
         let updates = std::mem::take(&mut self.updates);
-        let mut starts = self.start_scales.iter();
-        let mut points = Vec::new();
-        for weight in self.model.decoder.weights() {
-            let flips = self.latents.take_flips(weight);
-            let Some(matrix) = weight.ternary() else { continue };
-            let stats = Stats::of(matrix);
-            let start = starts.next().expect("a start for every ternary tensor");
-            let drift = start.iter().zip(matrix.scales()).filter(|(s, _)| **s > 0.0);
-            let (sum, count) = drift.fold((0.0, 0u64), |(sum, count), (start, now)| {
-                (sum + ((now - start).abs() / start) as f64, count + 1)
-            });
-            let share = |n: u64| n as f64 / stats.weights() as f64;
-            points.push(TensorPoint {
-                name: weight.name.clone(),
-                weights: stats.weights(),
-                groups: stats.groups,
-                minus: share(stats.minus),
-                zero: share(stats.zero),
-                plus: share(stats.plus),
-                scale_mean: stats.scale_mean as f64,
-                scale_min: stats.scale_min as f64,
-                scale_max: stats.scale_max as f64,
-                scale_drift: sum / count.max(1) as f64,
-                dead_groups: stats.dead_groups,
-                to_zero: flips.to_zero,
-                from_zero: flips.from_zero,
-                sign_flips: flips.sign,
-                rms_update: updates
-                    .get(weight.index())
-                    .map(|u| u / stats.scale_mean as f64)
-                    .filter(|u| u.is_finite()),
-            });
-        }
-        points
+        self.watch.points(&self.model.decoder, &mut self.latents, &updates)
     }
 }

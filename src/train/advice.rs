@@ -1,0 +1,173 @@
+//! What the diary of a training says for certain, in words.
+
+use super::Record;
+
+/// Steps without a change of any trit after which the learning rate is called too low.
+const QUIET: u64 = 500;
+/// Of the highest learning rate so far: below it nothing is expected to change.
+const DECAYED: f64 = 0.1;
+/// Records whose mean loss is compared with that of the first.
+const WINDOW: usize = 10;
+/// Nats by which a loss has risen that is worth a word.
+const RISEN: f64 = 0.05;
+
+/// Reads records in their order, and says each thing once.
+#[derive(Clone, Debug, Default)]
+pub struct Advisor {
+    highest_lr: f64,
+    lr: f64,
+    /// Training losses since the last validation, and of all.
+    since_validation: Vec<f64>,
+    losses: Vec<f64>,
+    /// The record after which no trit has changed.
+    quiet_from: Option<u64>,
+    best: Option<Validation>,
+    /// Validations in a row that were worse than the best, while the training loss was lower than then.
+    worse: u32,
+    said: [bool; 3],
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Validation {
+    step: u64,
+    nll: f64,
+    /// Mean training loss before it.
+    trained: f64,
+}
+
+impl Advisor {
+    /// A sentence, if the record gives reason for one that was not said yet.
+    pub fn hear(&mut self, record: &Record) -> Option<String> {
+        let (nth, text) = match record {
+            Record::Train { loss, lr, .. } => {
+                (self.lr, self.highest_lr) = (*lr, self.highest_lr.max(*lr));
+                self.since_validation.push(*loss);
+                self.losses.push(*loss);
+                (0, self.diverged()?)
+            }
+            Record::Ternary { step, tensors } => {
+                let changed: u64 = tensors.iter().map(|t| t.to_zero + t.from_zero + t.sign_flips).sum();
+                let from = *self.quiet_from.get_or_insert(*step);
+                if changed > 0 || tensors.is_empty() {
+                    self.quiet_from = Some(*step);
+                    return None;
+                }
+                let size = tensors.iter().filter_map(|t| t.rms_update).fold(0.0, f64::max);
+                (1, self.quiet(step - from, size)?)
+            }
+            Record::Val { step, nll, .. } => (2, self.validated(*step, *nll)?),
+        };
+        (!std::mem::replace(&mut self.said[nth], true)).then_some(text)
+    }
+
+    fn diverged(&self) -> Option<String> {
+        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+        if self.losses.len() < 3 * WINDOW {
+            return None;
+        }
+        let (first, last) = (self.losses[0], mean(&self.losses[self.losses.len() - WINDOW..]));
+        let text = format!(
+            "the loss is {last:.3} where it began at {first:.3}: the learning rate is too high, or its warm-up too short"
+        );
+        (last > first + RISEN).then_some(text)
+    }
+
+    fn quiet(&self, steps: u64, size: f64) -> Option<String> {
+        let text = format!(
+            "no trit has changed for {steps} steps: the learning rate is too low for ternary weights. The last step moved \
+             latents by {size:.1e} of a scale at most, and a trit changes where one crosses half of it"
+        );
+        (steps >= QUIET && self.lr >= DECAYED * self.highest_lr).then_some(text)
+    }
+
+    fn validated(&mut self, step: u64, nll: f64) -> Option<String> {
+        let losses = std::mem::take(&mut self.since_validation);
+        let trained = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
+        match self.best {
+            Some(best) if nll >= best.nll => {
+                let memorised = nll > best.nll + RISEN && trained < best.trained;
+                self.worse = if memorised { self.worse + 1 } else { 0 };
+                let text = format!(
+                    "the validation loss has risen from {:.3} after {} steps to {nll:.3}, while the training loss fell from \
+                     {:.3} to {trained:.3}: the text is being learnt by heart. Fewer steps or more text would do better",
+                    best.nll, best.step, best.trained
+                );
+                (self.worse >= 2).then_some(text)
+            }
+            _ => {
+                (self.best, self.worse) = (Some(Validation { step, nll, trained }), 0);
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::TensorPoint;
+    use super::*;
+
+    fn train(step: u64, loss: f64, lr: f64) -> Record {
+        Record::Train { step, loss, lr, grad_norm: 1.0, tokens: 0, tok_per_s: 1.0, elapsed_s: 1.0 }
+    }
+
+    fn val(step: u64, nll: f64) -> Record {
+        Record::Val { step, nll, ppl: nll.exp(), bits_per_byte: None, tokens: 1 }
+    }
+
+    fn ternary(step: u64, to_zero: u64) -> Record {
+        let tensor = TensorPoint { to_zero, rms_update: Some(2e-6), ..Default::default() };
+        Record::Ternary { step, tensors: vec![tensor] }
+    }
+
+    fn all(records: impl IntoIterator<Item = Record>) -> Vec<String> {
+        let mut advisor = Advisor::default();
+        records.into_iter().filter_map(|record| advisor.hear(&record)).collect()
+    }
+
+    #[test]
+    fn trits_that_stand_still_are_told_once() {
+        let run = |lr: fn(u64) -> f64, changes: fn(u64) -> u64| {
+            let step = |n: u64| [train(n, 3.0, lr(n)), ternary(n, changes(n))];
+            all((0..2000).step_by(10).flat_map(step))
+        };
+        let found = run(|_| 1e-6, |_| 0);
+        assert_eq!(found.len(), 1);
+        assert!(
+            found[0].starts_with("no trit has changed for 500 steps") && found[0].contains("2.0e-6"),
+            "{found:?}"
+        );
+        assert_eq!(run(|_| 1e-6, |n| n % 400).len(), 0, "some changed");
+        assert_eq!(
+            run(|n| if n < 1000 { 1e-3 } else { 1e-5 }, |n| if n < 1000 { 5 } else { 0 }).len(),
+            0,
+            "decayed"
+        );
+    }
+
+    #[test]
+    fn a_text_learnt_by_heart_is_told_after_the_second_sign() {
+        let rounds = |losses: &[(f64, f64)]| {
+            let mut step = 0;
+            let mut records = Vec::new();
+            for &(trained, nll) in losses {
+                step += 100;
+                records.extend([train(step - 50, trained, 1e-3), train(step, trained, 1e-3), val(step, nll)]);
+            }
+            all(records)
+        };
+        assert_eq!(rounds(&[(5.0, 5.1), (4.0, 4.5), (3.0, 4.6), (2.5, 4.55)]).len(), 0, "once, then hardly");
+        let found = rounds(&[(5.0, 5.1), (4.0, 4.5), (3.0, 4.6), (2.5, 4.7), (2.0, 4.9)]);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].contains("from 4.500 after 200 steps to 4.700"), "{found:?}");
+        assert_eq!(rounds(&[(4.0, 4.5), (4.2, 4.7), (4.3, 4.9)]).len(), 0, "the training loss rose too");
+    }
+
+    #[test]
+    fn a_loss_above_its_start_is_told() {
+        assert_eq!(all((0..40).map(|n| train(n, 5.5 - 0.1 * n as f64, 1e-3))).len(), 0);
+        let found = all((0..40).map(|n| train(n, 5.5 + 0.1 * n as f64, 1e-3)));
+        assert_eq!(found.len(), 1);
+        assert!(found[0].contains("began at 5.500"), "{found:?}");
+    }
+}
