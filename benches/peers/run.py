@@ -28,13 +28,19 @@ TUNED = {
 }
 PINNED = {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
 
-# Name, mode of torch_step.py, environment.
+# Name, options of torch_step.py, environment.
 STEP_SIDES = {
-    "eager": ("PyTorch eager", "eager", {}),
-    "eager-tuned": ("PyTorch eager, tuned allocator", "eager", TUNED | PINNED),
-    "compile": ("PyTorch compiled", "compile", {}),
-    "compile-tuned": ("PyTorch compiled, tuned allocator", "compile", TUNED | PINNED),
+    "eager": ("PyTorch eager", ["--mode", "eager"], {}),
+    "eager-tuned": ("PyTorch eager, tuned allocator", ["--mode", "eager"], TUNED | PINNED),
+    "compile": ("PyTorch compiled", ["--mode", "compile"], {}),
+    "compile-tuned": ("PyTorch compiled, tuned allocator", ["--mode", "compile"], TUNED | PINNED),
 }
+# The same with products in bf16.
+BF16_SIDES = {
+    f"bf16-{side}": (f"{label}, autocast bf16", [*options, "--autocast"], env)
+    for side, (label, options, env) in STEP_SIDES.items()
+}
+STEP_SIDES |= BF16_SIDES
 COPY_SIDES = {
     "torch": ("PyTorch eager", "copy_torch.py", {}),
     "torch-tuned": ("PyTorch eager, tuned allocator", "copy_torch.py", TUNED | PINNED),
@@ -45,9 +51,12 @@ AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE
 VARIANTS = {
     "wiki-75m": {"recipe": "wiki-75m"},
     "wiki-75m-none": {"recipe": "wiki-75m", "set": ["ternary.scope=none"]},
+    "wiki-75m-bf16": {"recipe": "wiki-75m", "set": ["train.precision=bf16"], "sides": list(BF16_SIDES)},
     "avx2": {"recipe": "wiki-75m", "ours_env": {"TERNLM_ISA": "avx2"}, "env": AVX2},
     # A step takes tens of seconds, and compiling needs more memory than the step itself: eager only, few steps.
     "qwen3-0.6b": {"recipe": "qwen3-0.6b-blocks", "sides": ["eager", "eager-tuned"], "warmup": 2, "steps": 2},
+    "qwen3-0.6b-bf16": {"recipe": "qwen3-0.6b-blocks", "set": ["train.precision=bf16"],
+                        "sides": ["bf16-eager", "bf16-eager-tuned"], "warmup": 2, "steps": 2},
     "copy": {},
 }
 # Both sides add the same numbers in another order, and a latent at a threshold may fall to either side of it. By the
@@ -98,7 +107,8 @@ def bench_steps(name, args, tools, scratch, log):
     steps = args.steps or variant.get("steps", 5)
     # The first steps are compared, whatever is timed.
     warmup = max(warmup, COMPARED - steps)
-    sides = [side for side in asked(STEP_SIDES, args) if side in variant.get("sides", STEP_SIDES)]
+    offered = variant.get("sides", [side for side in STEP_SIDES if side not in BF16_SIDES])
+    sides = [side for side in asked(STEP_SIDES, args) if side in offered]
     threads = ["--threads", args.threads]
     # OMP_NUM_THREADS reaches the libraries that do not ask PyTorch.
     peer_env = {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)} | variant.get("env", {})
@@ -118,8 +128,8 @@ def bench_steps(name, args, tools, scratch, log):
         counts = ["--warmup", warmup, "--steps", steps]
         if side == "ternlm":
             return json.loads(process([tools["ternlm"], *recipe, *ours_set, *counts], ours_env, log)[0])
-        _, mode, env = STEP_SIDES[side]
-        command = [tools["python"], HERE / "torch_step.py", "--export", export, "--mode", mode, *counts, *threads]
+        _, options, env = STEP_SIDES[side]
+        command = [tools["python"], HERE / "torch_step.py", "--export", export, *options, *counts, *threads]
         return json.loads(process([*command, "--json"], peer_env | env, log)[0])
 
     results = in_turn(["ternlm", *sides], args.rounds, run)
@@ -133,7 +143,7 @@ def bench_steps(name, args, tools, scratch, log):
         if isinstance(runs, str):
             rows.append([label, "failed", *["—"] * 6])
             summary[side] = {"error": runs}
-            agree = agree and side.startswith("compile")
+            agree = agree and "compile" in side
             continue
         seconds = [r["median_seconds"] for r in runs]
         middle, memory = median(seconds), [r["peak_memory_bytes"] for r in runs]

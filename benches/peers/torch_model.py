@@ -178,10 +178,10 @@ class Decoder(nn.Module):
 
 
 class Trainer:
-    """`loss` is the decoder, or what `torch.compile` made of it."""
+    """`loss` is the decoder, or what `torch.compile` made of it; with `autocast` its products are in bf16."""
 
-    def __init__(self, decoder, loss, train):
-        self.loss, self.train, self.index = loss, train, 0
+    def __init__(self, decoder, loss, train, autocast=False):
+        self.loss, self.train, self.index, self.autocast = loss, train, 0, autocast
         self.params = list(decoder.parameters())
         groups = [
             {"params": [p for p in self.params if p.ndim == 2], "decayed": True},
@@ -199,7 +199,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total, scored = 0.0, 0
         for inputs, targets in batches:
-            loss = self.loss(inputs, targets)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+                loss = self.loss(inputs, targets)
             (loss / len(batches)).backward()
             count = int((targets != -1).sum())
             total, scored = total + loss.item() * count, scored + count

@@ -40,7 +40,7 @@ def run(args):
     if args.mode == "compile":
         # Without the option the compiler drops the rounding of scales to f16, which is part of what is computed.
         loss = torch.compile(decoder, options={"emulate_precision_casts": True})
-    trainer = Trainer(decoder, loss, recipe["train"])
+    trainer = Trainer(decoder, loss, recipe["train"], args.autocast)
     seconds, losses = [], []
     for step in range(args.warmup + args.steps):
         start = time.perf_counter()
@@ -60,6 +60,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--export", type=Path, required=True, metavar="DIR")
     parser.add_argument("--mode", choices=["eager", "compile"], default="eager")
+    parser.add_argument("--autocast", action="store_true", help="products in bf16, as torch.autocast chooses them")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=3, help="steps before those that are timed")
     parser.add_argument("--steps", type=int, default=5, help="steps that are timed")
