@@ -10,25 +10,43 @@ use crate::report;
 #[command(after_help = "\
 Examples:
   ternlm report runs/shakespeare
-  ternlm report runs/shakespeare --json")]
+  ternlm report runs/shakespeare --json
+  ternlm report runs/adamw runs/muon --out comparison.html
+  ternlm report runs/adamw runs/muon --json
+
+Of several runs, at most six, one page shows figures, curves, the settings that differ, trits by layer and samples side by
+side. Runs that have not ended are compared as far as they have come.")]
 pub struct ReportArgs {
-    /// The folder of a run that has finished
-    run: PathBuf,
-    /// Print report.json instead of making report.html again
+    /// The folder of a run that has finished; several are compared
+    #[arg(required = true)]
+    runs: Vec<PathBuf>,
+    /// Print report.json, or what differs between runs, instead of making a page
     #[arg(long)]
     json: bool,
+    /// The page that compares several runs
+    #[arg(long, value_name = "FILE", default_value = "comparison.html")]
+    out: PathBuf,
 }
 
 pub fn run(args: ReportArgs) -> Result<()> {
-    if !args.run.join(report::JSON).is_file() {
-        let found = if args.run.exists() { format!("no {}", report::JSON) } else { "nothing there".into() };
-        return Err(Error::input(&args.run, "report", found, "the folder of a run that has finished"));
+    let [run] = &args.runs[..] else {
+        if args.json {
+            super::say_json(&report::compare(&args.runs)?);
+        } else {
+            report::write_comparison(&args.runs, &args.out)?;
+            say!("{}", args.out.display());
+        }
+        return Ok(());
+    };
+    if !run.join(report::JSON).is_file() {
+        let found = if run.exists() { format!("no {}", report::JSON) } else { "nothing there".into() };
+        return Err(Error::input(run, "report", found, "the folder of a run that has finished"));
     }
     if args.json {
-        super::say_json(&report::read(&args.run)?);
+        super::say_json(&report::read(run)?);
     } else {
-        report::rewrite(&args.run)?;
-        say!("{}", args.run.join(report::HTML).display());
+        report::rewrite(run)?;
+        say!("{}", run.join(report::HTML).display());
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::curves::Point;
 use super::number::significant;
 
 /// A colour of the page, by the name of its CSS variable: the page decides what it is, in light and in dark.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) enum Ink {
     Text,
     Grid,
@@ -17,9 +17,14 @@ pub(super) enum Ink {
     Minus,
     Zero,
     Plus,
+    /// One of several runs, below [`RUNS`].
+    Run(usize),
 }
 
-const INKS: [(Ink, &str); 8] = [
+/// Runs that a chart has colours for.
+pub(super) const RUNS: usize = 6;
+
+const INKS: [(Ink, &str); 8 + RUNS] = [
     (Ink::Text, "muted"),
     (Ink::Grid, "grid"),
     (Ink::Main, "main"),
@@ -28,12 +33,19 @@ const INKS: [(Ink, &str); 8] = [
     (Ink::Minus, "minus"),
     (Ink::Zero, "zero"),
     (Ink::Plus, "plus"),
+    (Ink::Run(0), "run0"),
+    (Ink::Run(1), "run1"),
+    (Ink::Run(2), "run2"),
+    (Ink::Run(3), "run3"),
+    (Ink::Run(4), "run4"),
+    (Ink::Run(5), "run5"),
 ];
 
 impl Ink {
     /// A stand-in that `finished` replaces; nothing else in a chart has these colours.
     fn color(self) -> RGBColor {
-        RGBColor(1, 0, self as u8)
+        let place = INKS.iter().position(|(ink, _)| *ink == self).expect("a colour of the page");
+        RGBColor(1, 0, place as u8)
     }
 }
 

@@ -1,14 +1,16 @@
 //! `report.html`: one file, no scripts, nothing loaded from elsewhere.
 
+use minijinja::context;
 use minijinja::value::Serde;
-use minijinja::{Environment, context};
 use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::charts::{Chart, Ink, Series};
 use super::curves::{Curves, Point, smoothed, thinned};
 use super::number::{duration, percent, short, significant, thousands};
+use super::render::render;
 use super::summary::{Evaluation, Summary};
+use crate::error::Result;
 
 /// A heading number.
 #[derive(Serialize)]
@@ -52,11 +54,8 @@ struct Bar {
     pass: bool,
 }
 
-/// The page, or what the template engine says is wrong with our own template.
-pub(super) fn page(summary: &Summary, curves: &Curves) -> Result<String, minijinja::Error> {
-    let mut env = Environment::new();
-    // The name ends in .html.jinja, so everything not marked safe is escaped: samples and names are untrusted.
-    env.add_template("report.html.jinja", include_str!("report.html.jinja"))?;
+/// The page.
+pub(super) fn page(summary: &Summary, curves: &Curves) -> Result<String> {
     let shares = summary.ternary.as_ref().map(|t| [t.minus, t.zero, t.plus].map(|n| ratio(n, t.weights)));
     let ternary = summary.ternary.as_ref().map(|t| {
         context! {
@@ -80,7 +79,7 @@ pub(super) fn page(summary: &Summary, curves: &Curves) -> Result<String, minijin
     let figures = figures(summary);
     // One full row, or two of them.
     let columns = if figures.len() > 5 { figures.len().div_ceil(2) } else { figures.len() };
-    env.get_template("report.html.jinja")?.render(context! {
+    let shown = context! {
         name => summary.name.as_str(),
         task,
         steps => thousands(summary.steps),
@@ -101,7 +100,8 @@ pub(super) fn page(summary: &Summary, curves: &Curves) -> Result<String, minijin
         samples => Serde(&summary.samples),
         settings => Serde(settings(&summary.recipe)),
         versions => Serde(versions(summary)),
-    })
+    };
+    render(include_str!("report.html.jinja"), shown)
 }
 
 fn ratio(part: u64, whole: u64) -> f64 {

@@ -1,9 +1,11 @@
 //! What is left for people to look at when a training has ended: `report.json` and `report.html`.
 
 mod charts;
+mod compare;
 mod curves;
 mod html;
 mod number;
+mod render;
 mod summary;
 mod versions;
 
@@ -15,7 +17,9 @@ use crate::train::{METRICS, Record, read_metrics};
 use curves::Curves;
 
 pub(crate) use charts::{Band, band_chart};
+pub use compare::{Comparison, compare, write_comparison};
 pub(crate) use number::{significant, thousands};
+pub(crate) use render::render;
 pub use summary::{Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation};
 pub use versions::Versions;
 
@@ -62,8 +66,7 @@ fn metrics(run_dir: &Path) -> Result<Vec<Record>> {
 
 fn write_html(run_dir: &Path, summary: &Summary, curves: &Curves) -> Result<()> {
     let curves = curves.with_losses(&summary.loss_curve);
-    let page = html::page(summary, &curves).map_err(Error::usage)?;
-    write_bytes(run_dir.join(HTML), page.as_bytes())
+    write_bytes(run_dir.join(HTML), html::page(summary, &curves)?.as_bytes())
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ fn a_report_is_written_read_and_rewritten() {
     {
         assert!(html.contains(shown), "{shown}");
     }
-    assert_eq!(html.matches("<svg").count(), 6, "five charts, one of them in two widths");
+    assert_eq!(html.matches("<svg").count(), 8, "seven charts, one of them in two widths");
     assert!(html.len() < 600_000, "{} bytes", html.len());
     // Samples are text, and nothing is loaded or run.
     assert!(html.contains("&lt;script&gt;") && html.contains("&lt;&#x2f;blockquote&gt;"));

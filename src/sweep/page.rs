@@ -1,7 +1,7 @@
 //! `sweep.html`: one file, no scripts, nothing loaded from elsewhere.
 
+use minijinja::context;
 use minijinja::value::Serde;
-use minijinja::{Environment, context};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,9 +9,9 @@ use std::path::Path;
 use super::plan::{Plan, Run, shown};
 use super::results::{Results, Row};
 use super::statistics::Sample;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::write_bytes;
-use crate::report::{Band, band_chart, significant};
+use crate::report::{Band, band_chart, render, significant};
 use crate::train::{METRICS, Record, read_metrics};
 
 /// The page, in the folder of a sweep.
@@ -75,10 +75,7 @@ fn page(plan: &Plan, results: &Results, dir: &Path) -> Result<String> {
         of_key.strips.iter_mut().for_each(|strip| strip.verdict = "");
         tables.push(of_key);
     }
-    let mut env = Environment::new();
-    // The name ends in .html.jinja, so everything not marked safe is escaped: settings are untrusted.
-    let rendered = env.add_template("sweep.html.jinja", include_str!("sweep.html.jinja")).and_then(|()| {
-        env.get_template("sweep.html.jinja")?.render(context! {
+    let shown = context! {
             recipe => plan.recipe.display().to_string(),
             settings => results.rows.len(),
             seeds => plan.seeds.len(),
@@ -90,9 +87,8 @@ fn page(plan: &Plan, results: &Results, dir: &Path) -> Result<String> {
             degrees => results.noise.map(|n| n.degrees),
             tables => Serde(&tables),
             curves => Serde(curves(results, dir)),
-        })
-    });
-    rendered.map_err(Error::usage)
+    };
+    render(include_str!("sweep.html.jinja"), shown)
 }
 
 fn table(title: String, rows: &[Row], results: &Results) -> Table {
