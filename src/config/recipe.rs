@@ -295,6 +295,8 @@ pub struct TrainConfig {
     /// Muon keeps of each update only what has the sign of the gradient, and makes up for the rest (Liang et al.,
     /// "Cautious Optimizers", arXiv 2411.16085).
     pub cautious: bool,
+    /// Newton–Schulz steps of Muon: fewer cost less, and leave small singular values smaller.
+    pub muon_steps: u32,
     /// On matrices only; norms and biases are never decayed.
     pub weight_decay: f32,
     /// First step without weight decay; absent: never switched off.
@@ -335,6 +337,7 @@ impl Default for TrainConfig {
             momentum: 0.95,
             muon_lr: 0.02,
             cautious: false,
+            muon_steps: 5,
             weight_decay: 0.0,
             weight_decay_until: None,
             clip: 1.0,
@@ -419,6 +422,9 @@ impl Recipe {
             if value == 0 || value > u32::MAX as u64 {
                 return bad(field, &value, "1 to 4294967295");
             }
+        }
+        if !(1..=12).contains(&self.train.muon_steps) {
+            return bad("train.muon_steps", &self.train.muon_steps, "1 to 12");
         }
         for (field, value, low, high) in [
             ("train.lr", t.lr, 0.0, 1e3),

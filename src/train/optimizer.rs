@@ -243,7 +243,7 @@ fn orthogonal_updates<'a>(
         updates.push(([rows, cols], muon::gather(rule, matrix, pass)?, signs));
     }
     let orthogonal = kernels::side_by_side(updates, |(_, ([rows, cols], mut update, signs))| {
-        muon::orthogonalise(rows, cols, &mut update, t.precision);
+        muon::orthogonalise(rows, cols, &mut update, t.muon_steps, t.precision);
         if let Some(signs) = signs {
             kernels::cautious(&mut update, &signs);
         }

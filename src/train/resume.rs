@@ -142,7 +142,7 @@ fn refusal(key: &str, asked: &Recipe) -> Option<&'static str> {
             unused(t.optimizer != OptimizerKind::Sgd, ": sgd does not use it")
         }
         "train.momentum" => unused(t.optimizer != OptimizerKind::AdamW, ": adamw does not use it"),
-        "train.muon_lr" | "train.cautious" => {
+        "train.muon_lr" | "train.muon_steps" | "train.cautious" => {
             unused(t.optimizer == OptimizerKind::Muon, ": only muon uses it")
         }
         "train.floor" => {
@@ -257,7 +257,7 @@ mod tests {
                       report.min_accuracy report.prompts report.sample_tokens report.temperature report.test \
                       report.top_p train.accumulate train.batch train.beta1 train.beta2 train.cautious \
                       train.clip train.decay_fraction train.eps train.eval_every train.eval_sequences train.floor train.keep \
-                      train.log_every train.lr train.momentum train.muon_lr train.precision train.save_every \
+                      train.log_every train.lr train.momentum train.muon_lr train.muon_steps train.precision train.save_every \
                       train.schedule train.seq train.steps train.warmup train.weight_decay train.weight_decay_until";
         assert_eq!(free, wanted.split_whitespace().collect::<Vec<_>>());
     }
@@ -269,7 +269,9 @@ mod tests {
         recipe.train.optimizer = OptimizerKind::Sgd;
         recipe.train.schedule = ScheduleKind::Constant;
         recipe.data.order = Order::Epoch;
-        for key in ["beta1", "beta2", "eps", "muon_lr", "cautious", "floor", "decay_fraction", "seq"] {
+        for key in
+            ["beta1", "beta2", "eps", "muon_lr", "muon_steps", "cautious", "floor", "decay_fraction", "seq"]
+        {
             assert!(refused(&recipe, &format!("train.{key}")), "{key}");
         }
         assert!(!refused(&recipe, "train.momentum"));
