@@ -303,7 +303,8 @@ fn cross_entropy_fused_with_the_head() {
         let (mut ws, mut dh) = (Workspace::default(), Buffer::zeros(h.len()));
         let mut grads = Gradients::zeros([&head]);
         let rows = Buffer::from(h.clone());
-        let got = cross_entropy::forward_backward(&rows, &head, &targets, 0.25, &mut ws, &mut dh, &mut grads);
+        let got =
+            cross_entropy::forward_backward(&rows, &head, &targets, None, 0.25, &mut ws, &mut dh, &mut grads);
         let want = loss(&wide(&h), &wide(head.dense()));
         assert!((got.sum * 0.25 - want).abs() < 1e-4 && got.count == 8, "{got:?}, wanted {want}");
         let forward = cross_entropy::forward(&rows, &head, &targets, &mut ws);

@@ -131,6 +131,9 @@ mod tests {
             let mut table = read(name.as_ref()).unwrap();
             set_text(&mut table, "data.train=[\"x.txt\"]").unwrap();
             set_text(&mut table, "init=somewhere").unwrap();
+            if table.contains_key("distill") {
+                set_text(&mut table, "distill.teacher=somewhere").unwrap();
+            }
             let recipe = resolve(name.as_ref(), table).unwrap();
             assert_eq!(recipe.name, name);
             assert_eq!(resolve(name.as_ref(), to_toml(&recipe).parse().unwrap()).unwrap(), recipe);

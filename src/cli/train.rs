@@ -26,6 +26,7 @@ Examples:
   ternlm train wiki-75m --data train.txt --set train.precision=bf16 --out runs/wiki-bf16
   ternlm train qwen3-0.6b-blocks --init Qwen3-0.6B --data text.txt
   ternlm train qwen3-0.6b-blocks --init SmolLM2-135M-Instruct.Q4_1.gguf --data text.txt
+  ternlm train qwen3-0.6b-blocks --init Qwen3-0.6B --teacher Qwen3-0.6B --data text.txt
   ternlm train wiki-75m --out runs/wiki-75m --resume
   ternlm train wiki-75m --resume --set train.steps=4000
 
@@ -48,6 +49,9 @@ pub struct TrainArgs {
     /// Start from this pretrained model: a Hugging Face directory, a packed or GGUF file
     #[arg(long)]
     init: Option<PathBuf>,
+    /// Learn from this model, too (recipe key distill.teacher): one of the same tokenizer, in a form that --init takes
+    #[arg(long)]
+    teacher: Option<PathBuf>,
     /// Go on from the newest checkpoint of the run, by the run's own recipe.toml; a change asked for here that cannot
     /// take effect any more is refused
     #[arg(long)]
@@ -174,7 +178,8 @@ fn started(args: &TrainArgs, named: &Table, out: &Path) -> Result<(Start, Folder
 /// With absolute paths, so that the run can be resumed from any folder.
 fn absolute(mut recipe: Recipe) -> Recipe {
     let paths = recipe.data.train.iter_mut().chain(&mut recipe.data.val);
-    for path in paths.chain(&mut recipe.init).chain(&mut recipe.report.test) {
+    let teacher = recipe.distill.as_mut().and_then(|distill| distill.teacher.as_mut());
+    for path in paths.chain(&mut recipe.init).chain(teacher).chain(&mut recipe.report.test) {
         if let Ok(whole) = std::path::absolute(&*path) {
             *path = whole;
         }
@@ -251,6 +256,9 @@ fn overrides(args: &TrainArgs, table: &mut Table) -> Result<()> {
     }
     if let Some(init) = &args.init {
         recipe::set(table, "init", text(init))?;
+    }
+    if let Some(teacher) = &args.teacher {
+        recipe::set(table, "distill.teacher", text(teacher))?;
     }
     if let Some(seed) = args.seed {
         let seed = i64::try_from(seed)
@@ -335,6 +343,9 @@ impl Observer for Show<'_> {
         self.bar.set_message(format!("loss {:.4}, {tok_per_s:.0} tok/s,", report.loss));
         if logged {
             let mut line = format!("Step {}: loss={:.4}", report.index, report.loss);
+            if let Some(divergence) = report.divergence {
+                line += &format!("  divergence={divergence:.4}");
+            }
             if self.task == Task::Lm {
                 line += &format!(
                     "  lr={:.2e}  grad_norm={:.3}  {tok_per_s:.0} tok/s  {:.1}%",

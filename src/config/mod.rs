@@ -8,7 +8,7 @@ mod rope;
 
 pub use model::{Activation, KvFormat, ModelConfig};
 pub use recipe::{
-    DataConfig, Inputs, Join, MomentFormat, OptimizerKind, Order, Precision, Recipe, ReportConfig,
-    ScheduleKind, Scope, Task, TernaryConfig, TrainConfig,
+    DataConfig, Direction, DistillConfig, Inputs, Join, MomentFormat, OptimizerKind, Order, Precision,
+    Recipe, ReportConfig, ScheduleKind, Scope, Task, TernaryConfig, TrainConfig,
 };
 pub use rope::{RopeScaling, Rotation};

@@ -126,6 +126,8 @@ pub struct Recipe {
     pub model: Option<ModelConfig>,
     #[serde(default)]
     pub ternary: TernaryConfig,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distill: Option<DistillConfig>,
     #[serde(default)]
     pub data: DataConfig,
     pub train: TrainConfig,
@@ -145,11 +147,56 @@ pub struct TernaryConfig {
     /// `"f32"` or `"int8"`.
     #[serde(skip_serializing_if = "Inputs::is_f32")]
     pub activations: Inputs,
+    /// Share of the steps over which weights go from their latents to trits: products are with `(1 - ε) ŵ + ε w`, and `ε`
+    /// falls from 1 to 0 on half a cosine. 0: trits from the start.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub anneal: f32,
+}
+
+fn is_zero(x: &f32) -> bool {
+    *x == 0.0
 }
 
 impl Default for TernaryConfig {
     fn default() -> Self {
-        Self { scope: Scope::All, group: Grouping::default(), init_std: None, activations: Inputs::default() }
+        Self {
+            scope: Scope::All,
+            group: Grouping::default(),
+            init_std: None,
+            activations: Inputs::default(),
+            anneal: 0.0,
+        }
+    }
+}
+
+/// Which divergence a student is held to, between its distribution `q` and the teacher's `p`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// `KL(p | q)`: the student is to cover all that the teacher holds likely.
+    #[default]
+    Forward,
+    /// `KL(q | p)`: the student is to say nothing that the teacher holds unlikely.
+    Reverse,
+}
+
+/// A model to learn from. The loss is `(1 - weight) CE + weight T² KL`, soft-max of both models at the temperature `T`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DistillConfig {
+    /// A stored model of the same tokenizer.
+    #[serde(skip_serializing_if = "Option::is_none", with = "path_text::option")]
+    pub teacher: Option<PathBuf>,
+    /// 0 to 1. At 0 the teacher is not even loaded.
+    pub weight: f32,
+    pub temperature: f32,
+    /// `"forward"` or `"reverse"`.
+    pub direction: Direction,
+}
+
+impl Default for DistillConfig {
+    fn default() -> Self {
+        Self { teacher: None, weight: 0.5, temperature: 1.0, direction: Direction::Forward }
     }
 }
 
@@ -388,6 +435,11 @@ impl Default for ReportConfig {
 }
 
 impl Recipe {
+    /// How the training learns from a teacher, if it does.
+    pub fn taught(&self) -> Option<&DistillConfig> {
+        self.distill.as_ref().filter(|distill| distill.weight > 0.0)
+    }
+
     /// Judges every value that does not need the data or the model's files.
     pub fn validate(&self, file: &Path) -> Result<()> {
         let bad = |field: &str, found: &dyn std::fmt::Display, wanted: &str| {
@@ -408,6 +460,16 @@ impl Recipe {
             && !(std.is_finite() && std > 0.0)
         {
             return bad("ternary.init_std", &std, "a positive number");
+        }
+        let distill = self.distill.clone().unwrap_or_default();
+        if self.distill.is_some() && distill.weight > 0.0 {
+            if distill.teacher.is_none() {
+                let wanted = "the model to learn from (--teacher MODEL), or distill.weight = 0";
+                return bad("distill.teacher", &"nothing", wanted);
+            }
+            if self.task != Task::Lm {
+                return bad("distill", &"a teacher", "none: the task makes its own sequences");
+            }
         }
         let t = &self.train;
         for (field, value) in [
@@ -438,6 +500,10 @@ impl Recipe {
             ("train.floor", t.floor, 0.0, 1.0),
             ("train.decay_fraction", t.decay_fraction, 0.0, 1.0),
             ("data.val_fraction", self.data.val_fraction as f32, 0.0, 0.999),
+            // The last steps are those of the model that is stored.
+            ("ternary.anneal", self.ternary.anneal, 0.0, 0.9),
+            ("distill.weight", distill.weight, 0.0, 1.0),
+            ("distill.temperature", distill.temperature, 0.01, 100.0),
             ("report.temperature", self.report.temperature, 0.0, 100.0),
             ("report.top_p", self.report.top_p, 0.0, 1.0),
         ] {

@@ -70,7 +70,7 @@ kernel! {
 }
 
 #[inline(always)]
-fn maximum(row: &[f32]) -> f32 {
+pub(super) fn maximum(row: &[f32]) -> f32 {
     let mut tops = [f32::NEG_INFINITY; 16];
     let chunks = row.chunks_exact(16);
     let tail = chunks.remainder().iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });

@@ -6,9 +6,11 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+mod anneal;
 mod attention;
 mod buffer;
 mod cross_entropy;
+mod distillation;
 mod elementwise;
 mod embedding;
 mod isa;
@@ -34,12 +36,14 @@ mod to;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+pub use anneal::anneal;
 pub use attention::{
     Attended, AttentionGradients, AttentionSpan, Heads, Positions, attention, attention_backward,
     attention_spans,
 };
 pub use buffer::Buffer;
 pub use cross_entropy::{IGNORE, cross_entropy, logits_stride, most_likely};
+pub use distillation::{Distillation, distill};
 pub use elementwise::{
     absorb, add_assign, all_finite, copy, fill_zero, gelu, gelu_backward, relu2, relu2_backward, relu2_mul,
     relu2_mul_backward, silu_mul, silu_mul_backward, sum_squares,

@@ -1,6 +1,8 @@
 //! What each kernel means: plain loops in f64, slow on purpose; nothing but tests calls them. The sizes that a meaning
 //! depends on are here too, for the kernels.
 
+use super::Distillation;
+use crate::config::Direction;
 use crate::ternary::TernaryMatrix;
 
 /// `C = A B`, `[m, k] [k, n]`, row-major.
@@ -133,6 +135,24 @@ pub fn relu2(x: f64) -> f64 {
 pub fn cross_entropy(logits: &[f64], target: usize) -> f64 {
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     max + logits.iter().map(|x| (x - max).exp()).sum::<f64>().ln() - logits[target]
+}
+
+/// What a student learns of its teacher at a position, from the logits of both: cross-entropy, divergence at the temperature,
+/// and `(1 - weight) CE + weight T² KL`, which is minimised.
+pub fn distill(student: &[f64], teacher: &[f64], target: usize, how: Distillation) -> [f64; 3] {
+    let (weight, t) = (how.weight as f64, how.temperature as f64);
+    // ln softmax(x / T)
+    let soft = |x: &[f64]| -> Vec<f64> {
+        let x: Vec<f64> = x.iter().map(|x| x / t).collect();
+        (0..x.len()).map(|class| -cross_entropy(&x, class)).collect()
+    };
+    let (of, from) = match how.direction {
+        Direction::Forward => (soft(teacher), soft(student)),
+        Direction::Reverse => (soft(student), soft(teacher)),
+    };
+    let divergence = of.iter().zip(&from).map(|(a, b)| a.exp() * (a - b)).sum::<f64>();
+    let loss = cross_entropy(student, target);
+    [loss, divergence, (1.0 - weight) * loss + weight * t * t * divergence]
 }
 
 /// Inputs of a segment: what one scale of [`linear_int8`] multiplies is the sum of at most as many, all of one group. With

@@ -153,7 +153,8 @@ fn cached(
                 let (vocab, mut losses) = (decoder.config.vocab_size, vec![0.0; targets.len()]);
                 cross_entropy(&mut logits, vocab, vocab, targets, None, &mut losses);
                 let count = targets.iter().filter(|target| **target != IGNORE).count();
-                loss += Loss { sum: losses.iter().map(|loss| *loss as f64).sum(), count };
+                let sum = losses.iter().map(|loss| *loss as f64).sum();
+                loss += Loss { sum, count, ..Loss::default() };
             }
         }
         loss

@@ -3,18 +3,20 @@
 use std::ops::Range;
 
 use super::{Gradients, Weight, Workspace};
-use crate::kernels::{self, Buffer, IGNORE, Target, To, linear, logits_stride};
+use crate::kernels::{self, Buffer, Distillation, IGNORE, Target, To, linear, logits_stride};
 
 /// Bytes of logits of a part of a batch that may exist at once.
 const LOGITS: usize = 64 << 20;
 /// Rows that kernels take together: what is left over costs as much as a whole one.
 const PANEL: usize = 32;
 
-/// A sum over the positions that are scored.
+/// Sums over the positions that are scored.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Loss {
-    /// Nats.
+    /// Cross-entropy, in nats.
     pub sum: f64,
+    /// Divergence from a teacher at the temperature, in nats; 0 without one.
+    pub divergence: f64,
     pub count: usize,
 }
 
@@ -25,9 +27,20 @@ impl Loss {
     }
 }
 
+/// What a teacher makes of the same rows.
+#[derive(Clone, Copy)]
+pub struct Lesson<'a> {
+    /// Its final norm's output, `[N, width]` by its own width.
+    pub h: &'a Buffer,
+    /// Of the same vocabulary.
+    pub head: &'a Weight,
+    pub how: Distillation,
+}
+
 impl std::ops::AddAssign for Loss {
     fn add_assign(&mut self, other: Self) {
         self.sum += other.sum;
+        self.divergence += other.divergence;
         self.count += other.count;
     }
 }
@@ -56,11 +69,14 @@ pub fn forward(h: &Buffer, head: &Weight, targets: &[u32], ws: &mut Workspace) -
     loss
 }
 
-/// [`forward`] together with its backward: `dh = scale * dloss/dh`, and the head's gradient added to.
+/// [`forward`] together with its backward: `dh = scale * dloss/dh`, and the head's gradient added to. With a `lesson` the
+/// gradient is that of what [`Distillation`] says, and logits of both models exist for the same rows at a time.
+#[allow(clippy::too_many_arguments)]
 pub fn forward_backward(
     h: &Buffer,
     head: &Weight,
     targets: &[u32],
+    lesson: Option<Lesson<'_>>,
     scale: f32,
     ws: &mut Workspace,
     dh: &mut Buffer,
@@ -71,17 +87,60 @@ pub fn forward_backward(
     let mut loss = Loss::default();
     let dw = grads.of(head);
     let mut losses = ws.take(targets.len());
+    let mut taught = lesson.map(|lesson| Taught::new(lesson, vocab, targets.len(), ws));
     each_chunk(h, head, ws, |logits, rows| {
         let (targets, losses) = (&targets[rows.clone()], losses.rows_mut(1, rows.clone()));
-        kernels::cross_entropy(logits, vocab, stride, targets, Some(scale), losses);
+        match &mut taught {
+            None => kernels::cross_entropy(logits, vocab, stride, targets, Some(scale), losses),
+            Some(taught) => loss.divergence += taught.chunk(logits, rows.clone(), targets, scale, losses),
+        }
         linear::as_used(h.rows(width, rows.clone()), head.matrix(), |h| {
             linear::backward_weight_from(logits, stride, h, dw, [vocab, width], head.precision)
         });
         linear::backward_input_from(logits, stride, head.matrix(), dh.rows_mut(width, rows), To::Set);
         loss += summed(losses, targets);
     });
+    if let Some(taught) = taught {
+        ws.give(taught.logits);
+        ws.give(taught.divergences);
+    }
     ws.give(losses);
     loss
+}
+
+/// A lesson under way: the teacher's logits of some rows, and what a student is off by.
+struct Taught<'a> {
+    lesson: Lesson<'a>,
+    logits: Buffer,
+    divergences: Buffer,
+}
+
+impl<'a> Taught<'a> {
+    fn new(lesson: Lesson<'a>, vocab: usize, rows: usize, ws: &mut Workspace) -> Self {
+        let [classes, width] = lesson.head.shape[..] else { unreachable!("a head is a matrix") };
+        assert_eq!((classes, lesson.h.len()), (vocab, rows * width), "the teacher's vocabulary and rows");
+        let logits = ws.take(logits_at_once(vocab, rows));
+        Self { lesson, logits, divergences: ws.take(rows) }
+    }
+
+    /// Turns the student's logits of some rows into their gradient; the divergence over them.
+    fn chunk(
+        &mut self,
+        logits: &mut [f32],
+        rows: Range<usize>,
+        targets: &[u32],
+        scale: f32,
+        losses: &mut [f32],
+    ) -> f64 {
+        let Lesson { h, head, how } = self.lesson;
+        let (vocab, width, stride) = (head.shape[0], head.shape[1], logits_stride(head.shape[0]));
+        let divergences = self.divergences.rows_mut(1, rows.clone());
+        let data = self.logits.rows_mut(stride, 0..rows.len());
+        linear::forward_to(h.rows(width, rows), head.matrix(), Target { data, stride, to: To::Set });
+        let taught = self.logits.rows(stride, 0..targets.len());
+        kernels::distill(logits, taught, vocab, stride, targets, how, scale, losses, divergences);
+        divergences.iter().map(|&x| x as f64).sum()
+    }
 }
 
 /// The most likely token of each row of `h`.
@@ -110,6 +169,7 @@ fn each_chunk(h: &Buffer, head: &Weight, ws: &mut Workspace, mut f: impl FnMut(&
 
 fn summed(losses: &[f32], targets: &[u32]) -> Loss {
     Loss {
+        divergence: 0.0,
         sum: losses.iter().map(|&x| x as f64).sum(),
         count: targets.iter().filter(|t| **t != IGNORE).count(),
     }

@@ -4,14 +4,15 @@ use std::ops::Range;
 
 use super::attention::{Attention, AttentionSaved, Cached};
 use super::cache::{KvCache, KvPool};
+use super::cross_entropy::{self, Lesson, Loss};
 use super::feed_forward::{FeedForward, FeedForwardSaved};
 use super::parts::parts;
 use super::sequences::{Rows, Sequences};
 use super::weight::number;
 use super::workspace::{Context, Workspace};
-use super::{Embedding, Gradients, Latents, Linear, Loss, RmsNorm, Role, Weight, cross_entropy};
+use super::{Embedding, Gradients, Latents, Linear, RmsNorm, Role, Weight};
 use crate::config::{Inputs, KvFormat, ModelConfig, Precision, Scope};
-use crate::kernels::{self, Buffer, RopeTable, To};
+use crate::kernels::{self, Buffer, Distillation, RopeTable, To};
 use crate::ternary::Grouping;
 
 /// One block: `x += attention(norm(x)); x += feed_forward(norm(x))`.
@@ -119,6 +120,16 @@ struct Pass {
     /// The residual stream after the last block, `[N, C]`.
     last: Buffer,
     ws: Workspace,
+    /// Of a teacher, over the same sequences.
+    teacher: Option<Box<Pass>>,
+}
+
+/// A model that another one learns from, and stays as it is.
+#[derive(Clone, Copy)]
+pub struct Teacher<'a> {
+    /// Of the same vocabulary.
+    pub decoder: &'a Decoder,
+    pub how: Distillation,
 }
 
 impl State {
@@ -321,7 +332,7 @@ impl Decoder {
         if pass.blocks.len() < sets {
             pass.blocks.resize_with(sets, BlockSaved::default);
         }
-        let Pass { blocks, last, ws } = pass;
+        let Pass { blocks, last, ws, .. } = pass;
         let mut x = ws.take(tokens.len() * self.config.hidden_size);
         self.embed_tokens.forward(tokens, &mut x);
         let mut cx = Context::new(rows, &self.rope, ws);
@@ -357,6 +368,21 @@ impl Decoder {
         state: &mut State,
         grads: &mut Gradients,
     ) -> Loss {
+        self.learn(tokens, targets, seqs, None, scale, state, grads)
+    }
+
+    /// [`Decoder::loss_and_gradient`]; with a teacher, of what [`Distillation`] says.
+    #[allow(clippy::too_many_arguments)]
+    pub fn learn(
+        &self,
+        tokens: &[u32],
+        targets: &[u32],
+        seqs: Sequences,
+        teacher: Option<Teacher<'_>>,
+        scale: f32,
+        state: &mut State,
+        grads: &mut Gradients,
+    ) -> Loss {
         assert_eq!(
             (tokens.len(), targets.len()),
             (seqs.rows(), seqs.rows()),
@@ -370,7 +396,7 @@ impl Decoder {
             let (first, end) = (part * seqs.batch / parts, (part + 1) * seqs.batch / parts);
             let rows = first * seqs.len..end * seqs.len;
             let seqs = Sequences { batch: end - first, ..seqs };
-            self.forward_backward(&tokens[rows.clone()], &targets[rows], seqs, scale, pass, grads)
+            self.forward_backward(&tokens[rows.clone()], &targets[rows], seqs, teacher, scale, pass, grads)
         };
         let mut work = vec![(pass, &mut *grads)];
         work.extend(others.iter_mut().map(|(pass, part)| (pass, part)));
@@ -387,21 +413,32 @@ impl Decoder {
     }
 
     /// Forward and backward of some sequences.
+    #[allow(clippy::too_many_arguments)]
     fn forward_backward(
         &self,
         tokens: &[u32],
         targets: &[u32],
         seqs: Sequences,
+        teacher: Option<Teacher<'_>>,
         scale: f32,
         pass: &mut Pass,
         grads: &mut Gradients,
     ) -> Loss {
         let rows = Rows::from(seqs);
+        let taught = teacher.map(|teacher| {
+            let pass = pass.teacher.get_or_insert_default();
+            (teacher, teacher.decoder.hidden(tokens, &rows, pass, None, false))
+        });
+        let lesson = taught.as_ref().map(|(t, h)| Lesson { h, head: t.decoder.head(), how: t.how });
         let h = self.hidden(tokens, &rows, pass, None, true);
-        let Pass { blocks, last, ws } = pass;
+        let Pass { blocks, last, ws, teacher } = pass;
 
         let mut dh = ws.take(h.len());
-        let loss = cross_entropy::forward_backward(&h, self.head(), targets, scale, ws, &mut dh, grads);
+        let loss =
+            cross_entropy::forward_backward(&h, self.head(), targets, lesson, scale, ws, &mut dh, grads);
+        if let (Some(pass), Some((_, h))) = (teacher, taught) {
+            pass.ws.give(h);
+        }
         let mut dx = h;
         self.norm.backward(last, &dh, &mut dx, To::Set, grads);
         let mut cx = Context::new(&rows, &self.rope, ws);

@@ -16,6 +16,8 @@ pub struct Latents {
     values: Vec<Buffer>,
     /// Trits that changed since [`Latents::take_flips`].
     flips: Vec<Flips>,
+    /// Room for the values of weights that are annealed, between their uses; empty where none is.
+    annealed: Vec<Buffer>,
 }
 
 impl Latents {
@@ -39,12 +41,13 @@ impl Latents {
             place(weight, values)
         };
         let values = weights.par_iter_mut().map(start).collect::<Result<Vec<_>>>()?;
-        Ok(Self { flips: vec![Flips::default(); values.len()], values })
+        Ok(Self { flips: vec![Flips::default(); values.len()], values, annealed: Vec::new() })
     }
 
     /// Room for those of so many weights, to be filled by [`Latents::set`] or [`Latents::adopt`].
     pub fn with_places(count: usize) -> Self {
-        Self { values: vec![Buffer::default(); count], flips: vec![Flips::default(); count] }
+        let annealed = Vec::new();
+        Self { values: vec![Buffer::default(); count], flips: vec![Flips::default(); count], annealed }
     }
 
     /// Takes the values of a weight and projects them, if it is ternary.
@@ -93,6 +96,33 @@ impl Latents {
         let done = step(kernels::Latents { name: &weight.name, cols, value, grad, ternary })?;
         self.flips[index] += done.flips;
         Ok(done)
+    }
+
+    /// Until [`Latents::harden`], layers multiply with `(1 - residual) ŵ + residual w` in place of ternary weights `ŵ`, where
+    /// `w` are the latents. A residual of 0 leaves the trits, and gives the memory back.
+    pub fn soften<'a>(&mut self, weights: impl IntoIterator<Item = &'a mut Weight>, residual: f32) {
+        if residual == 0.0 {
+            self.annealed = Vec::new();
+            return;
+        }
+        self.annealed.resize_with(self.values.len(), Buffer::default);
+        for weight in weights {
+            let index = weight.index();
+            let Form::Ternary(_, matrix) = &weight.form else { continue };
+            let mut values = std::mem::take(&mut self.annealed[index]);
+            values.resize(weight.len());
+            kernels::anneal(matrix, &self.values[index], residual, &mut values);
+            weight.annealed = Some(values);
+        }
+    }
+
+    /// Layers multiply with trits again.
+    pub fn harden<'a>(&mut self, weights: impl IntoIterator<Item = &'a mut Weight>) {
+        for weight in weights {
+            if let Some(values) = weight.annealed.take() {
+                self.annealed[weight.index()] = values;
+            }
+        }
     }
 
     /// Trits of the weight that changed since this was last asked.

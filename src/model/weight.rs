@@ -59,6 +59,8 @@ pub struct Weight {
     pub inputs: Inputs,
     /// What it, inputs and gradients are rounded to in products with it.
     pub precision: Precision,
+    /// What layers multiply with in place of its trits, while a training anneals it.
+    pub(super) annealed: Option<Buffer>,
     /// Its place among the weights of its model.
     index: usize,
 }
@@ -83,7 +85,8 @@ impl Weight {
             None => Form::Dense(Buffer::zeros(shape.iter().product())),
         };
         let (inputs, precision) = (Inputs::F32, Precision::F32);
-        Self { name: name.into(), shape: shape.to_vec(), role, form, inputs, precision, index: 0 }
+        let (name, shape) = (name.into(), shape.to_vec());
+        Self { name, shape, role, form, inputs, precision, annealed: None, index: 0 }
     }
 
     /// Gives a ternary weight that is unfilled zeros.
@@ -214,10 +217,11 @@ impl Weight {
 
     /// What the layers multiply with.
     pub fn matrix(&self) -> Matrix<'_> {
-        let values = match &self.form {
-            Form::Ternary(_, matrix) => Values::Ternary(matrix),
-            Form::Packed(matrix) => Values::Packed(matrix),
-            Form::Dense(data) => Values::Dense { data, rows: self.shape[0], cols: self.shape[1] },
+        let dense = |data| Values::Dense { data, rows: self.shape[0], cols: self.shape[1] };
+        let values = match (&self.annealed, &self.form) {
+            (Some(data), _) | (None, Form::Dense(data)) => dense(data),
+            (None, Form::Ternary(_, matrix)) => Values::Ternary(matrix),
+            (None, Form::Packed(matrix)) => Values::Packed(matrix),
         };
         Matrix::new(values, self.inputs).rounded(self.precision)
     }

@@ -70,6 +70,8 @@ pub(super) fn records() -> Vec<Record> {
         out.push(Record::Train {
             step,
             loss: mean + 0.13 * noise(rng),
+            divergence: None,
+            residual: None,
             lr,
             grad_norm: spike * (0.6 + 3.0 * (-x / 150.0).exp()) * (1.0 + 0.35 * noise(rng)),
             tokens: step * 8192,

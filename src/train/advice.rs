@@ -108,7 +108,17 @@ mod tests {
     use super::*;
 
     fn train(step: u64, loss: f64, lr: f64) -> Record {
-        Record::Train { step, loss, lr, grad_norm: 1.0, tokens: 0, tok_per_s: 1.0, elapsed_s: 1.0 }
+        Record::Train {
+            step,
+            loss,
+            divergence: None,
+            residual: None,
+            lr,
+            grad_norm: 1.0,
+            tokens: 0,
+            tok_per_s: 1.0,
+            elapsed_s: 1.0,
+        }
     }
 
     fn val(step: u64, nll: f64) -> Record {

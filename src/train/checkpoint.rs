@@ -36,6 +36,9 @@ pub(super) struct Saved {
     /// [`crate::text::Corpus::fingerprint`] of the text; absent for a synthetic task, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corpus: Option<String>,
+    /// [`super::Taught::digest`] of the model that the training learns from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<String>,
     /// SHA-256 of `ternary.json`, which has those of the model's tensors.
     manifest: Option<String>,
     /// SHA-256 of the losses in `optimizer.safetensors`: no other training has them.
@@ -80,6 +83,7 @@ pub fn save(run: &Path, trainer: &Trainer) -> Result<PathBuf> {
         progress: trainer.progress,
         recipe: Some(trainer.recipe.clone()),
         corpus: trainer.source.fingerprint().map(String::from),
+        teacher: trainer.teacher.as_ref().map(|teacher| teacher.digest().to_string()),
         manifest: Some(digest_of_manifest(dir)?),
         losses: Some(digest_of_losses(&trainer.losses)),
         flips,

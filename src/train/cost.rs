@@ -1,7 +1,7 @@
 //! What a training costs: arithmetic, memory, and memory traffic, from the shape of the model and the batch.
 
 use super::Trainer;
-use crate::config::{ModelConfig, MomentFormat, OptimizerKind, TrainConfig};
+use crate::config::{ModelConfig, MomentFormat, OptimizerKind, Scope, TernaryConfig, TrainConfig};
 use crate::kernels::BLOCK;
 use crate::model::{Role, Sequences, cross_entropy};
 
@@ -72,11 +72,30 @@ pub fn moment_bytes(c: &ModelConfig, t: &TrainConfig) -> u128 {
     inside * of_blocks + outside * (of_ends + 4 * gains_and_biases)
 }
 
+/// Bytes of what products are with while weights are annealed.
+pub fn annealed_bytes(c: &ModelConfig, t: &TernaryConfig) -> u128 {
+    let ternary = match t.scope {
+        Scope::None => 0,
+        Scope::Blocks => in_blocks(c),
+        Scope::All => in_blocks(c) + ends(c) * values(table(c)),
+    };
+    if t.anneal > 0.0 { 4 * ternary } else { 0 }
+}
+
+/// Bytes of a teacher's pass over `rows` tokens, without its weights: the activations of a block, and logits.
+pub fn teacher_pass_bytes(c: &ModelConfig, rows: u128) -> u128 {
+    let logits = cross_entropy::logits_at_once(c.vocab_size, usize::try_from(rows).unwrap_or(usize::MAX));
+    4 * rows * (saved_by_block(c) + passing(c)) as u128 + 4 * logits as u128
+}
+
+/// Beside what blocks save, some buffers of the width of the residual stream; values of a row.
+fn passing(c: &ModelConfig) -> usize {
+    6 * c.hidden_size
+}
+
 /// Bytes of a training that takes `rows` tokens at a time: latents, gradients, moments and saved activations.
 pub fn training_bytes(c: &ModelConfig, t: &TrainConfig, rows: u128) -> u128 {
-    // Beside what blocks save, some buffers of the width of the residual stream.
-    let passing = 6 * c.hidden_size;
-    let activations = 4 * rows * (c.layers as u128 * saved_by_block(c) as u128 + passing as u128);
+    let activations = 4 * rows * (c.layers as u128 * saved_by_block(c) as u128 + passing(c) as u128);
     8 * c.parameters() + moment_bytes(c, t) + activations
 }
 
@@ -210,6 +229,21 @@ mod tests {
             let (tokens, seqs) = ([1; 12], Sequences::new(2, 6));
             decoder.loss_and_gradient(&tokens, &tokens, seqs, 1.0, &mut state, &mut grads);
             assert_eq!(state.saved_by_blocks(), vec![seqs.rows() * saved_by_block(&c); c.layers], "{c:?}");
+        }
+    }
+
+    #[test]
+    fn annealing_takes_what_the_formula_says() {
+        for c in shapes() {
+            for scope in [Scope::None, Scope::Blocks, Scope::All] {
+                let decoder = Decoder::new(&c, scope, Grouping::default());
+                let values: usize =
+                    decoder.weights().filter(|w| w.ternary().is_some()).map(|w| w.len()).sum();
+                let mut t = TernaryConfig { scope, anneal: 0.25, ..TernaryConfig::default() };
+                assert_eq!(annealed_bytes(&c, &t), 4 * values as u128, "{scope:?}, {c:?}");
+                t.anneal = 0.0;
+                assert_eq!(annealed_bytes(&c, &t), 0);
+            }
         }
     }
 

@@ -39,6 +39,8 @@ impl Diary {
         said.extend(self.append(&Record::Train {
             step,
             loss: report.loss,
+            divergence: report.divergence,
+            residual: report.residual.map(f64::from),
             lr: report.lr as f64,
             grad_norm: report.grad_norm,
             tokens: trainer.progress.tokens,
@@ -52,6 +54,13 @@ impl Diary {
             ("train/tok_per_s", tok_per_s),
         ] {
             self.events.scalar(tag, value as f32, step)?;
+        }
+        for (tag, value) in
+            [("train/divergence", report.divergence), ("train/residual", report.residual.map(f64::from))]
+        {
+            if let Some(value) = value {
+                self.events.scalar(tag, value as f32, step)?;
+            }
         }
         let tensors = trainer.tensor_points();
         for point in &tensors {

@@ -21,6 +21,12 @@ pub enum Record {
         /// Cross-entropy of the step's batch in nats per token.
         #[serde(with = "nan_as_null")]
         loss: f64,
+        /// Divergence from the teacher at the temperature, nats per token.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        divergence: Option<f64>,
+        /// Share of the latents in what was multiplied with, while weights are annealed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        residual: Option<f64>,
         #[serde(with = "nan_as_null")]
         lr: f64,
         /// Global L2 norm before clipping.
@@ -198,6 +204,8 @@ mod tests {
         Record::Train {
             step,
             loss,
+            divergence: None,
+            residual: None,
             lr: 1e-3,
             grad_norm: 0.5,
             tokens: step * 64,

@@ -87,6 +87,14 @@ impl Resume {
         )))
     }
 
+    /// Judges the model that the training is to learn from.
+    ///
+    /// # Errors
+    /// Another one than so far.
+    pub fn judge_teacher(&self, digest: Option<&str>) -> Result<()> {
+        judge_teachers(self.saved.teacher.as_deref(), digest)
+    }
+
     /// Judges the text that the training is to go on with.
     ///
     /// # Errors
@@ -108,7 +116,6 @@ impl Resume {
             true => "the files have changed".to_string(),
             false => format!("changed: {}", keys.join(", ")),
         };
-        let brief = |hash: &str| hash.chars().take(16).collect::<String>();
         Err(Error::usage(format!(
             "--resume: data.train: found a text of other tokens (SHA-256 {}…; {cause}), wanted the one trained on so far \
              ({}…), or --other-data to go on with another one",
@@ -116,6 +123,27 @@ impl Resume {
             brief(was)
         )))
     }
+}
+
+/// What a training learned from so far, and what it is to learn from.
+fn judge_teachers(was: Option<&str>, now: Option<&str>) -> Result<()> {
+    if was == now {
+        return Ok(());
+    }
+    let said = |digest: Option<&str>| match digest {
+        None => "none".to_string(),
+        Some(digest) => format!("a model of SHA-256 {}…", brief(digest)),
+    };
+    Err(Error::usage(format!(
+        "--resume: distill.teacher: found {}, wanted {}, as so far; a run of its own can have another teacher (--out DIR \
+         without --resume)",
+        said(now),
+        said(was)
+    )))
+}
+
+fn brief(hash: &str) -> String {
+    hash.chars().take(16).collect()
 }
 
 /// What follows the wanted value where `key`, which `asked` changes, cannot take effect; `None` where it can.
@@ -137,7 +165,12 @@ fn refusal(key: &str, asked: &Recipe) -> Option<&'static str> {
         | "train.eval_every"
         | "train.eval_sequences"
         | "train.save_every"
-        | "train.keep" => None,
+        | "train.keep"
+        // Which model it is, its digest judges.
+        | "distill.teacher"
+        | "distill.weight"
+        | "distill.temperature"
+        | "distill.direction" => None,
         "train.beta1" | "train.beta2" | "train.eps" => {
             unused(t.optimizer != OptimizerKind::Sgd, ": sgd does not use it")
         }
@@ -184,6 +217,7 @@ pub fn differences<T: Serialize>(found: &T, wanted: &T) -> Vec<Difference> {
             "f32".to_string()
         }
         None if key == "needs_init" => "false".to_string(),
+        None if key == "ternary.anneal" => "0".to_string(),
         None => "nothing".to_string(),
         Some(Value::String(text)) if !text.is_empty() => text.clone(),
         Some(value) => value.to_string(),
@@ -230,6 +264,9 @@ mod tests {
         recipe.data.train = vec!["/text".into()];
         recipe.ternary.init_std = Some(0.5);
         recipe.ternary.activations = crate::config::Inputs::Int8;
+        recipe.ternary.anneal = 0.25;
+        let teacher = Some("/teacher".into());
+        recipe.distill = Some(crate::config::DistillConfig { teacher, ..Default::default() });
         recipe.train.moments = crate::config::MomentFormat::Int8;
         recipe.train.precision = crate::config::Precision::Bf16;
         recipe.train.weight_decay_until = Some(7);
@@ -249,11 +286,12 @@ mod tests {
             values(&recipe).into_keys().partition(|key| refusal(key, &recipe).is_some());
         // A new key comes into one of these lists and into DESIGN.md.
         let wanted = "data.order data.sequence data.tokenizer init name needs_init seed task ternary.activations \
-                      ternary.group ternary.init_std ternary.scope train.moments train.optimizer";
+                      ternary.anneal ternary.group ternary.init_std ternary.scope train.moments train.optimizer";
         let fixed: Vec<&str> =
             fixed.iter().map(String::as_str).filter(|key| !key.starts_with("model.")).collect();
         assert_eq!(fixed, wanted.split_whitespace().collect::<Vec<_>>());
-        let wanted = "data.field data.join data.train data.val data.val_fraction report.max_train_loss \
+        let wanted = "data.field data.join data.train data.val data.val_fraction distill.direction distill.teacher \
+                      distill.temperature distill.weight report.max_train_loss \
                       report.min_accuracy report.prompts report.sample_tokens report.temperature report.test \
                       report.top_p train.accumulate train.batch train.beta1 train.beta2 train.cautious \
                       train.clip train.decay_fraction train.eps train.eval_every train.eval_sequences train.floor train.keep \

@@ -1,6 +1,7 @@
 //! The learning rate over the steps.
 
 use crate::config::{ScheduleKind, TrainConfig};
+use std::f64::consts::PI;
 
 /// The factor on the learning rate at `step`, counted from 0: a straight line from `1 / warmup` to 1 over the warm-up,
 /// then what [`ScheduleKind`] says.
@@ -23,7 +24,7 @@ pub fn schedule(t: &TrainConfig, step: u64) -> f32 {
         ScheduleKind::Constant => 1.0,
         ScheduleKind::Cosine => {
             let done = (step - t.warmup) as f64 / t.steps.saturating_sub(t.warmup).max(1) as f64;
-            floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos())
+            floor + (1.0 - floor) * 0.5 * (1.0 + (PI * done.min(1.0)).cos())
         }
         ScheduleKind::Linear => {
             let length = (t.decay_fraction as f64 * t.steps as f64).max(1.0);
@@ -32,6 +33,22 @@ pub fn schedule(t: &TrainConfig, step: u64) -> f32 {
         }
     };
     factor as f32
+}
+
+/// The share of the latents in what a step multiplies with, at `step` of `steps`, counted from 0: from 1 to 0 on half a cosine
+/// over the first `anneal` of them, then 0 (Sherry's decaying residual).
+///
+/// ```
+/// use ternlm::train::residual;
+/// assert_eq!([residual(0.25, 400, 0), residual(0.25, 400, 100), residual(0.0, 400, 0)], [1.0, 0.0, 0.0]);
+/// assert!((residual(0.25, 400, 50) - 0.5).abs() < 1e-6);
+/// ```
+pub fn residual(anneal: f32, steps: u64, step: u64) -> f32 {
+    let length = (anneal as f64 * steps as f64).ceil();
+    if step as f64 >= length {
+        return 0.0;
+    }
+    (0.5 * (1.0 + (PI * step as f64 / length).cos())) as f32
 }
 
 /// Weight decay at `step`, counted from 0.

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use super::cost::training_bytes;
+use super::cost::{annealed_bytes, teacher_pass_bytes, training_bytes};
+use super::teacher::Taught;
 use super::{Resume, Source, Synthetic, Trainer, checkpoint, differences};
-use crate::config::{ModelConfig, Recipe, Task};
+use crate::config::{DistillConfig, ModelConfig, Recipe, Task};
 use crate::error::{Error, Result};
 use crate::files::path_text;
 use crate::formats::{Description, ModelFiles, files_of};
+use crate::measure::Needs;
 use crate::model::{self, Decoder, Latents, Model};
 use crate::text::{Corpus, Tokenizer, sources};
 
@@ -29,7 +31,7 @@ pub fn setup(
         (None, Some(dir)) => shape_of(dir, &recipe)?,
         (None, None) => recipe.model.take().expect("a validated recipe has a model or a start"),
     };
-    check_memory(&shape, &recipe)?;
+    check_memory(&shape, teacher_of(&recipe)?, &recipe)?;
     recipe.model = Some(shape);
     if let Some(test) = recipe.report.test.as_ref().filter(|_| recipe.task == Task::Lm) {
         // It is read after the last step.
@@ -61,7 +63,12 @@ pub fn setup(
         let wanted = format!("at most the model's {} positions", config.max_positions);
         return Err(Error::usage(format!("train.seq: found {}, wanted {wanted}", source.seq())));
     }
+    let teacher = Taught::open(&recipe, tokenizer.as_ref(), config.vocab_size, source.seq())?;
+    if let Some(resume) = resume {
+        resume.judge_teacher(teacher.as_ref().map(Taught::digest))?;
+    }
     let mut trainer = Trainer::new(recipe, model, latents, tokenizer, source);
+    trainer.teacher = teacher;
     if let Some(dir) = dir {
         checkpoint::restore(dir, &mut trainer)?;
     }
@@ -75,7 +82,8 @@ pub fn setup(
 /// A recipe without a `[model]`, or a model that outgrows the memory.
 pub fn setup_random(recipe: Recipe) -> Result<Trainer> {
     let config = recipe.model.clone().ok_or_else(|| Error::usage("the recipe has no [model] table"))?;
-    check_memory(&config, &recipe)?;
+    let teacher = recipe.taught().map(|_| (4 * config.parameters(), config.clone()));
+    check_memory(&config, teacher, &recipe)?;
     let (model, latents) = random_model(&recipe)?;
     let source = match recipe.task {
         // Random tokens to be copied cost what a text of the same shape costs.
@@ -87,7 +95,10 @@ pub fn setup_random(recipe: Recipe) -> Result<Trainer> {
         }),
         _ => Source::synthetic(&recipe, config.vocab_size),
     };
-    Ok(Trainer::new(recipe, model, latents, None, source))
+    let teacher = Taught::random(&recipe)?;
+    let mut trainer = Trainer::new(recipe, model, latents, None, source);
+    trainer.teacher = teacher;
+    Ok(trainer)
 }
 
 /// The shape of the pretrained model in `dir`, which the recipe may repeat.
@@ -153,17 +164,29 @@ fn tokenizer(recipe: &Recipe, resume: Option<&Path>) -> Result<Option<Tokenizer>
     tokenizer.map(Some)
 }
 
+/// Bytes of the weights of the recipe's teacher, and its shape.
+fn teacher_of(recipe: &Recipe) -> Result<Option<(u128, ModelConfig)>> {
+    let Some(DistillConfig { teacher: Some(path), .. }) = recipe.taught() else { return Ok(None) };
+    let stored = ModelFiles::open(path)?;
+    Ok(Some((Needs::of(&stored, 1)?.weight_bytes as u128, stored.description.model)))
+}
+
 /// Refuses a training whose weights, gradients, moments and saved activations outgrow the machine's memory: an
 /// allocation that fails would end the process without a word.
-fn check_memory(model: &ModelConfig, recipe: &Recipe) -> Result<()> {
+fn check_memory(model: &ModelConfig, teacher: Option<(u128, ModelConfig)>, recipe: &Recipe) -> Result<()> {
     let Some(memory) = total_memory() else { return Ok(()) };
     let seq = if recipe.task == Task::Lm { recipe.train.seq } else { 2 * recipe.data.sequence };
     let rows = recipe.train.batch as u128 * seq as u128;
-    let needed = training_bytes(model, &recipe.train, rows);
+    let mut needed = training_bytes(model, &recipe.train, rows) + annealed_bytes(model, &recipe.ternary);
+    let mut beside = "";
+    if let Some((weights, shape)) = &teacher {
+        needed += weights + teacher_pass_bytes(shape, rows);
+        beside = " beside its teacher";
+    }
     if needed > memory {
         let gib = |bytes: u128| bytes as f64 / (1u64 << 30) as f64;
         return Err(Error::usage(format!(
-            "memory: found {:.1} GiB, wanted at least {:.1} GiB to train {} parameters on {rows} tokens at a time (a \
+            "memory: found {:.1} GiB, wanted at least {:.1} GiB to train {} parameters{beside} on {rows} tokens at a time (a \
              smaller train.batch with a larger train.accumulate needs less)",
             gib(memory),
             gib(needed),
@@ -199,4 +222,35 @@ fn random_model(recipe: &Recipe) -> Result<(Model, Latents)> {
     decoder.set_inputs(ternary.activations);
     let latents = Latents::random(decoder.weights_mut(), recipe.seed, ternary.init_std)?;
     Ok((Model { decoder, description: Description::new(config.clone()) }, latents))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_of_a_teacher_is_that_of_its_weights_in_f32() {
+        let mut recipe: Recipe = toml::from_str(include_str!("../../recipes/shakespeare.toml")).unwrap();
+        assert_eq!(teacher_of(&recipe).unwrap(), None);
+        let teacher = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/architectures/llama").into());
+        recipe.distill = Some(DistillConfig { teacher, ..DistillConfig::default() });
+        let (bytes, shape) = teacher_of(&recipe).unwrap().unwrap();
+        assert_eq!(bytes, 4 * shape.parameters());
+        recipe.distill.as_mut().unwrap().weight = 0.0;
+        assert_eq!(teacher_of(&recipe).unwrap(), None);
+    }
+
+    #[test]
+    fn a_training_that_outgrows_the_memory_beside_its_teacher_is_refused() {
+        let recipe: Recipe = toml::from_str(include_str!("../../recipes/shakespeare.toml")).unwrap();
+        let shape = recipe.model.clone().unwrap();
+        if total_memory().is_none() {
+            return;
+        }
+        let mut taught = recipe.clone();
+        taught.distill = Some(DistillConfig { teacher: Some("x".into()), ..DistillConfig::default() });
+        assert!(check_memory(&shape, None, &recipe).is_ok());
+        let error = check_memory(&shape, Some((1 << 60, shape.clone())), &taught).unwrap_err().to_string();
+        assert!(error.contains("beside its teacher"), "{error}");
+    }
 }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-use super::schedule::schedule;
+use super::schedule::{residual, schedule};
+use super::teacher::Taught;
 use super::{At, Optimizer, Source, TensorPoint, Trained, Watch};
 use crate::config::{Precision, Recipe};
 use crate::error::{Error, Result};
@@ -32,8 +33,12 @@ pub struct Progress {
 pub struct StepReport {
     /// Counted from 0.
     pub index: u64,
-    /// Nats per scored token, before the update.
+    /// Cross-entropy, nats per scored token, before the update.
     pub loss: f64,
+    /// Divergence from the teacher at the temperature, nats per scored token.
+    pub divergence: Option<f64>,
+    /// Share of the latents in what the step multiplied with, while weights are annealed.
+    pub residual: Option<f32>,
     /// Of all gradients, before clipping.
     pub grad_norm: f64,
     pub lr: f32,
@@ -46,6 +51,8 @@ pub struct Trainer {
     pub latents: Latents,
     grads: Gradients,
     pub tokenizer: Option<Tokenizer>,
+    /// What the training learns from, beside the text.
+    pub teacher: Option<Taught>,
     pub source: Source,
     pub optimizer: Optimizer,
     pub progress: Progress,
@@ -79,6 +86,7 @@ impl Trainer {
             model,
             latents,
             tokenizer,
+            teacher: None,
             source,
             optimizer,
             progress: Progress::default(),
@@ -99,34 +107,15 @@ impl Trainer {
     /// A loss, gradient or weight that is not finite, by the tensor in which that is seen first. The training is then to
     /// be abandoned: batches have been drawn, and some weights may have been updated.
     pub fn step(&mut self, measure: bool) -> Result<StepReport> {
-        let t = &self.recipe.train;
         let index = self.progress.step;
-        let seqs = Sequences::new(t.batch, self.source.seq());
+        let residual = residual(self.recipe.ternary.anneal, self.recipe.train.steps, index);
+        self.latents.soften(self.model.decoder.weights_mut(), residual);
+        let loss = self.gradients();
+        // Whatever looks at the model between steps sees trits.
+        self.latents.harden(self.model.decoder.weights_mut());
+        let loss = loss?;
+        let t = &self.recipe.train;
         let (decoder, latents, grads) = (&mut self.model.decoder, &mut self.latents, &mut self.grads);
-        decoder.set_precision(t.precision);
-        // Costs nothing after a step that went well.
-        grads.zero();
-        let mut loss = Loss::default();
-        for _ in 0..t.accumulate {
-            {
-                let _time = scope(Phase::Data);
-                self.source.fill(self.progress.cursor, &mut self.inputs, &mut self.targets);
-            }
-            let scored = self.targets.iter().filter(|t| **t != IGNORE).count();
-            let scale = 1.0 / (scored * t.accumulate) as f32;
-            loss +=
-                decoder.loss_and_gradient(&self.inputs, &self.targets, seqs, scale, &mut self.state, grads);
-            self.progress.cursor += t.batch as u64;
-            self.progress.tokens += seqs.rows() as u64;
-            if !loss.sum.is_finite() {
-                let tensor =
-                    decoder.first_not_finite(latents, &self.state).unwrap_or_else(|| "the loss".into());
-                return Err(Error::NotFinite {
-                    tensor,
-                    detail: format!("the loss of step {index} is {}", loss.mean()),
-                });
-            }
-        }
         let time = scope(Phase::Optimizer);
         let grad_norm = decoder.weights().map(|w| kernels::sum_squares(grads.get(w))).sum::<f64>().sqrt();
         if !grad_norm.is_finite() {
@@ -144,7 +133,48 @@ impl Trainer {
         drop(time);
         self.progress.step += 1;
         self.losses.push(loss.mean() as f32);
-        Ok(StepReport { index, loss: loss.mean(), grad_norm, lr: t.lr * factor })
+        Ok(StepReport {
+            index,
+            loss: loss.mean(),
+            divergence: self.teacher.is_some().then(|| loss.divergence / loss.count.max(1) as f64),
+            residual: (self.recipe.ternary.anneal > 0.0).then_some(residual),
+            grad_norm,
+            lr: t.lr * factor,
+        })
+    }
+
+    /// The gradients of `accumulate` batches, and their loss.
+    fn gradients(&mut self) -> Result<Loss> {
+        let t = &self.recipe.train;
+        let seqs = Sequences::new(t.batch, self.source.seq());
+        let (decoder, grads) = (&mut self.model.decoder, &mut self.grads);
+        decoder.set_precision(t.precision);
+        let teacher = self.teacher.as_mut().zip(self.recipe.taught());
+        let teacher = teacher.map(|(teacher, how)| teacher.at(t.precision, how));
+        // Costs nothing after a step that went well.
+        grads.zero();
+        let mut loss = Loss::default();
+        for _ in 0..t.accumulate {
+            {
+                let _time = scope(Phase::Data);
+                self.source.fill(self.progress.cursor, &mut self.inputs, &mut self.targets);
+            }
+            let scored = self.targets.iter().filter(|t| **t != IGNORE).count();
+            let scale = 1.0 / (scored * t.accumulate) as f32;
+            let state = &mut self.state;
+            loss += decoder.learn(&self.inputs, &self.targets, seqs, teacher, scale, state, grads);
+            self.progress.cursor += t.batch as u64;
+            self.progress.tokens += seqs.rows() as u64;
+            if !(loss.sum.is_finite() && loss.divergence.is_finite()) {
+                let tensor =
+                    decoder.first_not_finite(&self.latents, &self.state).unwrap_or_else(|| "the loss".into());
+                return Err(Error::NotFinite {
+                    tensor,
+                    detail: format!("the loss of step {} is {}", self.progress.step, loss.mean()),
+                });
+            }
+        }
+        Ok(loss)
     }
 
     /// Loss over the held-out part, or none when nothing is held out. `max` sequences, 0 for all. In f32, as the model that

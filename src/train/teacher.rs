@@ -1,0 +1,115 @@
+//! The model that a training learns from.
+
+use rayon::prelude::*;
+
+use crate::config::{DistillConfig, Precision, Recipe, Scope};
+use crate::error::{Error, Result};
+use crate::files::sha256_hex;
+use crate::formats::{ModelFiles, files_of};
+use crate::kernels::Distillation;
+use crate::model::{self, Decoder, Form, Latents, Weight};
+use crate::text::Tokenizer;
+
+/// A model that is read and never changed, and how a training learns from it.
+#[derive(Debug)]
+pub struct Taught {
+    decoder: Decoder,
+    digest: String,
+}
+
+impl Taught {
+    /// The teacher of `recipe`, whose training reads tokens of `tokenizer`, `vocab` of them, in sequences of `seq`.
+    ///
+    /// # Errors
+    /// A model that cannot be read, that has other tokens, or fewer positions than the sequences.
+    pub fn open(
+        recipe: &Recipe,
+        tokenizer: Option<&Tokenizer>,
+        vocab: usize,
+        seq: usize,
+    ) -> Result<Option<Self>> {
+        let Some(DistillConfig { teacher: Some(path), .. }) = recipe.taught() else { return Ok(None) };
+        let bad = |field: &str, found: &dyn std::fmt::Display, wanted: String| {
+            Err(Error::input(path, field, found, wanted))
+        };
+        let stored = ModelFiles::open(path)?;
+        let shape = &stored.description.model;
+        if shape.vocab_size != vocab {
+            return bad(
+                "vocab_size",
+                &shape.vocab_size,
+                format!("{vocab}, as the model that learns from it has"),
+            );
+        }
+        if shape.max_positions < seq {
+            return bad("max_positions", &shape.max_positions, format!("at least train.seq, {seq}"));
+        }
+        if !shape.causal {
+            return bad("causal", &false, "true: it must see what the model that learns from it sees".into());
+        }
+        drop(stored);
+        match (tokenizer, Tokenizer::of(&files_of(path)?)) {
+            (Some(own), Ok(its)) => {
+                if let Some(id) = first_difference(own, &its, vocab as u32) {
+                    let said =
+                        |t: &Tokenizer| t.token(id).map_or("nothing".into(), |token| format!("{token:?}"));
+                    let wanted = format!("{}, as the tokenizer of the training has", said(own));
+                    return bad(&format!("token {id}"), &said(&its), wanted);
+                }
+            }
+            (_, Err(error)) => {
+                tracing::warn!("whether the teacher has the tokens of the training is not known: {error}")
+            }
+            (None, _) => {}
+        }
+        let decoder = model::load(path, None)?.decoder;
+        Ok(Some(Self { digest: digest(&decoder), decoder }))
+    }
+
+    /// One in full precision of the shape and with the weights of a model, for its costs.
+    pub fn random(recipe: &Recipe) -> Result<Option<Self>> {
+        if recipe.taught().is_none() {
+            return Ok(None);
+        }
+        let config = recipe.model.as_ref().expect("a recipe with a shape");
+        let mut decoder = Decoder::new(config, Scope::None, recipe.ternary.group);
+        Latents::random(decoder.weights_mut(), recipe.seed, None)?;
+        Ok(Some(Self { digest: digest(&decoder), decoder }))
+    }
+
+    /// SHA-256 of its shape and weights, wherever they are stored.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// For passes whose products are rounded so.
+    pub fn at(&mut self, precision: Precision, how: &DistillConfig) -> model::Teacher<'_> {
+        self.decoder.set_precision(precision);
+        let DistillConfig { weight, temperature, direction, .. } = *how;
+        model::Teacher { decoder: &self.decoder, how: Distillation { weight, temperature, direction } }
+    }
+}
+
+/// The first token below `vocab` that the two do not share.
+fn first_difference(a: &Tokenizer, b: &Tokenizer, vocab: u32) -> Option<u32> {
+    if a.fingerprint() == b.fingerprint() {
+        return None;
+    }
+    (0..vocab).find(|&id| a.token(id) != b.token(id))
+}
+
+fn digest(decoder: &Decoder) -> String {
+    let of_weight = |weight: &Weight| match &weight.form {
+        Form::Dense(values) => {
+            let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+            sha256_hex(values.chunks(1 << 16).map(bytes))
+        }
+        Form::Ternary(_, matrix) => sha256_hex(matrix.digest_chunks()),
+        Form::Packed(matrix) => sha256_hex([matrix.bytes()]),
+    };
+    let weights: Vec<&Weight> = decoder.weights().collect();
+    let digests: Vec<String> =
+        weights.into_par_iter().map(|weight| format!("{} {}", weight.name, of_weight(weight))).collect();
+    let shape = serde_json::to_string(&decoder.config).expect("plain data has a JSON form");
+    sha256_hex(std::iter::once(shape).chain(digests))
+}

@@ -1,0 +1,494 @@
+//! Learning from a teacher, and weights on their way to trits: kernels and gradients against the f64 reference, trainings as
+//! their users run them.
+
+mod common;
+
+use common::{Rng, close, on_every_isa, on_this_isa, wide};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use ternlm::config::{Direction, ModelConfig, Scope};
+use ternlm::kernels::{self as k, Buffer, Distillation, IGNORE, reference as r};
+use ternlm::model::cross_entropy::{self, Lesson};
+use ternlm::model::{
+    Decoder, Gradients, Latents, Linear, Role, Sequences, State, Teacher, Weight, Workspace, number,
+};
+use ternlm::ternary::{Grouping, TernaryMatrix};
+
+/// Every direction, with and without cross-entropy, at temperatures of 1, below and above.
+fn ways() -> Vec<Distillation> {
+    let mut ways = Vec::new();
+    for direction in [Direction::Forward, Direction::Reverse] {
+        for (weight, temperature) in [(0.5, 1.0), (1.0, 1.0), (0.3, 2.0), (1.0, 0.7)] {
+            ways.push(Distillation { weight, temperature, direction });
+        }
+    }
+    ways
+}
+
+/// Central differences of `f`.
+fn differences(at: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    let mut x = at.to_vec();
+    let mut gradient = Vec::new();
+    for i in 0..x.len() {
+        let (old, step) = (x[i], 1e-5);
+        x[i] = old + step;
+        let up = f(&x);
+        x[i] = old - step;
+        gradient.push((up - f(&x)) / (2.0 * step));
+        x[i] = old;
+    }
+    gradient
+}
+
+/// Panics unless `got` is the gradient `want`. Probabilities are subtracted from each other and multiplied with `factor`, so no
+/// value is more exact than a few roundings of that.
+#[track_caller]
+fn is_gradient(what: &str, got: &[f32], want: &[f64], factor: f64) {
+    let norm = want.iter().fold(0f64, |a, b| a.max(b.abs()));
+    assert!(norm > 1e-6, "{what}: the gradient is zero, which tests nothing");
+    assert_eq!(got.len(), want.len(), "{what}");
+    let bound = 3e-5 * norm + 8.0 * f32::EPSILON as f64 * factor;
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((*got as f64 - want).abs() <= bound, "{what}[{i}]: {got} by hand, {want} by differences");
+    }
+}
+
+#[test]
+fn the_kernel_is_the_reference_and_its_gradient() {
+    on_every_isa(|rng| {
+        for how in ways() {
+            for (rows, classes) in [(1, 2), (4, 16), (5, 37), (2, 70)] {
+                let what = format!("{how:?}, {rows} rows of {classes}");
+                let draw = |rng: &mut Rng| -> Vec<f32> {
+                    rng.normal(rows * classes).iter().map(|x| 3.0 * x).collect()
+                };
+                let (student, teacher) = (draw(rng), draw(rng));
+                let targets: Vec<u32> =
+                    (0..rows as u32).map(|i| if i == 3 { IGNORE } else { i * 7 % classes as u32 }).collect();
+                // What lies between rows is neither read nor written.
+                let stride = classes + 3;
+                let apart = |values: &[f32]| -> Vec<f32> {
+                    values.chunks(classes).flat_map(|row| [row, &[f32::NAN, 7.0, 8.0]].concat()).collect()
+                };
+                let (mut logits, taught) = (apart(&student), apart(&teacher));
+                let (mut loss, mut divergence) = (vec![f32::NAN; rows], vec![f32::NAN; rows]);
+                k::distill(
+                    &mut logits,
+                    &taught,
+                    classes,
+                    stride,
+                    &targets,
+                    how,
+                    0.25,
+                    &mut loss,
+                    &mut divergence,
+                );
+                for row in 0..rows {
+                    let gradient = &logits[row * stride..][..classes];
+                    assert_eq!(logits[row * stride + classes + 1..][..2], [7.0, 8.0], "{what}");
+                    if targets[row] == IGNORE {
+                        assert_eq!((loss[row], divergence[row]), (0.0, 0.0), "{what}");
+                        assert!(gradient.iter().all(|g| *g == 0.0), "{what}");
+                        continue;
+                    }
+                    let [z, u] = [&student, &teacher].map(|x| wide(&x[row * classes..][..classes]));
+                    let target = targets[row] as usize;
+                    let [ce, kl, _] = r::distill(&z, &u, target, how);
+                    // As exact as numbers of the size of the logits are.
+                    let size = z.iter().chain(&u).fold(0f64, |a, b| a.max(b.abs()))
+                        / how.temperature.min(1.0) as f64;
+                    close(
+                        &[loss[row], divergence[row], size as f32],
+                        &[ce, kl, size as f32 as f64],
+                        64,
+                        &what,
+                    );
+                    let want = differences(&z, |z| 0.25 * r::distill(z, &u, target, how)[2]);
+                    is_gradient(&what, gradient, &want, 0.25 * size);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn the_reference_of_the_divergence_is_the_textbooks() {
+    // p = (1/2, 1/2), q = (1/4, 3/4).
+    let (p, q) = ([0.0, 0.0], [0.25f64.ln(), 0.75f64.ln()]);
+    let way = |direction| Distillation { weight: 1.0, temperature: 1.0, direction };
+    let forward = 0.5 * 2f64.ln() + 0.5 * (0.5f64 / 0.75).ln();
+    let reverse = 0.25 * 0.5f64.ln() + 0.75 * 1.5f64.ln();
+    for (direction, want) in [(Direction::Forward, forward), (Direction::Reverse, reverse)] {
+        let [ce, kl, all] = r::distill(&q, &p, 0, way(direction));
+        assert!((ce - 4f64.ln()).abs() < 1e-12 && (kl - want).abs() < 1e-12 && (all - want).abs() < 1e-12);
+    }
+    // At the temperature 2 the logits are halved, and the loss is four times the divergence.
+    let how = Distillation { weight: 0.25, temperature: 2.0, direction: Direction::Forward };
+    let [ce, kl, all] = r::distill(&[2.0, 0.0], &[0.0, 2.0], 1, how);
+    let halved = r::distill(&[1.0, 0.0], &[0.0, 1.0], 1, way(Direction::Forward))[1];
+    assert!((kl - halved).abs() < 1e-12 && (all - (0.75 * ce + kl)).abs() < 1e-12);
+}
+
+/// Gives dense weights random values and their places.
+fn randomise<'a>(weights: impl IntoIterator<Item = &'a mut Weight>, rng: &mut Rng) {
+    let mut weights: Vec<&mut Weight> = weights.into_iter().collect();
+    number(weights.iter_mut().map(|weight| &mut **weight));
+    for weight in weights {
+        let values = rng.normal(weight.len());
+        weight.dense_mut().copy_from_slice(&values);
+    }
+}
+
+#[test]
+fn the_loss_fused_with_both_heads_has_the_gradient_of_the_whole() {
+    on_every_isa(|rng| {
+        let (n, width, wider, vocab) = (9, 7, 10, 13);
+        let mut head = Weight::new("head", &[vocab, width], Role::Head, None);
+        let mut taught = Weight::new("head", &[vocab, wider], Role::Head, None);
+        randomise([&mut head], rng);
+        randomise([&mut taught], rng);
+        let (h, of_teacher) = (rng.normal(n * width), rng.normal(n * wider));
+        let teacher = r::linear(&wide(&of_teacher), &wide(taught.dense()), None, wider);
+        let targets: Vec<u32> = (0..n as u32).map(|i| if i == 4 { IGNORE } else { i * 5 % 13 }).collect();
+        for how in ways() {
+            let sums = |h: &[f64], w: &[f64]| -> [f64; 3] {
+                let logits = r::linear(h, w, None, width);
+                let scored = targets.iter().enumerate().filter(|(_, t)| **t != IGNORE);
+                scored.fold([0.0; 3], |sums, (i, &t)| {
+                    let [z, u] = [&logits, &teacher].map(|x| &x[i * vocab..][..vocab]);
+                    let one = r::distill(z, u, t as usize, how);
+                    std::array::from_fn(|j| sums[j] + one[j])
+                })
+            };
+            let (mut ws, mut dh) = (Workspace::default(), Buffer::zeros(h.len()));
+            let mut grads = Gradients::zeros([&head]);
+            let (rows, its) = (Buffer::from(h.clone()), Buffer::from(of_teacher.clone()));
+            let lesson = Lesson { h: &its, head: &taught, how };
+            let got = cross_entropy::forward_backward(
+                &rows,
+                &head,
+                &targets,
+                Some(lesson),
+                0.25,
+                &mut ws,
+                &mut dh,
+                &mut grads,
+            );
+            let [ce, kl, _] = sums(&wide(&h), &wide(head.dense()));
+            assert!(
+                (got.sum - ce).abs() < 1e-4 * ce && (got.divergence - kl).abs() < 1e-4 * kl.max(1.0),
+                "{got:?}"
+            );
+            assert_eq!(got.count, 8);
+            let w = wide(head.dense());
+            is_gradient("dh", &dh, &differences(&wide(&h), |h| 0.25 * sums(h, &w)[2]), 0.25);
+            let h = wide(&h);
+            is_gradient("dW", grads.get(&head), &differences(&w, |w| 0.25 * sums(&h, w)[2]), 0.25);
+        }
+    });
+}
+
+fn config() -> ModelConfig {
+    let mut recipe: ternlm::config::Recipe = toml::from_str(RECIPE).unwrap();
+    let mut config = recipe.model.take().unwrap();
+    config.vocab_size = 17;
+    config
+}
+
+#[test]
+fn a_model_that_is_its_own_teacher_has_nothing_to_learn() {
+    let _isa = on_this_isa();
+    let mut decoder = Decoder::new(&config(), Scope::Blocks, Grouping::Size(16));
+    Latents::random(decoder.weights_mut(), 7, None).unwrap();
+    let (tokens, seqs) = (vec![3, 1, 4, 1, 5, 9, 2, 6], Sequences::new(2, 4));
+    let gradients = |teacher: Option<Teacher<'_>>| {
+        let (mut state, mut grads) = (State::default(), Gradients::zeros(decoder.weights()));
+        let loss = decoder.learn(&tokens, &tokens, seqs, teacher, 0.125, &mut state, &mut grads);
+        (loss, decoder.weights().map(|w| k::sum_squares(grads.get(w))).sum::<f64>().sqrt())
+    };
+    let how = |weight| Distillation { weight, temperature: 1.5, direction: Direction::Forward };
+    let (plain, norm) = gradients(None);
+    let (own, nothing) = gradients(Some(Teacher { decoder: &decoder, how: how(1.0) }));
+    assert!(own.sum == plain.sum || (own.sum - plain.sum).abs() < 1e-5 * plain.sum);
+    assert!(own.divergence.abs() < 1e-5 && nothing < 1e-5 * norm, "{own:?}, gradient {nothing} of {norm}");
+    let (_, half) = gradients(Some(Teacher { decoder: &decoder, how: how(0.5) }));
+    assert!((half - 0.5 * norm).abs() < 1e-4 * norm, "{half}, wanted half of {norm}");
+    let mut other = Decoder::new(&config(), Scope::None, Grouping::default());
+    Latents::random(other.weights_mut(), 8, None).unwrap();
+    let (taught, _) = gradients(Some(Teacher { decoder: &other, how: how(1.0) }));
+    assert!(taught.divergence > 0.01, "{taught:?}");
+}
+
+#[test]
+fn annealed_weights_are_between_latents_and_trits() {
+    on_every_isa(|rng| {
+        for (rows, cols) in [(1, 1), (3, 17), (40, 128), (5, 300)] {
+            let latents = rng.normal(rows * cols);
+            let matrix = TernaryMatrix::project("w", &latents, rows, cols, Grouping::default()).unwrap();
+            let mut trits = vec![0.0; latents.len()];
+            trits.chunks_mut(cols).enumerate().for_each(|(row, out)| matrix.unpack_row(row, out));
+            for residual in [0.0f32, 0.25, 1.0] {
+                let mut got = vec![f32::NAN; latents.len()];
+                k::anneal(&matrix, &latents, residual, &mut got);
+                let part = residual as f64;
+                let want: Vec<f64> = trits
+                    .iter()
+                    .zip(&latents)
+                    .map(|(t, w)| (1.0 - part) * *t as f64 + part * *w as f64)
+                    .collect();
+                close(&got, &want, 4, &format!("[{rows}, {cols}] with {residual} left"));
+                if residual == 1.0 {
+                    assert_eq!(got, latents);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_softened_layer_computes_with_what_is_between_and_hardens_to_trits() {
+    on_every_isa(|rng| {
+        let (n, inputs, out) = (5, 40, 6);
+        let mut layer = Linear::new("l", inputs, out, Role::FeedForward, Some(Grouping::Size(16)), true);
+        let mut latents = Latents::random(layer.weights_mut(), rng.next(), None).unwrap();
+        let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
+        let forward = |layer: &Linear| {
+            let mut y = vec![0.0; n * out];
+            layer.forward(&x, &mut y, k::To::Set);
+            y
+        };
+        let hard = forward(&layer);
+        latents.soften(layer.weights_mut(), 0.25);
+        let mut between = vec![0.0; inputs * out];
+        k::anneal(layer.weight.ternary().unwrap(), latents.of(&layer.weight), 0.25, &mut between);
+        let w = wide(&between);
+        let soft = forward(&layer);
+        assert_ne!(soft, hard);
+        close(&soft, &r::linear(&wide(&x), &w, None, inputs), inputs, "y");
+        let (mut dx, mut grads) = (vec![0.0; x.len()], Gradients::zeros(layer.weights()));
+        layer.backward(&x, &dy, &mut dx, k::To::Set, &mut grads);
+        let dot = |y: Vec<f64>| y.iter().zip(&dy).map(|(y, d)| y * *d as f64).sum::<f64>();
+        is_gradient("dx", &dx, &differences(&wide(&x), |x| dot(r::linear(x, &w, None, inputs))), 0.0);
+        // The derivative of (1 - ε) ŵ + ε w by w, straight through ŵ, is 1.
+        is_gradient(
+            "dW",
+            grads.get(&layer.weight),
+            &differences(&w, |w| dot(r::linear(&wide(&x), w, None, inputs))),
+            0.0,
+        );
+        latents.harden(layer.weights_mut());
+        assert_eq!(forward(&layer), hard);
+    });
+}
+
+/// A language model of a few thousand weights on a text that the test writes.
+const RECIPE: &str = r#"
+name = "tiny"
+task = "lm"
+seed = 3
+[model]
+vocab_size = 256
+hidden_size = 48
+layers = 2
+heads = 4
+kv_heads = 2
+head_dim = 12
+intermediate_size = 80
+qk_norm = true
+tie_embeddings = true
+max_positions = 64
+[data]
+tokenizer = "bytes"
+val_fraction = 0.2
+[train]
+steps = 12
+batch = 3
+seq = 24
+accumulate = 2
+lr = 3e-3
+log_every = 3
+eval_every = 4
+save_every = 1
+"#;
+
+struct Lab {
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    /// With a teacher: the same shape in full precision, trained a little.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("tiny.toml"), RECIPE).unwrap();
+        let mut rng = Rng::new(5);
+        let words = ["ternary", "weights", "are", "minus", "one", "zero", "or", "plus", "scale", "group"];
+        let text: Vec<&str> = (0..1200).map(|_| words[rng.below(words.len())]).collect();
+        fs::write(dir.path().join("text.txt"), text.join(" ")).unwrap();
+        let lab = Self { dir };
+        success(lab.train("teacher", &["--set", "ternary.scope=none", "--set", "train.steps=60"]));
+        lab
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn train(&self, out: &str, more: &[&str]) -> Output {
+        let args = [&["train", "tiny.toml", "--data", "text.txt", "--out", out], more].concat();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
+        command
+            .current_dir(self.dir.path())
+            .args(args)
+            .env("TERNLM_CACHE", self.path("cache"))
+            .output()
+            .unwrap()
+    }
+
+    /// Learns from the teacher, starting at its weights.
+    fn learn(&self, out: &str, more: &[&str]) -> Output {
+        let from = ["--init", "teacher/model", "--teacher", "teacher/model"];
+        self.train(out, &[&from, more].concat())
+    }
+}
+
+fn text(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+#[track_caller]
+fn success(out: Output) -> String {
+    assert!(out.status.success(), "{}", text(&out));
+    text(&out)
+}
+
+#[track_caller]
+fn refused(out: Output, wanted: &str) {
+    assert!(!out.status.success() && text(&out).contains(wanted), "wanted {wanted:?}: {}", text(&out));
+}
+
+fn step(run: &Path, n: u64) -> PathBuf {
+    run.join(format!("checkpoints/step-{n:08}"))
+}
+
+fn records(run: &Path, kind: &str) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let all = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    all.filter(|record| record["kind"] == kind).collect()
+}
+
+#[test]
+fn a_taught_and_annealed_training_resumes_bit_for_bit_and_ends_ternary() {
+    let lab = Lab::new();
+    let sets = ["--set", "distill.temperature=2", "--set", "ternary.anneal=0.5"];
+    success(lab.learn("run", &sets));
+    let run = lab.path("run");
+    let (last, kept) = (step(&run, 12), lab.path("kept"));
+    fs::rename(&last, &kept).unwrap();
+    // The newest left is in the middle of neither: 11; one of the annealing is made by stopping there.
+    success(lab.train("run", &["--resume"]));
+    let same = |a: &Path, b: &Path| {
+        for file in ["model.safetensors", "optimizer.safetensors", "ternary.json"] {
+            assert!(fs::read(a.join(file)).unwrap() == fs::read(b.join(file)).unwrap(), "{file} differs");
+        }
+    };
+    same(&last, &kept);
+    success(lab.learn("again", &[&sets[..], &["--set", "train.keep=20"]].concat()));
+    let again = lab.path("again");
+    for n in 4..=12 {
+        fs::remove_dir_all(step(&again, n)).unwrap();
+    }
+    success(lab.train("again", &["--resume", "--threads", "1"]));
+    same(&step(&again, 12), &kept);
+
+    let train = records(&again, "train");
+    let numbers = |key: &str| -> Vec<f64> { train.iter().map(|r| r[key].as_f64().unwrap()).collect() };
+    assert!(
+        numbers("divergence").iter().all(|kl| kl.is_finite()) && numbers("loss").iter().all(|l| *l > 0.0)
+    );
+    let residual = numbers("residual");
+    assert!(
+        residual[0] == 1.0 && residual[1] == 0.5 && residual[2..].iter().all(|r| *r == 0.0),
+        "{residual:?}"
+    );
+    // The first step is with the teacher's own weights.
+    assert!(numbers("divergence")[0].abs() < 1e-4, "{:?}", numbers("divergence"));
+    // Validations are of the trits, from the first on.
+    assert!(records(&again, "val")[0]["nll"].as_f64().unwrap() > 0.0);
+    let report = fs::read_to_string(again.join("report.json")).unwrap();
+    assert!(report.contains("\"pass\": true"), "{report}");
+}
+
+#[test]
+fn a_teacher_teaches() {
+    let lab = Lab::new();
+    success(lab.learn("taught", &["--set", "distill.weight=1", "--set", "train.steps=40"]));
+    let divergences: Vec<f64> =
+        records(&lab.path("taught"), "train").iter().map(|r| r["divergence"].as_f64().unwrap()).collect();
+    let (first, last) = (divergences[0], divergences[divergences.len() - 1]);
+    assert!(last < 0.7 * first, "{divergences:?}");
+}
+
+#[test]
+fn without_a_teacher_and_with_one_of_no_weight_the_bits_are_the_same() {
+    let lab = Lab::new();
+    let init = ["--init", "teacher/model"];
+    success(lab.train("plain", &init));
+    // A teacher without weight is not even read.
+    let none = ["--teacher", "no/such/model", "--set", "distill.weight=0"];
+    success(lab.train("none", &[&init[..], &none].concat()));
+    let read = |run: &str| fs::read(step(&lab.path(run), 12).join("model.safetensors")).unwrap();
+    assert!(read("plain") == read("none"));
+    success(lab.learn("taught", &[]));
+    assert!(read("plain") != read("taught"));
+}
+
+#[test]
+fn what_a_teacher_must_be_is_said() {
+    let lab = Lab::new();
+    let fit = "--set";
+    refused(
+        lab.train("a", &[fit, "distill.weight=0.5"]),
+        "distill.teacher: found nothing, wanted the model to learn from",
+    );
+    refused(lab.learn("b", &[fit, "distill.weight=1.5"]), "distill.weight: found 1.5, wanted 0 to 1");
+    refused(lab.learn("c", &[fit, "distill.temperature=0"]), "distill.temperature: found 0");
+    refused(
+        lab.learn("d", &[fit, "distill.direction=sideways"]),
+        "`sideways`, expected `forward` or `reverse`",
+    );
+    refused(lab.learn("e", &[fit, "ternary.anneal=1"]), "ternary.anneal: found 1, wanted 0 to 0.9");
+    refused(lab.train("f", &["--teacher", "nowhere"]), "nowhere");
+    // Another vocabulary, by size and by token.
+    success(lab.train("wide", &[fit, "model.vocab_size=300", fit, "train.steps=1"]));
+    refused(lab.train("g", &["--teacher", "wide/model"]), "vocab_size: found 300, wanted 256");
+    let tokenizer = lab.path("teacher/model/tokenizer.json");
+    let own = fs::read_to_string(&tokenizer).unwrap();
+    assert!(own.contains("\"a\": 97") && own.contains("\"b\": 98"), "{}", &own[..2000]);
+    let swapped =
+        own.replace("\"a\": 97", "\"a\": 98x").replace("\"b\": 98,", "\"b\": 97,").replace("98x", "98");
+    fs::write(&tokenizer, swapped).unwrap();
+    refused(lab.train("h", &["--teacher", "teacher/model"]), "token 97: found \"b\", wanted \"a\"");
+    fs::write(&tokenizer, own).unwrap();
+    success(lab.train("short", &[fit, "model.max_positions=24", fit, "train.steps=1"]));
+    refused(lab.train("i", &["--teacher", "short/model", fit, "train.seq=32"]), "max_positions: found 24");
+}
+
+#[test]
+fn a_resumed_training_keeps_its_teacher() {
+    let lab = Lab::new();
+    success(lab.learn("run", &[]));
+    fs::remove_dir_all(step(&lab.path("run"), 12)).unwrap();
+    success(lab.train("other", &["--set", "ternary.scope=none", "--set", "train.steps=20"]));
+    refused(
+        lab.train("run", &["--resume", "--teacher", "other/model"]),
+        "distill.teacher: found a model of SHA-256",
+    );
+    refused(lab.train("run", &["--resume", "--set", "distill.weight=0"]), "distill.teacher: found none");
+    // The same weights elsewhere are the same teacher; how much it counts may change.
+    fs::rename(lab.path("teacher"), lab.path("moved")).unwrap();
+    success(lab.train("run", &["--resume", "--teacher", "moved/model", "--set", "distill.weight=0.75"]));
+    success(lab.train("plain", &[]));
+    fs::remove_dir_all(step(&lab.path("plain"), 12)).unwrap();
+    refused(lab.train("plain", &["--resume", "--teacher", "moved/model"]), "wanted none, as so far");
+}
