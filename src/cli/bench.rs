@@ -82,6 +82,11 @@ fn train(args: TrainArgs) -> Result<()> {
     if table.contains_key("distill") {
         recipe::set(&mut table, "distill.teacher", "random".into())?;
     }
+    if table.get("ternary").and_then(|t| t.get("rotate")) == Some(&true.into()) {
+        // What is left of it in a step: a head that is no embedding.
+        recipe::set(&mut table, "ternary.rotate", false.into())?;
+        recipe::set(&mut table, "model.tie_embeddings", false.into())?;
+    }
     let recipe = recipe::resolve(args.recipe.as_ref(), table)?;
     let mut trainer = setup_random(recipe)?;
     if let Some(dir) = &args.export {

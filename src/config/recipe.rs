@@ -151,6 +151,10 @@ pub struct TernaryConfig {
     /// falls from 1 to 0 on half a cosine. 0: trits from the start.
     #[serde(skip_serializing_if = "is_zero")]
     pub anneal: f32,
+    /// Rotate the model of `init` before it becomes ternary: the same function, whose weights lose less. Its head becomes
+    /// one of its own.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub rotate: bool,
 }
 
 fn is_zero(x: &f32) -> bool {
@@ -165,6 +169,7 @@ impl Default for TernaryConfig {
             init_std: None,
             activations: Inputs::default(),
             anneal: 0.0,
+            rotate: false,
         }
     }
 }
@@ -460,6 +465,13 @@ impl Recipe {
             && !(std.is_finite() && std > 0.0)
         {
             return bad("ternary.init_std", &std, "a positive number");
+        }
+        if self.ternary.rotate && self.init.is_none() {
+            return bad(
+                "ternary.rotate",
+                &true,
+                "false: only a model to start from (--init MODEL) can be rotated",
+            );
         }
         let distill = self.distill.clone().unwrap_or_default();
         if self.distill.is_some() && distill.weight > 0.0 {

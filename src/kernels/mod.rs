@@ -13,6 +13,7 @@ mod cross_entropy;
 mod distillation;
 mod elementwise;
 mod embedding;
+mod hadamard;
 mod isa;
 mod kv;
 mod lines;
@@ -49,6 +50,7 @@ pub use elementwise::{
     relu2_mul_backward, silu_mul, silu_mul_backward, sum_squares,
 };
 pub use embedding::{gather, scatter_add, unpack_row};
+pub use hadamard::{Hadamard, scale_columns};
 pub use isa::Isa;
 pub use kv::{KvMemory, KvPage, KvRows, PAGE};
 pub use matrix::{Matrix, Values};

@@ -17,6 +17,7 @@ mod latents;
 mod linear;
 mod parts;
 mod rms_norm;
+mod rotate;
 mod sequences;
 mod store;
 mod to_gguf;
@@ -36,10 +37,11 @@ pub use gradients::Gradients;
 pub use latents::Latents;
 pub use linear::Linear;
 pub use rms_norm::RmsNorm;
+pub use rotate::rotate;
 pub use sequences::Sequences;
 pub use store::{
-    Model, held, load, load_to_train, load_trits, save, save_packed, save_packed_of, save_unpacked,
-    ternary_entry,
+    Model, held, load, load_rotated_to_train, load_to_train, load_trits, save, save_packed, save_packed_of,
+    save_unpacked, ternary_entry,
 };
 pub use to_gguf::save_gguf;
 pub use weight::{Form, Role, Weight, number};

@@ -8,6 +8,7 @@ use half::f16;
 use safetensors::Dtype;
 
 use super::directory::unused;
+use super::rotate::rotate;
 use super::{Decoder, Latents, Weight};
 use crate::config::{Inputs, Scope, TernaryConfig};
 use crate::error::{Error, Result};
@@ -50,6 +51,21 @@ pub fn load_to_train(path: &Path, ternary: Option<&TernaryConfig>) -> Result<(Mo
     let mut latents = Latents::default();
     let model = read(path, ternary, Some(&mut latents), Trits::InMemory)?;
     Ok((model, latents))
+}
+
+/// [`load_to_train`] of a model in full precision, [rotated](rotate) before its matrices are projected.
+pub fn load_rotated_to_train(path: &Path, ternary: &TernaryConfig) -> Result<(Model, Latents)> {
+    let in_full = TernaryConfig { scope: Scope::None, ..ternary.clone() };
+    let Model { decoder: mut dense, mut description } = load(path, Some(&in_full))?;
+    rotate(&mut dense)?;
+    (description.model, description.said_tied) = (dense.config.clone(), dense.config.tie_embeddings);
+    let mut decoder = Decoder::unfilled(&dense.config, ternary.scope, ternary.group);
+    decoder.set_inputs(ternary.activations);
+    let mut latents = Latents::with_places(decoder.weights().count());
+    for (weight, turned) in decoder.weights_mut().zip(dense.weights()) {
+        latents.set(weight, turned.dense().to_vec())?;
+    }
+    Ok((Model { decoder, description }, latents))
 }
 
 /// Where the trits of a packed file are to be.

@@ -26,11 +26,13 @@ pub fn setup(
     cache: &Path,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Trainer> {
-    let shape = match (resume, &recipe.init) {
+    let mut shape = match (resume, &recipe.init) {
         (Some(resume), _) => resume.model().clone(),
         (None, Some(dir)) => shape_of(dir, &recipe)?,
         (None, None) => recipe.model.take().expect("a validated recipe has a model or a start"),
     };
+    // A rotated model's head is no longer its embedding.
+    shape.tie_embeddings &= !recipe.ternary.rotate;
     check_memory(&shape, teacher_of(&recipe)?, &recipe)?;
     recipe.model = Some(shape);
     if let Some(test) = recipe.report.test.as_ref().filter(|_| recipe.task == Task::Lm) {
@@ -208,10 +210,12 @@ fn total_memory() -> Option<u128> {
 /// The model before its first step, or as it was at the checkpoint.
 fn starting_model(recipe: &Recipe, resume: Option<&Path>) -> Result<(Model, Latents)> {
     let ternary = &recipe.ternary;
-    if let Some(dir) = resume.or(recipe.init.as_deref()) {
-        return model::load_to_train(dir, Some(ternary));
+    match (resume, &recipe.init) {
+        (Some(checkpoint), _) => model::load_to_train(checkpoint, Some(ternary)),
+        (None, Some(init)) if ternary.rotate => model::load_rotated_to_train(init, ternary),
+        (None, Some(init)) => model::load_to_train(init, Some(ternary)),
+        (None, None) => random_model(recipe),
     }
-    random_model(recipe)
 }
 
 /// Random weights of the recipe's shape.
