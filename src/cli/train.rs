@@ -27,6 +27,7 @@ Examples:
   ternlm train qwen3-0.6b-blocks --init Qwen3-0.6B --data text.txt
   ternlm train qwen3-0.6b-blocks --init SmolLM2-135M-Instruct.Q4_1.gguf --data text.txt
   ternlm train qwen3-0.6b-blocks --init Qwen3-0.6B --teacher Qwen3-0.6B --data text.txt
+  ternlm train convert-smollm2 --init SmolLM2.gguf --teacher SmolLM2.gguf --data train.txt --set ternary.scope=all
   ternlm train wiki-75m --out runs/wiki-75m --resume
   ternlm train wiki-75m --resume --set train.steps=4000
 
@@ -35,7 +36,7 @@ data, the optimizer and its moments' format; nor can train.seq under data.order 
 schedule, decay, clipping, precision, batch, logging, validation, saving and report.* can, and are recorded. The text must be the
 one trained on so far, wherever it now lies, unless --other-data is given.")]
 pub struct TrainArgs {
-    /// A built-in recipe (copy, recall, shakespeare, wiki-75m, qwen3-0.6b-all, qwen3-0.6b-blocks) or a TOML file
+    /// A built-in recipe (copy, recall, shakespeare, wiki-75m, convert-smollm2, qwen3-0.6b-all, qwen3-0.6b-blocks) or a TOML file
     recipe: PathBuf,
     /// Seed of the weights, the data order and the samples
     #[arg(long)]
