@@ -136,9 +136,19 @@ impl fmt::Display for RopeScaling {
 }
 
 impl RopeScaling {
-    fn attention_factor(self) -> f64 {
+    /// What YaRN multiplies rotated queries and keys by, each, where nothing else is said.
+    pub fn yarn_attention(factor: f64) -> f64 {
+        Self::yarn_mscale(factor, 1.0)
+    }
+
+    fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
+        if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+    }
+
+    /// Of everything that is rotated.
+    pub fn attention_factor(self) -> f64 {
         let Self::Yarn { factor, attention_factor, mscale, mscale_all_dim, .. } = self else { return 1.0 };
-        let of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+        let of = |mscale: f64| Self::yarn_mscale(factor, mscale);
         let both = mscale.zip(mscale_all_dim).filter(|&(a, b)| a != 0.0 && b != 0.0);
         attention_factor.unwrap_or_else(|| both.map_or(of(1.0), |(scale, all)| of(scale) / of(all)))
     }

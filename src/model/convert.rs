@@ -27,6 +27,16 @@ pub fn save_mlx(
     progress: Progress<'_>,
 ) -> Result<()> {
     let config = dir.join(hf::FILE_NAME);
+    if decoder.config.sub_norm {
+        let wanted = "a model without these norms: mlx-lm's bitnet reads Hugging Face's BitNet layout, one scale a matrix, \
+                      and not MLX's two bits";
+        return Err(Error::input(
+            &config,
+            "model_type",
+            "norms before the output and down projections",
+            wanted,
+        ));
+    }
     hf::common_architecture(description, &config)?;
     if let Some(scaling) = decoder.config.rope_scaling.filter(|scaling| !mlx_rotates(scaling)) {
         let wanted = "none, \"linear\", \"llama3\", or \"yarn\" with its usual factor of attention";

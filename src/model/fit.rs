@@ -103,11 +103,12 @@ pub fn fit(decoder: Decoder, kind: &BlockType, lossy: bool, file: &Path) -> Resu
     Ok((out, changes))
 }
 
-/// The decoder with feed-forward networks of a multiple of `block` units.
+/// The decoder with feed-forward networks of a multiple of `block` units; as it is where a norm of the units would count
+/// those that are added.
 fn padded(decoder: Decoder, block: usize) -> Decoder {
     let mut config = decoder.config.clone();
     config.intermediate_size = config.intermediate_size.next_multiple_of(block);
-    if config.intermediate_size == decoder.config.intermediate_size {
+    if config.intermediate_size == decoder.config.intermediate_size || config.sub_norm {
         return decoder;
     }
     let mut out = Decoder::unfilled(&config, decoder.scope, decoder.grouping);

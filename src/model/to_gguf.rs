@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use super::{Decoder, Role, Weight};
-use crate::config::{ModelConfig, RopeScaling};
+use crate::config::{Activation, ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::files::Bundle;
 use crate::formats::gguf::encode::{self, holds};
 use crate::formats::gguf::write::{Item, Metadata, RowFn, ToWrite, write};
-use crate::formats::gguf::{BlockType, Coding, names, tokens};
+use crate::formats::gguf::{BlockType, Coding, names, rope, tokens};
 use crate::formats::tensors::Progress;
 use crate::formats::{Description, hf};
 use crate::kernels;
@@ -28,12 +28,9 @@ pub fn save_gguf(
     progress: Progress<'_>,
 ) -> Result<()> {
     let config_file = files.path_of(hf::FILE_NAME);
-    let architecture = match hf::common_architecture(description, &config_file)? {
-        "mistral" => "llama",
-        other => other,
-    };
+    let architecture = architecture(&decoder.config, description, &config_file)?;
     let metadata = metadata(path, architecture, decoder, description, files, kind)?;
-    let tensors: Vec<ToWrite<'_>> = decoder
+    let mut tensors: Vec<ToWrite<'_>> = decoder
         .weights()
         .map(|weight| {
             let name = names::from_hf(&weight.name);
@@ -49,7 +46,56 @@ pub fn save_gguf(
             Ok(tensor(weight, name, kind, paired))
         })
         .collect::<Result<_>>()?;
+    tensors.extend(factors(architecture, &decoder.config, &config_file)?);
     write(path, &metadata, &tensors, progress)
+}
+
+/// llama.cpp's name for a model.
+fn architecture(m: &ModelConfig, description: &Description, config_file: &Path) -> Result<&'static str> {
+    let bad = |field: &str, found: &str, wanted: &str| Err(Error::input(config_file, field, found, wanted));
+    match (m.sub_norm, m.activation) {
+        (false, _) => {}
+        (true, Activation::SwiGlu) => {
+            let bias = m.qkv_bias || m.o_bias || m.mlp_bias;
+            let plain = m.causal && !m.qk_norm && !bias && m.heads * m.head_dim == m.hidden_size;
+            return match (plain, m.tie_embeddings) {
+                (true, true) => Ok("bitnet"),
+                (true, false) => {
+                    bad("tie_word_embeddings", "false", "true: llama.cpp's bitnet has no output head")
+                }
+                (false, _) => {
+                    let wanted = "without biases and norms of queries and keys, heads as wide as the model: \
+                                  llama.cpp's bitnet has no more";
+                    bad("sub_norm", "true", wanted)
+                }
+            };
+        }
+        (true, Activation::Relu2Glu) => {
+            let wanted =
+                "SiLU: llama.cpp's bitnet has it in place of ReLU², and would compute another function";
+            return bad("hidden_act", "\"relu2\"", wanted);
+        }
+        (true, _) => {}
+    }
+    Ok(match hf::common_architecture(description, config_file)? {
+        "mistral" => "llama",
+        other => other,
+    })
+}
+
+/// The factors of LLaMA 3's stretched rotation, where the model has it.
+fn factors(architecture: &str, m: &ModelConfig, config_file: &Path) -> Result<Option<ToWrite<'static>>> {
+    let Some(scaling @ RopeScaling::Llama3 { .. }) = m.rope_scaling else { return Ok(None) };
+    if architecture != "llama" {
+        let wanted = format!("another rotation: llama.cpp's {architecture} has no table of factors");
+        return Err(Error::input(config_file, "rope_scaling", "\"llama3\"", wanted));
+    }
+    let (theta, dim) = (f64::from(m.rope_theta), m.head_dim);
+    let row: RowFn<'_> = Box::new(move |_, out| {
+        (0..dim / 2).for_each(|i| out.extend((rope::factor(scaling, theta, dim, i) as f32).to_le_bytes()));
+    });
+    let kind = BlockType::by_name("F32").expect("a type of ggml");
+    Ok(Some(ToWrite { name: names::ROPE_FACTORS.into(), shape: vec![dim / 2], kind, row }))
 }
 
 fn metadata(
@@ -93,6 +139,9 @@ fn metadata(
     ];
     let own = own.into_iter().chain(rotation(m, files)?);
     out.extend(own.map(|(key, item)| (format!("{architecture}.{key}"), item)));
+    let note = m.rope_scaling.filter(|scaling| matches!(scaling, RopeScaling::Llama3 { .. }));
+    let note = note.and_then(|scaling| rope::note(scaling, m.rope_theta.into(), m.head_dim));
+    out.extend(note.map(|note| (rope::NOTE.into(), Item::Text(note))));
     match tokens::metadata(files, description, m.vocab_size)? {
         Some(vocabulary) => out.extend(vocabulary),
         None => out.push(("tokenizer.ggml.model".into(), text("none"))),
@@ -100,32 +149,36 @@ fn metadata(
     Ok(out)
 }
 
-/// How the rotation is stretched, if it is.
+/// How the rotation is stretched, if it is; keys of the architecture.
 fn rotation(m: &ModelConfig, files: &Bundle) -> Result<Vec<(&'static str, Item)>> {
     let named = |kind: &str, factor: f64| {
         let factor = Item::F32(factor as f32);
         vec![("rope.scaling.type", Item::Text(kind.into())), ("rope.scaling.factor", factor)]
     };
     Ok(match m.rope_scaling {
-        // A dynamic one is the plain one in the positions that the model has.
-        None | Some(RopeScaling::Dynamic { .. }) => Vec::new(),
+        // A dynamic one is the plain one in the positions that the model has; LLaMA 3's is a tensor.
+        None | Some(RopeScaling::Dynamic { .. } | RopeScaling::Llama3 { .. }) => Vec::new(),
         Some(RopeScaling::Linear { factor }) => named("linear", factor),
-        Some(RopeScaling::Yarn {
-            factor,
-            original_max_positions,
-            attention_factor: None,
-            mscale: None,
-            mscale_all_dim: None,
-            beta_fast: 32.0,
-            beta_slow: 1.0,
-            truncate: true,
-        }) => {
+        Some(
+            scaling @ RopeScaling::Yarn {
+                factor,
+                original_max_positions,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                truncate: true,
+                ..
+            },
+        ) => {
             let mut out = named("yarn", factor);
             out.push(("rope.scaling.original_context_length", Item::U32(original_max_positions as u32)));
+            // llama.cpp multiplies with it what follows from the factor.
+            let attention = (scaling.attention_factor() / RopeScaling::yarn_attention(factor)) as f32;
+            out.extend((attention != 1.0).then_some(("rope.scaling.attn_factor", Item::F32(attention))));
             out
         }
         Some(other) => {
-            let wanted = "none, \"linear\", or \"yarn\" with its usual numbers";
+            let wanted =
+                "beta_fast 32, beta_slow 1 and truncate true: llama.cpp has no others for this model";
             let file = files.path_of(hf::FILE_NAME);
             return Err(Error::input(file, "rope_scaling", format!("{other:?}"), wanted));
         }
@@ -136,7 +189,7 @@ fn rotation(m: &ModelConfig, files: &Bundle) -> Result<Vec<(&'static str, Item)>
 fn paired_heads(weight: &Weight, decoder: &Decoder) -> Option<usize> {
     let heads = [(".q_proj.", decoder.config.heads), (".k_proj.", decoder.config.kv_heads)];
     let of = heads.into_iter().find(|(part, _)| weight.name.contains(part));
-    of.filter(|_| weight.role == Role::Attention).map(|(_, heads)| heads)
+    of.filter(|_| matches!(weight.role, Role::Attention | Role::Bias)).map(|(_, heads)| heads)
 }
 
 fn tensor<'a>(
@@ -175,9 +228,13 @@ fn tensor<'a>(
                 true => all.into_iter().find(|kind| holds(kind, values)).expect("F32 holds everything"),
                 false => by_name("F32"),
             };
-            let cols = weight.shape.last().copied().unwrap_or(1);
+            let cols = weight.shape[1..].iter().product::<usize>();
+            // A bias is one row of values that stand in that order.
+            let each = if weight.shape.len() == 1 { rows } else { 1 };
             let row = move |row: usize, out: &mut Vec<u8>| {
-                encode::values(kind, &values[order(row) * cols..][..cols], out);
+                for at in row * each..(row + 1) * each {
+                    encode::values(kind, &values[order(at) * cols..][..cols], out);
+                }
             };
             (kind, Box::new(row))
         }

@@ -241,8 +241,22 @@ fn families_are_those_of_their_directories() {
         truncate: true,
     };
     assert_eq!(found.rope_scaling, Some(yarn));
+    // What multiplies the factor that YaRN has of itself.
     file.f32("qwen3.rope.scaling.attn_factor", 0.5);
-    assert!(ModelFiles::open(&put(&file).path).unwrap_err().to_string().contains("attn_factor\": found 0.5"));
+    let found = ModelFiles::open(&put(&file).path).unwrap().description.model.rotation().factor;
+    assert_eq!(found, 0.5 * (0.1 * 4f32.ln() + 1.0));
+    // llama.cpp takes a factor without a name for a linear one, and multiplies with none there.
+    let mut file = f32_file(&QWEN3_TINY, &dir);
+    file.f32("qwen3.rope.scaling.factor", 4.0);
+    let read =
+        |file: &File| ModelFiles::open(&put(file).path).map(|files| files.description.model.rope_scaling);
+    assert_eq!(read(&file).unwrap(), Some(RopeScaling::Linear { factor: 4.0 }));
+    file.text("qwen3.rope.scaling.type", "none");
+    assert_eq!(read(&file).unwrap(), None);
+    file.text("qwen3.rope.scaling.type", "linear").f32("qwen3.rope.scaling.factor", 1.0);
+    assert_eq!(read(&file).unwrap(), None);
+    file.f32("qwen3.rope.scaling.attn_factor", 0.5);
+    assert!(read(&file).unwrap_err().to_string().contains("attn_factor\": found 0.5"));
 }
 
 /// A ternary model, and every matrix of it as blocks of `kind` by `encode`.

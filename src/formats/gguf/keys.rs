@@ -6,10 +6,11 @@ use super::file::GgufFile;
 use super::rope;
 use super::value::Value;
 use super::view::View;
+use crate::config::RopeScaling;
 use crate::error::{Error, Result};
 
 /// Architectures that are read, by their name in a file.
-const ARCHITECTURES: &str = "\"llama\", \"qwen2\" or \"qwen3\"";
+const ARCHITECTURES: &str = "\"llama\", \"qwen2\", \"qwen3\" or \"bitnet\"";
 
 /// The architecture's own keys that are read, or that change nothing.
 const KNOWN: &[&str] = &[
@@ -28,6 +29,7 @@ const KNOWN: &[&str] = &[
     "rope.scaling.factor",
     "rope.scaling.original_context_length",
     "rope.scaling.finetuned",
+    "rope.scaling.attn_factor",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
     "vocab_size",
@@ -60,7 +62,7 @@ impl<'a> Keys<'a> {
         let key = "general.architecture";
         let value = file.get(key);
         match value.and_then(|value| value.as_str()) {
-            Some(architecture @ ("llama" | "qwen2" | "qwen3")) => Ok(Self { file, architecture }),
+            Some(architecture @ ("llama" | "qwen2" | "qwen3" | "bitnet")) => Ok(Self { file, architecture }),
             _ => Err(bad(file, key, value, ARCHITECTURES)),
         }
     }
@@ -123,11 +125,15 @@ impl<'a> Keys<'a> {
         let [qkv_bias, o_bias, mlp_bias] = tensors.biases;
         // LLaMA with biases of queries, keys and values alone is Qwen2's function; how its rows are ordered is a matter of
         // the file.
-        let kind =
-            if self.architecture == "llama" && qkv_bias && !o_bias { "qwen2" } else { self.architecture };
+        let kind = match self.architecture {
+            "llama" if qkv_bias && !o_bias => "qwen2",
+            // With SiLU, where Hugging Face's has ReLU²: what only our own name says.
+            "bitnet" => "ternlm",
+            other => other,
+        };
         let theta = self.number("rope.freq_base")?.unwrap_or(10_000.0);
         let scaling = match (&tensors.rope_factors, self.rope_scaling()?) {
-            (Some(factors), Json::Null) => rope::scaling(factors, theta, head_dim)?,
+            (Some(factors), Json::Null) => rope::scaling(self.file, factors, theta, head_dim)?,
             (Some(_), _) => return Err(self.bad("rope.scaling.type", "nothing beside a tensor of factors")),
             (None, scaling) => scaling,
         };
@@ -148,21 +154,38 @@ impl<'a> Keys<'a> {
             "attention_bias": qkv_bias && o_bias,
             "mlp_bias": mlp_bias,
         });
-        let Json::Object(config) = config else { unreachable!("it is written as one") };
+        let Json::Object(mut config) = config else { unreachable!("it is written as one") };
+        if kind == "ternlm" {
+            config.extend([("ffn".into(), "swiglu".into()), ("sub_norm".into(), true.into())]);
+        }
         Ok(config)
     }
 
+    /// A stretched rotation, as llama.cpp reads it: one without a name is linear, a factor of 1 is none.
     fn rope_scaling(&self) -> Result<Json> {
-        let kind = self.maybe("rope.scaling.type", "a text", |value| value.as_str())?;
-        let Some(kind) = kind.filter(|kind| *kind != "none") else { return Ok(Json::Null) };
+        let kind = self.maybe("rope.scaling.type", "a text", |value| value.as_str())?.unwrap_or("linear");
+        let number = |key: &str| self.number(&format!("rope.scaling.{key}"));
+        let factor = number("factor")?.filter(|x| *x != 0.0);
+        let idle = kind == "none" || (kind == "linear" && factor.unwrap_or(1.0) == 1.0);
+        let attention = number("attn_factor")?.filter(|x| *x != 1.0);
+        if attention.is_some() && (idle || kind != "yarn") {
+            return Err(self.bad("rope.scaling.attn_factor", "1, or a rotation of the type \"yarn\""));
+        }
+        if idle {
+            return Ok(Json::Null);
+        }
         let mut scaling = Map::new();
         scaling.insert("rope_type".into(), kind.into());
-        let size = self.size_if_there("rope.scaling.original_context_length")?;
-        scaling.extend(size.map(|n| ("original_max_position_embeddings".into(), n.into())));
-        let names = [("factor", "factor"), ("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")];
-        for (key, name) in names {
-            let number = self.number(&format!("rope.scaling.{key}"))?;
-            scaling.extend(number.map(|x| (name.into(), x.into())));
+        scaling.extend(factor.map(|x| ("factor".into(), x.into())));
+        if kind == "yarn" {
+            let size = self.size_if_there("rope.scaling.original_context_length")?;
+            scaling.extend(size.map(|n| ("original_max_position_embeddings".into(), n.into())));
+            for (key, name) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
+                scaling.extend(number(key)?.map(|x| (name.into(), x.into())));
+            }
+            // Of what the factor makes of itself.
+            let usual = RopeScaling::yarn_attention(factor.unwrap_or(1.0));
+            scaling.extend(attention.map(|x| ("attention_factor".into(), (x * usual).into())));
         }
         Ok(scaling.into())
     }
@@ -177,9 +200,7 @@ impl<'a> Keys<'a> {
                 "attention.causal" => value.as_bool() == Some(true),
                 "attention.sliding_window" => number.is_some_and(|n| n == 0.0 || n >= context as f64),
                 // What they multiply with; llama.cpp has its own rule for YaRN, that of Hugging Face.
-                "rope.scaling.attn_factor"
-                | "rope.scaling.yarn_attn_factor"
-                | "rope.scaling.yarn_ext_factor" => number == Some(1.0),
+                "rope.scaling.yarn_attn_factor" | "rope.scaling.yarn_ext_factor" => number == Some(1.0),
                 _ if key.ends_with("scale") || key.ends_with("scale_linear") => {
                     number == Some(1.0) || number == Some(0.0)
                 }

@@ -6,7 +6,7 @@ pub mod file;
 mod keys;
 mod model;
 pub mod names;
-mod rope;
+pub mod rope;
 mod tokenizer;
 pub mod tokens;
 mod trits;

@@ -3,7 +3,7 @@
 use crate::formats::hf::{EMBEDDING, HEAD};
 
 /// What stands in a block: there, and here.
-const IN_BLOCK: [(&str, &str); 11] = [
+const IN_BLOCK: [(&str, &str); 13] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
@@ -11,10 +11,12 @@ const IN_BLOCK: [(&str, &str); 11] = [
     ("attn_output", "self_attn.o_proj"),
     ("attn_q_norm", "self_attn.q_norm"),
     ("attn_k_norm", "self_attn.k_norm"),
+    ("attn_sub_norm", "self_attn.attn_sub_norm"),
     ("ffn_norm", "post_attention_layernorm"),
     ("ffn_gate", "mlp.gate_proj"),
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
+    ("ffn_sub_norm", "mlp.ffn_sub_norm"),
 ];
 
 /// Factors of the rotation by frequency.

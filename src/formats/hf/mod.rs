@@ -11,6 +11,7 @@ mod rope;
 mod write;
 
 pub use read::read_config;
+pub use rope::rope_scaling;
 pub use write::{config_files, write_config};
 
 use std::path::Path;

@@ -157,9 +157,8 @@ pub(super) fn only_whole_rotation(f: &Fields<'_>) -> Result<()> {
     f.maybe("partial_rotary_factor", "1: a partial rope is not supported", whole).map(|_| ())
 }
 
-/// The value of `rope_scaling`.
-pub(super) fn scaling_json(scaling: Option<&RopeScaling>) -> Value {
-    let Some(scaling) = scaling else { return Value::Null };
+/// The value of `rope_scaling` in a configuration.
+pub fn rope_scaling(scaling: &RopeScaling) -> Value {
     let (kind, fields) = match *scaling {
         RopeScaling::Linear { factor } => ("linear", vec![("factor", json!(factor))]),
         RopeScaling::Dynamic { factor } => ("dynamic", vec![("factor", json!(factor))]),

@@ -53,7 +53,7 @@ fn config_json(config: &Description, stored: Dtype) -> Map<String, Value> {
         ("max_position_embeddings", json!(m.max_positions)),
         ("rms_norm_eps", shortest(m.rms_norm_eps)),
         ("rope_theta", shortest(m.rope_theta)),
-        ("rope_scaling", rope::scaling_json(m.rope_scaling.as_ref())),
+        ("rope_scaling", m.rope_scaling.as_ref().map_or(Value::Null, rope::rope_scaling)),
         ("tie_word_embeddings", json!(m.tie_embeddings)),
         ("torch_dtype", json!(torch_dtype)),
     ];
