@@ -122,7 +122,7 @@ impl ModelFiles {
 
     fn open_gguf(path: &Path) -> Result<Self> {
         let (model, files) = GgufModel::open(path)?;
-        let (description, recognised) = (hf::read_config(&files)?, model.ternary_types());
+        let (description, recognised) = (hf::read_config(&files)?, model.recognised.clone());
         Ok(Self { description, files, recognised, tensors: Tensors::Gguf(model) })
     }
 

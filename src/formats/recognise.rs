@@ -1,4 +1,4 @@
-//! Which matrices of a directory are ternary where no note of ours says so.
+//! Which matrices of a model are ternary where no note of ours says so.
 
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -26,16 +26,17 @@ pub struct Found {
     pub said: String,
 }
 
-/// Looks for weights that are −s, 0 and +s in each group. A model of other numbers is told by its first weights; one that
-/// seems to be ternary is read as a whole.
+/// Looks for weights that are −s, 0 and +s in each group among the tensors of a directory.
 pub fn weights(stored: &TensorFiles) -> Result<Option<Found>> {
-    let mut matrices = Vec::new();
-    for name in stored.names() {
-        let view = stored.tensor(name)?;
-        if view.shape.len() == 2 {
-            matrices.push((name, view));
-        }
-    }
+    let names: Vec<&str> = stored.names().collect();
+    let views = names.iter().map(|name| stored.tensor(name)).collect::<Result<Vec<_>>>()?;
+    let all: Vec<_> = names.into_iter().zip(views).filter(|(_, view)| view.shape.len() == 2).collect();
+    Ok(among(&all, Form::Unpacked))
+}
+
+/// The same among these matrices by their Hugging Face names. A model of other numbers is told by its first weights; one
+/// that seems to be ternary is read as a whole.
+pub fn among(matrices: &[(&str, TensorView<'_>)], form: Form) -> Option<Found> {
     let blocks = || matrices.iter().filter(|(name, _)| in_block(name));
     let mut numbers = false;
     for grouping in GROUPINGS {
@@ -49,12 +50,12 @@ pub fn weights(stored: &TensorFiles) -> Result<Option<Found>> {
         let ends = ends.filter(|(_, view)| matches!(held(view, grouping), Held::Ternary { f16: true, .. }));
         let ternary: HashSet<&str> = blocks().chain(ends).map(|(name, _)| *name).collect();
         let names = matrices.iter().map(|(name, _)| *name);
-        return Ok(note(names, &ternary, Form::Unpacked, grouping, Inputs::F32).map(Found::taken));
+        return note(names, &ternary, form, grouping, Inputs::F32).map(Found::taken);
     }
-    Ok(numbers.then(|| Found {
+    numbers.then(|| Found {
         note: None,
         said: "the weights are ternary, but their scales are no f16 numbers: they are read as numbers".into(),
-    }))
+    })
 }
 
 impl Found {

@@ -3,17 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
+use safetensors::Dtype;
 use serde_json::json;
 
 use super::file::GgufFile;
 use super::keys::{Keys, Tensors};
 use super::names::{self, ROPE_FACTORS};
 use super::tokenizer;
+use super::types::Coding;
 use super::view::View;
 use crate::config::{Inputs, Scope};
 use crate::error::{Error, Result};
 use crate::files::Bundle;
 use crate::formats::hf::{self, EMBEDDING, HEAD};
+use crate::formats::recognise::{self, Found};
+use crate::formats::tensors::TensorView;
 use crate::formats::{Form, NOTE_FORMAT, TernaryNote, quoted};
 use crate::ternary::Grouping;
 
@@ -25,6 +29,8 @@ pub struct GgufModel {
     tensors: BTreeMap<String, (String, Option<usize>)>,
     /// The tensors that are taken over as trits, and the inputs that share a scale.
     ternary: Option<(HashSet<String>, Grouping)>,
+    /// What a person is told of that.
+    pub recognised: Option<String>,
 }
 
 impl GgufModel {
@@ -59,8 +65,13 @@ impl GgufModel {
         let rope_factors = file.tensors().contains_key(ROPE_FACTORS).then(|| view(&file, ROPE_FACTORS, None));
         let tied = !tensors.contains_key(HEAD);
         let mut config = keys.config(&Tensors { vocab, tied, biases, rope_factors })?;
-        let mut this = Self { file, tensors, ternary: None };
-        if let Some(note) = this.note() {
+        let mut this = Self { file, tensors, ternary: None, recognised: None };
+        let found = match this.note() {
+            Some(note) => Some(Found { said: this.types_of(&note), note: Some(note) }),
+            None => this.ternary_values(),
+        };
+        this.recognised = found.as_ref().map(|found| found.said.clone());
+        if let Some(note) = found.and_then(|found| found.note) {
             config.insert("ternlm".into(), json!(note));
             this.ternary = Some((note.tensors.into_iter().collect(), note.group));
         }
@@ -88,17 +99,6 @@ impl GgufModel {
         self.ternary.as_ref().filter(|(names, _)| names.contains(name)).map(|(_, grouping)| *grouping)
     }
 
-    /// Of a ternary model: how it is stored, a sentence for people.
-    pub fn ternary_types(&self) -> Option<String> {
-        let (names, grouping) = self.ternary.as_ref()?;
-        let kinds = names.iter().filter_map(|name| self.tensor(name).ok()).map(|view| view.kind.name);
-        let kinds = kinds.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");
-        Some(format!(
-            "{} matrices are of a ternary type of GGUF ({kinds}), groups of {grouping}",
-            names.len()
-        ))
-    }
-
     /// The tensor `name`, not yet read.
     pub fn tensor(&self, name: &str) -> Result<View<'_>> {
         let Some((stored, paired_heads)) = self.tensors.get(name) else {
@@ -106,6 +106,33 @@ impl GgufModel {
             return Err(Error::input(self.file.path(), field, "nothing", "this tensor"));
         };
         Ok(view(&self.file, stored, *paired_heads))
+    }
+
+    /// How a ternary model is stored, a sentence for people.
+    fn types_of(&self, note: &TernaryNote) -> String {
+        let kinds = note.tensors.iter().filter_map(|name| self.tensor(name).ok()).map(|view| view.kind.name);
+        let kinds = kinds.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");
+        let (count, groups) = (note.tensors.len(), note.group);
+        format!("{count} matrices are of a ternary type of GGUF ({kinds}), groups of {groups}")
+    }
+
+    /// Numbers that are −s, 0, +s.
+    fn ternary_values(&self) -> Option<Found> {
+        let mut matrices = Vec::new();
+        for name in self.names() {
+            let view = self.tensor(name).ok().filter(|view| view.shape.len() == 2);
+            let Some(View { file, kind, shape, bytes, .. }) = view else { continue };
+            let dtype = match kind.coding {
+                Coding::F32 => Dtype::F32,
+                Coding::F16 => Dtype::F16,
+                Coding::Bf16 => Dtype::BF16,
+                // Of the blocks nothing else may be there; of the ends it makes them no ternary ones.
+                _ => Dtype::U8,
+            };
+            // The order of rows changes nothing.
+            matrices.push((name, TensorView { file, name, dtype, shape, bytes }));
+        }
+        recognise::among(&matrices, Form::Gguf)
     }
 
     /// What of the model is ternary: all matrices, or all inside of the blocks. A model of which only some are holds

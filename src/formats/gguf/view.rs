@@ -52,13 +52,20 @@ impl View<'_> {
         Ok(())
     }
 
-    /// The trits and scales as they are stored, scales by `grouping`, which the blocks allow.
+    /// The trits and scales as they are stored, scales by `grouping`, which the blocks allow; of numbers that are −s, 0, +s
+    /// theirs.
     ///
     /// # Errors
     /// Another shape; trits or scales that no ternary matrix has; blocks of one group whose scales differ.
     pub fn matrix(&self, rows: usize, cols: usize, grouping: Grouping) -> Result<TernaryMatrix> {
         if self.shape != [rows, cols] {
             return Err(self.bad("shape", format!("{:?}", self.shape), format!("[{rows}, {cols}]")));
+        }
+        if !self.kind.is_ternary() {
+            let mut values = vec![0.0; rows * cols];
+            self.read_f32_into(&[rows, cols], &mut values)?;
+            return TernaryMatrix::from_values(&values, rows, cols, grouping)
+                .map_err(|why| self.bad("weights", why, format!("ternary weights in groups of {grouping}")));
         }
         let Grouping::Size(group) = grouping else {
             return Err(self.bad("groups", grouping.to_string(), "a number of inputs".into()));
