@@ -74,6 +74,14 @@ impl Tokenizer<'_> {
                 "\"BPE\": no other vocabulary has a place in GGUF",
             ));
         }
+        for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
+            if model[key].as_str().is_some_and(|text| !text.is_empty()) {
+                return Err(self.bad(&format!("model.{key}"), brief(&model[key]), "none: GGUF has none"));
+            }
+        }
+        if model["dropout"].as_f64().is_some_and(|p| p != 0.0) {
+            return Err(self.bad("model.dropout", &model["dropout"], "none: GGUF has none"));
+        }
         let vocab = model["vocab"].as_object();
         let vocab = vocab.ok_or_else(|| self.bad("model.vocab", "nothing", "an object of ids"))?;
         let mut tokens: Vec<Option<(String, i32)>> = vec![None; rows];
@@ -100,6 +108,10 @@ impl Tokenizer<'_> {
         for added in self.json["added_tokens"].as_array().into_iter().flatten() {
             let content = added["content"].as_str().unwrap_or_default();
             let at = place(content, added["id"].as_u64())?;
+            if let Some(flag) = ["lstrip", "rstrip", "single_word"].into_iter().find(|f| added[*f] == true) {
+                let field = format!("added_tokens {} {flag}", quoted(content));
+                return Err(self.bad(&field, true, "false: llama.cpp finds such a token wherever it stands"));
+            }
             let is_unknown = matches!(&tokens[at], Some((_, UNKNOWN)));
             let kind = if added["special"] == true { CONTROL } else { USER_DEFINED };
             tokens[at] = Some((content.to_string(), if is_unknown { UNKNOWN } else { kind }));
