@@ -1,20 +1,20 @@
 //! Models as GGUF files: blocks against those of the Python package `gguf` (`fixtures/make_gguf.py`), whole models read back,
-//! vocabularies against published files, and, where there is one, llama.cpp itself (`llama_cpp/probe.cpp`).
+//! vocabularies against published files. llama.cpp itself is in `llama_cpp/`.
 
 mod common;
 
+use common::models::{self, logits, off};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use ternlm::config::{Activation, KvFormat, ModelConfig, Scope};
+use std::process::{Command, Output};
+use ternlm::config::{Activation, ModelConfig, RopeScaling, Scope};
 use ternlm::files::Bundle;
 use ternlm::formats::gguf::write::Item;
 use ternlm::formats::gguf::{BlockType, GgufFile, Value, encode, tokens as gguf_tokens};
 use ternlm::formats::{Description, npy};
 use ternlm::measure;
-use ternlm::model::{self, Decoder, Latents, Sequences, State, fit};
+use ternlm::model::{self, Decoder, fit};
 use ternlm::ternary::{Grouping, TernaryMatrix};
 use ternlm::text::Tokenizer;
 
@@ -33,56 +33,10 @@ fn export(from: &Path, kind: &str, to: &Path) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// A model of random weights, everything ternary, with the tokenizer of bytes and five rows more than that has.
+/// A model of random weights, everything ternary.
 fn random(dir: &Path, qk_norm: bool, intermediate_size: usize) -> PathBuf {
-    let config = ModelConfig {
-        vocab_size: 261,
-        hidden_size: 256,
-        layers: 2,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 64,
-        intermediate_size,
-        activation: Activation::SwiGlu,
-        qk_norm,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
-        sub_norm: false,
-        causal: true,
-        tie_embeddings: qk_norm,
-        rope_theta: 1e4,
-        rms_norm_eps: 1e-6,
-        max_positions: 256,
-        rope_scaling: None,
-    };
-    let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(128));
-    Latents::random(decoder.weights_mut(), 1, None).unwrap();
-    let gains = decoder.weights_mut().filter(|w| !w.role.is_matrix());
-    for (i, weight) in gains.enumerate() {
-        weight.dense_mut().iter_mut().enumerate().for_each(|(j, x)| *x = 1.0 + ((i + j) as f32).sin() / 5.0);
-    }
-    let out = dir.join(if qk_norm { "qwen3" } else { "llama" });
-    fs::create_dir_all(&out).unwrap();
-    model::save(&out, &decoder, &Description::new(config), None).unwrap();
-    Tokenizer::bytes().save(&out).unwrap();
-    out
-}
-
-fn tokens(decoder: &Decoder) -> Vec<u32> {
-    (0..21).map(|i| (i * 37 % decoder.config.vocab_size) as u32).collect()
-}
-
-fn logits(decoder: &Decoder) -> Vec<f32> {
-    let tokens = tokens(decoder);
-    decoder.logits(&tokens, Sequences::new(1, tokens.len()), &mut State::default())
-}
-
-/// The largest difference, of the largest number.
-fn off(got: &[f32], want: &[f32]) -> f32 {
-    assert_eq!(got.len(), want.len());
-    let size = want.iter().fold(0f32, |a, x| a.max(x.abs()));
-    got.iter().zip(want).fold(0f32, |off, (a, b)| off.max((a - b).abs())) / size
+    let (name, config) = if qk_norm { ("qwen3", models::qwen3()) } else { ("llama", models::llama()) };
+    models::random(dir, name, &ModelConfig { intermediate_size, ..config })
 }
 
 #[test]
@@ -135,9 +89,7 @@ fn a_file_holds_the_model_that_it_was_made_from() {
         let text = "É 1\n\u{0}x";
         let [a, b] = [Tokenizer::of(&files).unwrap(), Tokenizer::bytes()].map(|t| t.encode(text).unwrap());
         assert_eq!(a, b);
-        if kind != "f16" {
-            assert!(measure::verify(&to, &mut |_| {}).unwrap().pass);
-        }
+        assert!(measure::verify(&to, &mut |_| {}).unwrap().pass, "{kind}");
         let again = ternlm(&[&"export", &from, &"--format", &"gguf", &"--out", &to]);
         assert!(!again.status.success() && stderr(&again).contains("--force"));
     }
@@ -165,24 +117,12 @@ fn what_a_type_does_not_hold_is_refused_or_counted() {
     // 2/3 of them.
     let config = ModelConfig {
         vocab_size: 1,
-        hidden_size: 256,
         layers: 1,
         heads: 1,
         kv_heads: 1,
         head_dim: 256,
-        intermediate_size: 256,
-        activation: Activation::SwiGlu,
-        qk_norm: false,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
-        sub_norm: false,
-        causal: true,
         tie_embeddings: true,
-        rope_theta: 1e4,
-        rms_norm_eps: 1e-6,
-        max_positions: 8,
-        rope_scaling: None,
+        ..models::llama()
     };
     let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(128));
     let mut row = [0f32; 256];
@@ -197,6 +137,87 @@ fn what_a_type_does_not_hold_is_refused_or_counted() {
     assert_eq!(fitted.embed_tokens.weight.ternary().unwrap().scales(), [scale]);
     assert_eq!((changes.weights, changes.not_zero), (3, 3));
     assert!((changes.largest - 2.0 / 3.0).abs() < 1e-3 && (changes.mean() - 1.0 / 3.0).abs() < 1e-3);
+}
+
+fn yarn(attention_factor: Option<f64>, beta_fast: f64) -> RopeScaling {
+    RopeScaling::Yarn {
+        factor: 4.0,
+        original_max_positions: 32,
+        attention_factor,
+        mscale: None,
+        mscale_all_dim: None,
+        beta_fast,
+        beta_slow: 1.0,
+        truncate: true,
+    }
+}
+
+fn llama3(high_freq_factor: f64, original_max_positions: usize) -> RopeScaling {
+    RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor, original_max_positions }
+}
+
+/// Rotations, biases and norms of other families there and back: the same description, the same numbers to the bit but for
+/// a factor that a file has in f32.
+#[test]
+fn what_is_written_is_the_same_model_when_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let biased = ModelConfig { qkv_bias: true, ..models::llama() };
+    let rotated = |rope| ModelConfig { rope_scaling: Some(rope), ..models::llama() };
+    for (name, config) in [
+        ("qwen2", biased.clone()),
+        ("biases", ModelConfig { o_bias: true, mlp_bias: true, ..biased }),
+        ("bitnet", ModelConfig { sub_norm: true, tie_embeddings: true, ..models::llama() }),
+        ("linear", rotated(RopeScaling::Linear { factor: 2.5 })),
+        ("yarn", rotated(yarn(None, 32.0))),
+        ("yarn-attention", rotated(yarn(Some(0.75), 32.0))),
+        ("llama3", rotated(llama3(4.0, 8192))),
+        ("llama3-other", rotated(llama3(2.0, 16))),
+    ] {
+        let from = models::random(dir.path(), name, &config);
+        let to = dir.path().join(format!("{name}.gguf"));
+        export(&from, "q2_0", &to);
+        let read = model::load(&to, None).unwrap();
+        let want = model::load(&from, None).unwrap();
+        assert!(logits(&read.decoder) == logits(&want.decoder) || name == "yarn-attention", "{name}");
+        let mut found = read.description.model;
+        if let (Some(RopeScaling::Yarn { attention_factor: Some(x), .. }), "yarn-attention") =
+            (&mut found.rope_scaling, name)
+        {
+            assert!((*x - 0.75).abs() < 1e-6, "{x}");
+            *x = 0.75;
+        }
+        assert_eq!(found, config, "{name}");
+        assert!(measure::verify(&to, &mut |_| {}).unwrap().pass, "{name}");
+        let file = GgufFile::open(&to).unwrap();
+        assert_eq!(file.tensors().contains_key("rope_freqs.weight"), name.starts_with("llama3"), "{name}");
+        assert_eq!(file.get("ternlm.rope_scaling").is_some(), name == "llama3-other", "{name}");
+    }
+}
+
+#[test]
+fn models_that_llama_cpp_does_not_have_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let bitnet = ModelConfig { sub_norm: true, tie_embeddings: true, ..models::llama() };
+    let rotated = |model: ModelConfig, rope| ModelConfig { rope_scaling: Some(rope), ..model };
+    for (config, wanted) in [
+        (
+            ModelConfig { activation: Activation::Relu2Glu, ..bitnet.clone() },
+            "hidden_act: found \"relu2\", wanted SiLU: llama.cpp's bitnet has it in place of ReLU²",
+        ),
+        (ModelConfig { tie_embeddings: false, ..bitnet.clone() }, "tie_word_embeddings: found false"),
+        (ModelConfig { qkv_bias: true, ..bitnet.clone() }, "sub_norm: found true, wanted without biases"),
+        // Units of zeros would count in the norm.
+        (ModelConfig { intermediate_size: 300, ..bitnet }, "down_proj.weight\": found 300 inputs"),
+        (rotated(models::qwen3(), llama3(4.0, 8192)), "llama.cpp's qwen3 has no table of factors"),
+        (rotated(models::qwen3(), yarn(None, 16.0)), "wanted beta_fast 32, beta_slow 1 and truncate true"),
+        (ModelConfig { activation: Activation::Gelu, ..models::llama() }, "model_type: found ternlm"),
+    ] {
+        let from = models::random(dir.path(), "from", &config);
+        let to = dir.path().join("x.gguf");
+        let out = ternlm(&[&"export", &from, &"--format", &"gguf", &"--out", &to]);
+        assert!(!out.status.success() && !to.exists());
+        assert!(stderr(&out).contains(wanted), "{}", stderr(&out));
+    }
 }
 
 #[test]
@@ -215,6 +236,11 @@ fn what_has_no_place_in_a_file_is_refused_by_name() {
     assert!(said.contains("tokenizer.json: normalizer: found") && said.contains("Lowercase"), "{said}");
     let said = refused(original.replacen("\"add_prefix_space\": false", "\"add_prefix_space\": true", 1));
     assert!(said.contains("tokenizer.json: pre_tokenizer: found"), "{said}");
+    let said = refused(original.replacen("\"end_of_word_suffix\": \"\"", "\"end_of_word_suffix\": \"x\"", 1));
+    assert!(said.contains("tokenizer.json: model.end_of_word_suffix: found"), "{said}");
+    let stripped = r#""added_tokens": [{"id": 256, "content": "<s>", "lstrip": true, "special": true}]"#;
+    let said = refused(original.replacen("\"added_tokens\": []", stripped, 1));
+    assert!(said.contains("tokenizer.json: added_tokens \"<s>\" lstrip: found true"), "{said}");
     fs::write(from.join("tokenizer.json"), original).unwrap();
     // A block of 256 and rows of 128 inputs.
     let tiny = common::fixture("ternary-tiny/mlx");
@@ -301,123 +327,5 @@ fn vocabularies_are_those_of_published_files() {
         // A normal one, a special one, one of tools, an unused one.
         assert_eq!([0, 151_643, 151_657, 151_935].map(|id: usize| types[id]), [1, 3, 4, 5]);
         assert!(matches!(&ours["tokenizer.chat_template"], Item::Text(text) if text.contains("im_start")));
-    }
-}
-
-/// `TERNLM_LLAMA_PROBE` names what `llama_cpp/probe.cpp` was compiled to.
-fn probe(what: &str, file: &Path, args: &[String], input: &[u8]) -> Option<Vec<u8>> {
-    let Some(program) = std::env::var_os("TERNLM_LLAMA_PROBE") else {
-        eprintln!("SKIPPED: TERNLM_LLAMA_PROBE names no program made of tests/llama_cpp/probe.cpp");
-        return None;
-    };
-    let mut run = Command::new(program)
-        .arg(what)
-        .arg(file)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    run.stdin.take().unwrap().write_all(input).unwrap();
-    let out = run.wait_with_output().unwrap();
-    assert!(out.status.success(), "{what} of {}", file.display());
-    Some(out.stdout)
-}
-
-/// Greedy decoding, and the smallest lead of a token over the next best.
-fn greedy(decoder: &Decoder, prompt: &[u32], count: usize) -> (Vec<String>, f32) {
-    let (mut cache, mut state) = (decoder.cache(KvFormat::F32), State::default());
-    let (mut new, mut said, mut lead) = (prompt.to_vec(), Vec::new(), f32::INFINITY);
-    for _ in 0..count {
-        let row = decoder.step(&new, &mut cache, &mut state);
-        let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
-        let next = (0..row.len()).filter(|i| *i != best).map(|i| row[i]).fold(f32::NEG_INFINITY, f32::max);
-        lead = lead.min(row[best] - next);
-        new = vec![best as u32];
-        said.push(best.to_string());
-    }
-    (said, lead)
-}
-
-/// `TERNLM_GGUF_MODELS`: further models, separated by `:`.
-#[test]
-fn llama_cpp_computes_what_we_compute() {
-    let dir = tempfile::tempdir().unwrap();
-    let further = std::env::var("TERNLM_GGUF_MODELS").unwrap_or_default();
-    let further = further.split(':').filter(|path| !path.is_empty()).map(PathBuf::from);
-    let own = [random(dir.path(), true, 300), random(dir.path(), false, 300)];
-    for (i, from) in own.into_iter().chain(further).enumerate() {
-        for (kind, bound) in [("f16", 2e-3), ("q2_0", 5e-2)] {
-            let to = dir.path().join(format!("{i}-{kind}.gguf"));
-            println!("{}", export(&from, kind, &to).trim_end());
-            let decoder = model::load(&to, None).unwrap().decoder;
-            let ids: Vec<String> = tokens(&decoder).iter().map(u32::to_string).collect();
-            let Some(raw) = probe("logits", &to, &ids, &[]) else { return };
-            let theirs: Vec<f32> =
-                raw.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-            let off = off(&theirs, &logits(&decoder));
-            println!("{kind}: logits off by {off:.1e} of the largest");
-            assert!(off < bound, "{kind}: {off}");
-            if i < 2 {
-                continue;
-            }
-            // A trained model: greedy text.
-            let tokenizer = Tokenizer::of(&ternlm::formats::files_of(&from).unwrap()).unwrap();
-            let prompt = tokenizer.encode_prompt("The history of the").unwrap();
-            let (ours, lead) = greedy(&decoder, &prompt, 64);
-            let mut args = vec!["64".to_string()];
-            args.extend(prompt.iter().map(u32::to_string));
-            let said = String::from_utf8(probe("greedy", &to, &args, &[]).unwrap()).unwrap();
-            let said: Vec<&str> = said.split_whitespace().collect();
-            let same = ours.iter().zip(&said).take_while(|(a, b)| a == b).count();
-            println!("{kind}: {same} of 64 greedy tokens are the same; the smallest lead here is {lead:.1e}");
-            assert!(kind != "f16" || same == 64);
-        }
-    }
-}
-
-/// The hard texts of llama.cpp's own tests, through files that were written here.
-#[test]
-fn llama_cpp_cuts_texts_as_we_do() {
-    let dir = tempfile::tempdir().unwrap();
-    for (tokenizer, rows, vectors) in
-        [("gpt2", 50_257, "gpt-2"), ("qwen3", 151_936, "qwen2"), ("llama2", 32_000, "llama-spm")]
-    {
-        let vectors = common::data(&format!("tokenizers/ggml-vectors/ggml-vocab-{vectors}.gguf.inp"));
-        let (Some(files), Some(vectors)) = (data_files(tokenizer), vectors) else { return };
-        let from = random(dir.path(), true, 256);
-        let to = dir.path().join(format!("{tokenizer}.gguf"));
-        let loaded = model::load_trits(&from).unwrap();
-        // The model's own rows are too few for these vocabularies; a vocabulary needs no more of it than its shape.
-        let mut description = loaded.description.clone();
-        description.model.vocab_size = rows;
-        let metadata = gguf_tokens::metadata(&files, &description, rows).unwrap().unwrap();
-        let mut all = vec![("general.architecture".to_string(), Item::Text("qwen3".into()))];
-        for (key, n) in [
-            ("context_length", 64),
-            ("embedding_length", 64),
-            ("block_count", 1),
-            ("feed_forward_length", 64),
-            ("attention.head_count", 1),
-            ("attention.head_count_kv", 1),
-        ] {
-            all.push((format!("qwen3.{key}"), Item::U32(n)));
-        }
-        all.push(("qwen3.attention.layer_norm_rms_epsilon".into(), Item::F32(1e-6)));
-        all.extend(metadata);
-        ternlm::formats::gguf::write::write(&to, &all, &[], &mut |_, _| {}).unwrap();
-        let ours = Tokenizer::of(&files).unwrap();
-        let hard = fs::read_to_string(vectors).unwrap();
-        let hard: Vec<&str> = hard.split("\n__ggml_vocab_test__\n").filter(|text| !text.is_empty()).collect();
-        assert!(hard.len() > 40);
-        let input: Vec<u8> = hard.iter().flat_map(|text| [text.as_bytes(), &[0]].concat()).collect();
-        let Some(said) = probe("tokens", &to, &[], &input) else { return };
-        let said = String::from_utf8(said).unwrap();
-        assert_eq!(said.lines().count(), hard.len());
-        for (text, theirs) in hard.iter().zip(said.lines()) {
-            let ids: Vec<String> = ours.encode_prompt(text).unwrap().iter().map(u32::to_string).collect();
-            assert_eq!(ids.join(" "), theirs, "{tokenizer}: {text:?}");
-        }
-        println!("{tokenizer}: {} texts, the same ids", hard.len());
     }
 }

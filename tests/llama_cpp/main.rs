@@ -1,0 +1,40 @@
+//! What llama.cpp makes of the files that are written here. `TERNLM_LLAMA_PROBE` is what `probe.cpp` was compiled to; it says
+//! how. Without it these tests pass and say so.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod models;
+mod vocabularies;
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// What `probe.cpp` prints.
+fn probe(what: &str, file: &Path, args: &[String], input: &[u8]) -> Option<Vec<u8>> {
+    let Some(program) = std::env::var_os("TERNLM_LLAMA_PROBE") else {
+        eprintln!("SKIPPED: TERNLM_LLAMA_PROBE names no program made of tests/llama_cpp/probe.cpp");
+        return None;
+    };
+    let mut run = Command::new(program)
+        .arg(what)
+        .arg(file)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    run.stdin.take().unwrap().write_all(input).unwrap();
+    let out = run.wait_with_output().unwrap();
+    assert!(out.status.success(), "{what} of {}", file.display());
+    Some(out.stdout)
+}
+
+#[track_caller]
+fn export(from: &Path, kind: &str, to: &Path) -> String {
+    let mut run = Command::new(env!("CARGO_BIN_EXE_ternlm"));
+    run.arg("export").arg(from).args(["--format", "gguf", "--lossy", "--type", kind, "--out"]).arg(to);
+    let out = run.output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
