@@ -138,6 +138,7 @@ def main():
         tokenizer = json.loads((scratch / "bpe/tokenizer.json").read_text())
         side = (scratch / "bpe/tokenizer_config.json").read_text()
         put("tokenizer", "bpe", json.dumps(tokenizer), side, "{}", "{}", "the cat sat")
+        put("vocabulary", "bpe", json.dumps(tokenizer), side, "{}", "{}")
 
     # The other kinds, as small as they get.
     special = [{"id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
@@ -163,6 +164,7 @@ def main():
     }
     named = '{"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": "{{ bos_token }}"}'
     put("tokenizer", "llama", json.dumps(llama), named, "{}", '{"eos_token_id": [2]}', "ab a\nb é")
+    put("vocabulary", "llama", json.dumps(llama), named, "{}", '{"eos_token_id": [2]}')
     unigram = llama | {
         "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]},
         "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
