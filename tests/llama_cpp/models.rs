@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use ternlm::config::{KvFormat, ModelConfig, RopeScaling};
+use ternlm::formats::ModelFiles;
 use ternlm::measure::{self, Windows};
 use ternlm::model::{self, Decoder, State};
 use ternlm::text::{Reading, ReadingOptions, Tokenizer};
@@ -124,7 +125,9 @@ fn llama_cpp_goes_on_as_we_do() {
             println!(
                 "{kind}: {same} of {GREEDY} greedy tokens are the same; the smallest lead is {lead:.1e}"
             );
-            assert!(kind != "f16" || same == GREEDY);
+            // A lead that is smaller than what logits are off by decides nothing.
+            let size = logits(&decoder).iter().fold(0f32, |most, x| most.max(x.abs()));
+            assert!(same == GREEDY || lead < 4.0 * off * size, "{kind}: {same} tokens, lead {lead}");
         }
     }
 }
@@ -141,8 +144,13 @@ fn perplexities_are_those_of_llama_cpp() {
     for (i, from) in trained().into_iter().enumerate() {
         // With q2_0 and tq2_0 that engine's inputs have 8 bits.
         for (kind, bound) in [("f16", 5e-4), ("q2_0", 5e-3), ("tq2_0", 5e-3)] {
+            let width = ModelFiles::open(&from).unwrap().description.model.hidden_size;
+            if kind == "tq2_0" && !width.is_multiple_of(256) {
+                println!("tq2_0: rows of {width} inputs are no whole blocks");
+                continue;
+            }
             let to = dir.path().join(format!("{i}-{kind}.gguf"));
-            export(&from, kind, &to);
+            println!("{}", export(&from, kind, &to).trim_end());
             let decoder = model::load(&to, None).unwrap().decoder;
             let tokenizer = Tokenizer::of(&ternlm::formats::files_of(&to).unwrap()).unwrap();
             let mut reading = Reading::open(&text, &tokenizer, &ReadingOptions::default()).unwrap();
