@@ -29,7 +29,7 @@ log_every = 5
 /// Trits of every ternary tensor.
 fn trits(trainer: &Trainer) -> Vec<Vec<i8>> {
     let of = |t: &ternlm::ternary::TernaryMatrix| {
-        (0..t.rows()).flat_map(|r| (0..t.cols()).map(move |c| t.trit(r, c) as i8)).collect()
+        (0..t.rows()).flat_map(|r| (0..t.cols()).map(move |c| t.trit(r, c))).collect()
     };
     trainer.model.decoder.weights().filter_map(|w| w.ternary()).map(of).collect()
 }

@@ -284,7 +284,7 @@ fn panels(runs: &[Compared]) -> Vec<Panel> {
         smooth[smooth.len() / 10..].iter().map(|p| p.1).fold(f64::MIN, f64::max)
     };
     let top = runs.iter().map(|run| later(&run.curves)).fold(f64::MIN, f64::max);
-    let charts: [(&str, &str, Vec<Series>, bool, Option<f64>); 6] = [
+    let charts = [
         ("Training loss", "nats per token, smoothed", lines(&|c| smoothed(&c.loss)), false, Some(top)),
         ("Validation loss", "nats per token", lines(&|c| c.val.clone()), false, None),
         ("Changed weights", "per interval", lines(&changes), true, None),
