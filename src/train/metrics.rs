@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::files::{if_there, read_limited, write_bytes};
 
+/// Name of the metrics file of a run.
+pub const METRICS: &str = "metrics.jsonl";
 /// Bytes of a `metrics.jsonl`; a week of training writes a hundredth.
 const MAX_BYTES: u64 = 4 << 30;
 

@@ -19,11 +19,11 @@ mod watch;
 
 pub use advice::Advisor;
 pub(crate) use metrics::nan_as_null;
-pub use metrics::{MetricsLog, Record, TensorPoint, read as read_metrics};
+pub use metrics::{METRICS, MetricsLog, Record, TensorPoint, read as read_metrics};
 pub use muon::orthogonalise;
 pub use optimizer::{At, Optimizer, Trained};
 pub use resume::{Difference, Resume, differences};
-pub use run::{METRICS, Observer, Outcome, run};
+pub use run::{Observer, Outcome, run};
 pub use schedule::{residual, schedule};
 pub use setup::{setup, setup_random};
 pub use source::{Source, Synthetic};

@@ -29,9 +29,6 @@ pub enum Outcome {
     Stopped(PathBuf),
 }
 
-/// Name of the metrics file of a run.
-pub const METRICS: &str = "metrics.jsonl";
-
 /// Trains from where `trainer` stands to the last step, writing into the folder `run`. When `stop` becomes true the
 /// step at hand is finished, a checkpoint saved, and the loop left.
 pub fn run(
