@@ -389,6 +389,8 @@ impl Decoder {
             "tokens and targets of {seqs:?}"
         );
         let parts = self.parts(seqs);
+        // Gradients of several parts are finished when they have been added up.
+        let outlet = if parts > 1 { grads.hold() } else { None };
         let State { pass, others } = state;
         others.resize_with(parts - 1, Default::default);
         others.iter_mut().for_each(|(_, part)| part.fit(grads));
@@ -402,6 +404,10 @@ impl Decoder {
         work.extend(others.iter_mut().map(|(pass, part)| (pass, part)));
         let losses: Vec<Loss> = kernels::side_by_side(work, run);
         others.iter_mut().for_each(|(_, part)| grads.absorb(part));
+        if outlet.is_some() {
+            grads.set_outlet(outlet);
+            grads.finished_from(&self.embed_tokens.weight);
+        }
         let mut loss = Loss::default();
         losses.into_iter().for_each(|part| loss += part);
         loss
@@ -441,11 +447,14 @@ impl Decoder {
         }
         let mut dx = h;
         self.norm.backward(last, &dh, &mut dx, To::Set, grads);
+        grads.finished_from(&self.norm.gain);
         let mut cx = Context::new(&rows, &self.rope, ws);
         for (block, saved) in self.layers.iter().zip(blocks).rev() {
             block.backward(&mut dx, &mut cx, saved, grads);
+            grads.finished_from(&block.input_layernorm.gain);
         }
         self.embed_tokens.backward(tokens, &dx, grads);
+        grads.finished_from(&self.embed_tokens.weight);
 
         ws.give(dx);
         ws.give(dh);

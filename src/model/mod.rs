@@ -33,7 +33,7 @@ pub use directory::{promised, unused};
 pub use embedding::Embedding;
 pub use feed_forward::{FeedForward, FeedForwardSaved};
 pub use fit::{Changes, fit};
-pub use gradients::Gradients;
+pub use gradients::{Gradients, Outlet, Place};
 pub use latents::Latents;
 pub use linear::Linear;
 pub use rms_norm::RmsNorm;
