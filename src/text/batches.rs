@@ -7,24 +7,23 @@ use crate::config::Order;
 use crate::random::{GAMMA, splitmix64};
 use crate::{Error, Result};
 
-/// Batches of `batch` sequences of `seq` tokens. A checkpoint needs to keep nothing but the cursor.
+/// Sequences of `seq` tokens. A checkpoint needs to keep nothing but the cursor.
 #[derive(Clone, Debug)]
 pub struct Batches {
     order: Order,
     /// Tokens of the corpus.
     len: usize,
-    batch: usize,
     seq: usize,
     seed: u64,
 }
 
 impl Batches {
-    /// Batches over a corpus of `len` tokens.
+    /// Sequences of a corpus of `len` tokens.
     ///
     /// # Errors
     /// A corpus of fewer than `seq + 1` tokens (the last input needs a target).
-    pub fn new(order: Order, len: usize, batch: usize, seq: usize, seed: u64) -> Result<Batches> {
-        assert!(batch > 0 && seq > 0, "a batch has sequences and a sequence has tokens");
+    pub fn new(order: Order, len: usize, seq: usize, seed: u64) -> Result<Batches> {
+        assert!(seq > 0, "a sequence has tokens");
         if len <= seq {
             return Err(Error::usage(format!(
                 "the corpus has {len} tokens, and one sequence needs {} (train.seq + 1): use more text or a smaller \
@@ -32,7 +31,7 @@ impl Batches {
                 seq.saturating_add(1)
             )));
         }
-        Ok(Batches { order, len, batch, seq, seed })
+        Ok(Batches { order, len, seq, seed })
     }
 
     /// Sequences of one epoch. In [`Order::Epoch`] this is one window less than fits, so that the windows can start
@@ -60,12 +59,12 @@ impl Batches {
         }
     }
 
-    /// Fills one batch: sequences `cursor..cursor + batch`, row by row; `targets` are the tokens after `inputs`.
-    /// Both hold `batch * seq` ids. The next cursor is `cursor + batch`.
+    /// The sequences from number `cursor` on, row by row, as many as `inputs` has room for; `targets`, of the same size, are the
+    /// tokens after them.
     pub fn fill(&self, cursor: u64, tokens: &Tokens, inputs: &mut [u32], targets: &mut [u32]) {
         assert_eq!(tokens.len(), self.len, "these batches were made for another corpus");
-        assert_eq!(inputs.len(), self.batch * self.seq, "inputs are batch x seq");
-        assert_eq!(targets.len(), self.batch * self.seq, "targets are batch x seq");
+        assert!(inputs.len().is_multiple_of(self.seq), "{} inputs in rows of {}", inputs.len(), self.seq);
+        assert_eq!(targets.len(), inputs.len(), "a target for each input");
         let rows = inputs.chunks_exact_mut(self.seq).zip(targets.chunks_exact_mut(self.seq));
         for (n, (input, target)) in (cursor..).zip(rows) {
             let start = self.start(n);
@@ -163,7 +162,7 @@ mod tests {
         ) {
             let order = if epoch { Order::Epoch } else { Order::Random };
             let tokens = tokens(seq + extra);
-            let batches = Batches::new(order, tokens.len(), batch, seq, seed).unwrap();
+            let batches = Batches::new(order, tokens.len(), seq, seed).unwrap();
             let (mut inputs, mut targets) = (vec![0; batch * seq], vec![0; batch * seq]);
             batches.fill(cursor, &tokens, &mut inputs, &mut targets);
             for (input, target) in inputs.iter().zip(&targets) {
@@ -174,7 +173,7 @@ mod tests {
         #[test]
         fn an_epoch_visits_disjoint_windows_once(seed: u64, seq in 1usize..20, len in 1usize..2000, epoch in 0u64..9) {
             prop_assume!(len > seq);
-            let batches = Batches::new(Order::Epoch, len, 1, seq, seed).unwrap();
+            let batches = Batches::new(Order::Epoch, len, seq, seed).unwrap();
             let n = batches.sequences_per_epoch();
             let mut starts: Vec<usize> = (epoch * n..(epoch + 1) * n).map(|i| batches.start(i)).collect();
             starts.sort();
@@ -208,7 +207,7 @@ mod tests {
         let tokens = tokens(1000);
         for order in [Order::Random, Order::Epoch] {
             let draw = |cursor: u64| {
-                let batches = Batches::new(order, 1000, 4, 16, 7).unwrap();
+                let batches = Batches::new(order, 1000, 16, 7).unwrap();
                 let (mut inputs, mut targets) = (vec![0; 64], vec![0; 64]);
                 batches.fill(cursor, &tokens, &mut inputs, &mut targets);
                 (inputs, targets)
@@ -222,19 +221,19 @@ mod tests {
 
     #[test]
     fn random_starts_reach_all_places_evenly() {
-        let batches = Batches::new(Order::Random, 110, 1, 10, 3).unwrap();
+        let batches = Batches::new(Order::Random, 110, 10, 3).unwrap();
         let mut hits = [0; 100];
         (0..100_000).for_each(|n| hits[batches.start(n)] += 1);
         // 1000 expected, standard deviation 31.
         assert!(hits.iter().all(|&h| (800..1200).contains(&h)), "{hits:?}");
-        let other = Batches::new(Order::Random, 110, 1, 10, 4).unwrap();
+        let other = Batches::new(Order::Random, 110, 10, 4).unwrap();
         let same = (0..1000).filter(|&n| batches.start(n) == other.start(n)).count();
         assert!(same < 50, "seeds 3 and 4 agree {same} times of 1000");
     }
 
     #[test]
     fn epochs_differ_in_order_and_phase() {
-        let batches = Batches::new(Order::Epoch, 100_001, 1, 100, 1).unwrap();
+        let batches = Batches::new(Order::Epoch, 100_001, 100, 1).unwrap();
         let n = batches.sequences_per_epoch();
         let epoch = |e: u64| (e * n..(e + 1) * n).map(|i| batches.start(i)).collect::<Vec<_>>();
         let phases: HashSet<usize> = (0..50).map(|e| epoch(e)[0] % 100).collect();
@@ -248,8 +247,8 @@ mod tests {
 
     #[test]
     fn a_corpus_too_short_is_an_error() {
-        assert!(Batches::new(Order::Random, 17, 1, 16, 0).is_ok());
-        let error = Batches::new(Order::Epoch, 16, 1, 16, 0).unwrap_err().to_string();
+        assert!(Batches::new(Order::Random, 17, 16, 0).is_ok());
+        let error = Batches::new(Order::Epoch, 16, 16, 0).unwrap_err().to_string();
         assert!(error.contains("16 tokens") && error.contains("17"), "{error}");
     }
 }

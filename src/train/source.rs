@@ -75,8 +75,8 @@ impl Source {
     /// # Errors
     /// A text shorter than one window.
     pub fn text(recipe: &Recipe, corpus: Corpus) -> Result<Self> {
-        let (batch, seq) = (recipe.train.batch, recipe.train.seq);
-        let batches = Batches::new(recipe.data.order, corpus.train.len(), batch, seq, recipe.seed)?;
+        let seq = recipe.train.seq;
+        let batches = Batches::new(recipe.data.order, corpus.train.len(), seq, recipe.seed)?;
         Ok(Source::Text { corpus: Box::new(corpus), batches, seq })
     }
 
