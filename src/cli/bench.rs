@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::group::GroupArgs;
 use super::{bench_run, recipe, thousands};
 use crate::error::{Error, Result};
 use crate::files::{self, DirectoryWriter, IfExists};
 use crate::formats::Form;
 use crate::formats::tensors::{Data, Tensor, write_safetensors};
 use crate::kernels::{self, peak, profile};
-use crate::train::{Trainer, cost, setup_random};
+use crate::train::{self, Together, Trainer, cost, setup_random};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -60,6 +61,8 @@ struct TrainArgs {
     /// Store the first weights, the batches and the recipe there, so that another program can take the same steps
     #[arg(long, value_name = "DIR")]
     export: Option<PathBuf>,
+    #[command(flatten)]
+    group: GroupArgs,
 }
 
 pub fn run(args: BenchArgs) -> Result<()> {
@@ -88,12 +91,23 @@ fn train(args: TrainArgs) -> Result<()> {
         recipe::set(&mut table, "model.tie_embeddings", false.into())?;
     }
     let recipe = recipe::resolve(args.recipe.as_ref(), table)?;
-    let mut trainer = setup_random(recipe)?;
-    if let Some(dir) = &args.export {
-        export(dir, &trainer, args.warmup + args.steps)?;
+    let mut together = args.group.join()?;
+    let trainer = together.agree(setup_random(recipe));
+    let mut trainer = trainer.map_err(|error| together.fail(error))?;
+    let measured = measure(&args, &mut trainer, together);
+    measured.map_err(|error| trainer.together.fail(error))?;
+    trainer.together.leave()
+}
+
+fn measure(args: &TrainArgs, trainer: &mut Trainer, together: Together) -> Result<()> {
+    train::meet(trainer, together, &args.group.describe(), args.group.shard())?;
+    trainer.together.set_patience(args.group.patience())?;
+    let (leads, processes) = (trainer.together.leads(), trainer.together.size());
+    if let Some(dir) = args.export.as_ref().filter(|_| leads) {
+        export(dir, trainer, args.warmup + args.steps)?;
     }
     let tell = |line: String| {
-        if !args.json {
+        if leads && !args.json {
             say!("{line}");
         }
     };
@@ -113,6 +127,7 @@ fn train(args: TrainArgs) -> Result<()> {
     }
     let mut seconds = Vec::new();
     let mut losses = Vec::new();
+    let (waited, spent) = (trainer.together.waited(), trainer.together.spent());
     profile::start();
     for i in 0..args.steps {
         let start = Instant::now();
@@ -124,7 +139,15 @@ fn train(args: TrainArgs) -> Result<()> {
     let phases = profile::stop();
     first_losses.extend(&losses);
     let memory = super::peak_memory();
+    if !leads {
+        return Ok(());
+    }
     let total: f64 = seconds.iter().sum();
+    let each = args.steps as f64;
+    let waited = (trainer.together.waited() - waited).as_secs_f64() / each;
+    let now = trainer.together.spent();
+    let reduced = (now.time - spent.time).as_secs_f64() / each;
+    let sent = (now.bytes - spent.bytes) as f64 / 1e6 / each;
     let mut sorted = seconds.clone();
     sorted.sort_by(f64::total_cmp);
     let median = sorted[sorted.len() / 2];
@@ -133,7 +156,7 @@ fn train(args: TrainArgs) -> Result<()> {
     let flops =
         models * cost::flops_per_token(&trainer.model.decoder.config, trainer.source.seq()) * tokens as f64;
     let (gflops, limit, bandwidth) = (flops / median / 1e9, peak::fma_gflops(), peak::read_gbps());
-    let moved = cost::least_traffic(&trainer) / 1e9;
+    let moved = cost::least_traffic(trainer) / 1e9;
     let share_of_bandwidth = moved / median / bandwidth;
     if args.json {
         let phases: serde_json::Map<_, _> =
@@ -146,6 +169,7 @@ fn train(args: TrainArgs) -> Result<()> {
             "min_gb_per_step": moved, "read_gb_per_s": bandwidth, "share_of_bandwidth": share_of_bandwidth,
             "peak_memory_bytes": memory, "seconds_by_phase": phases,
             "isa": kernels::Isa::current().to_string(), "threads": rayon::current_num_threads(),
+            "processes": processes, "waiting_seconds": waited, "reduction_seconds": reduced, "mb_sent_per_step": sent,
         });
         super::say_json(&out);
         return Ok(());
@@ -161,6 +185,13 @@ fn train(args: TrainArgs) -> Result<()> {
         moved / median,
         100.0 * share_of_bandwidth
     );
+    if processes > 1 {
+        say!(
+            "{processes} processes, {:.1} tokens/s each; {sent:.1} MB sent a step, added up in {reduced:.3} s, {waited:.3} s of \
+             the step waiting",
+            tokens as f64 / median / processes as f64
+        );
+    }
     match memory {
         Some(bytes) => say!("peak memory {:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
         None => say!("peak memory: this system does not say"),

@@ -10,6 +10,7 @@ mod eval;
 mod export;
 mod finish;
 mod generate;
+mod group;
 mod info;
 mod recipe;
 mod report;
@@ -54,7 +55,7 @@ Start here:
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Threads to compute with [default: all cores]
+    /// Threads to compute with [default: all cores, of several processes a share of them]
     #[arg(long, global = true)]
     threads: Option<usize>,
     /// Say more about what happens
@@ -110,7 +111,10 @@ pub fn call(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Err(error) => {
             // Names out of files may hold anything.
             let line = error.to_string().replace(char::is_control, " ");
-            tell!("error: {line}");
+            // Of several processes that failed alike, one says so.
+            if !line.is_empty() {
+                tell!("error: {line}");
+            }
             1
         }
     }
@@ -155,13 +159,19 @@ fn threads(count: Option<usize>) -> Result<()> {
             return Err(Error::usage(format!("--threads {n}: wanted 1 to {most}")));
         }
         Some(n) => n,
-        None => cores,
+        None => crate::train::group::threads_of_each(cores, cores_of_machine().unwrap_or(cores)),
     };
     rayon::ThreadPoolBuilder::new()
         .num_threads(count)
         .use_current_thread()
         .build_global()
         .map_err(|e| Error::usage(format!("--threads {count}: {e}")))
+}
+
+/// Cores that are switched on, whether this process may run on them or not, where the system says.
+fn cores_of_machine() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    Some(text.lines().filter(|line| line.starts_with("processor")).count()).filter(|count| *count > 0)
 }
 
 /// Where the model lies that `path` means: there, or, of a run, the finished model or else the newest checkpoint.

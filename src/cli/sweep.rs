@@ -17,6 +17,7 @@ use crate::files::{FolderLock, path_text, write_bytes};
 use crate::report;
 use crate::sweep::{self, FILE, HTML, Plan, Results, Run};
 use crate::train::checkpoint;
+use crate::train::group;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -57,6 +58,10 @@ pub struct SweepArgs {
 }
 
 pub fn run(args: SweepArgs) -> Result<()> {
+    if let Some(launch) = group::launched() {
+        let found = format!("{} says that an MPI launcher started several processes", launch.variable);
+        return Err(Error::usage(format!("sweep: {found}, wanted one: its trainings are each alone")));
+    }
     let plan = plan(&args)?;
     let name = args.plan.file_stem().unwrap_or(args.plan.as_os_str());
     let out = args.out.clone().unwrap_or_else(|| Path::new("sweeps").join(name));

@@ -6,8 +6,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 use toml::Table;
 
+use super::group::GroupArgs;
 use super::{recipe, thousands};
 use crate::config::{Recipe, Task};
 use crate::error::{Error, Result};
@@ -15,7 +17,7 @@ use crate::files::{self, FolderLock, path_text, read_text};
 use crate::formats::ModelFiles;
 use crate::measure::Perplexity;
 use crate::text::{Corpus, PassedOver, Tokens, default_cache_dir};
-use crate::train::{self, Observer, Outcome, Resume, Source, StepReport, Trainer, checkpoint};
+use crate::train::{self, Observer, Outcome, Resume, Source, StepReport, Together, Trainer, checkpoint};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -30,11 +32,16 @@ Examples:
   ternlm train convert-smollm2 --init SmolLM2.gguf --teacher SmolLM2.gguf --data train.txt --set ternary.scope=all
   ternlm train wiki-75m --out runs/wiki-75m --resume
   ternlm train wiki-75m --resume --set train.steps=4000
+  mpirun -n 8 ternlm train wiki-75m --data train.txt
 
 With --resume, what the checkpoint fixes cannot change: the model, ternary.*, the tokenizer, the seed, the order of the
 data, the optimizer and its moments' format; nor can train.seq under data.order = \"epoch\". Steps, learning rate and
 schedule, decay, clipping, precision, batch, logging, validation, saving and report.* can, and are recorded. The text must be the
-one trained on so far, wherever it now lies, unless --other-data is given.")]
+one trained on so far, wherever it now lies, unless --other-data is given.
+
+Under mpirun, mpiexec or srun (Open MPI, MPICH) the processes share out the sequences of each step: the recipe's batch is that
+of all of them. Each needs the text and, to resume, the run's folder; process 0 writes. Sequences and schedule are the same with
+any number of processes, which may change at a resume.")]
 pub struct TrainArgs {
     /// A built-in recipe (copy, recall, shakespeare, wiki-75m, convert-smollm2, qwen3-0.6b-all, qwen3-0.6b-blocks) or a TOML file
     recipe: PathBuf,
@@ -66,6 +73,8 @@ pub struct TrainArgs {
     /// Where tokenised texts are kept [default: TERNLM_CACHE, or the user's cache folder]
     #[arg(long)]
     cache: Option<PathBuf>,
+    #[command(flatten)]
+    group: GroupArgs,
 }
 
 pub fn run(args: TrainArgs) -> Result<()> {
@@ -102,31 +111,34 @@ pub fn train(
 }
 
 fn follow(args: TrainArgs, stop: &AtomicBool, told: Option<&mut dyn Observer>) -> Result<Outcome> {
-    let named = recipe::read(&args.recipe)?;
-    let name = named.get("name").and_then(|n| n.as_str()).unwrap_or("run").to_string();
-    let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&name));
-    // Held to the end, the report included.
-    let (start, _lock) =
-        if args.resume { resumed(&args, &name, &out)? } else { started(&args, &named, &out)? };
-    let cache = args.cache.clone().unwrap_or_else(default_cache_dir);
-    let reading = super::bytes_bar("Tokenising");
-    let trainer = train::setup(start.recipe, start.resume.as_ref(), &cache, &|done, total| {
-        reading.set_length(total);
-        reading.set_position(done);
+    let mut together = args.group.join()?;
+    let leads = together.leads();
+    let prepared = prepare(&args, &mut together);
+    let prepared = together.agree(prepared).map_err(|error| together.fail(error))?;
+    let Prepared { mut trainer, out, named, recorded, _lock } = prepared;
+    let met = train::meet(&mut trainer, together, &args.group.describe(), args.group.shard());
+    let met = met.and_then(|()| trainer.together.set_patience(args.group.patience()));
+    let met = met.and_then(|()| match leads {
+        true => files::write_bytes(out.join(recipe::FILE), recipe::to_toml(&trainer.recipe).as_bytes()),
+        false => Ok(()),
     });
-    reading.finish_and_clear();
-    let mut trainer = trainer?;
-    files::write_bytes(out.join(recipe::FILE), recipe::to_toml(&trainer.recipe).as_bytes())?;
-    if let Some(recorded) = start.recorded.as_ref().filter(|_| recipe::built_in(&args.recipe).is_none()) {
-        tell_of_unheard(&args.recipe, named, recorded, &trainer.recipe);
+    let met = met.and_then(|()| trainer.together.places());
+    let places = met.map_err(|error| trainer.together.fail(error))?;
+    if leads {
+        if let Some(recorded) = recorded.as_ref().filter(|_| recipe::built_in(&args.recipe).is_none()) {
+            tell_of_unheard(&args.recipe, named, recorded, &trainer.recipe);
+        }
+        describe(&trainer, &out);
+        describe_processes(&places);
     }
-    describe(&trainer, &out);
 
     let mut show = Show::new(&trainer, told);
     let outcome = train::run(&mut trainer, &out, stop, &mut show);
     show.bar.finish_and_clear();
-    let outcome = outcome?;
+    let outcome = outcome.map_err(|error| trainer.together.fail(error))?;
+    trainer.together.leave()?;
     match &outcome {
+        _ if !leads => {}
         Outcome::Finished => super::finish::finish(&mut trainer, &out)?,
         Outcome::Stopped(path) => {
             say!("Stopped at step {}; saved {}", trainer.progress.step, path.display());
@@ -134,6 +146,49 @@ fn follow(args: TrainArgs, stop: &AtomicBool, told: Option<&mut dyn Observer>) -
         }
     }
     Ok(outcome)
+}
+
+/// What there is before the first step.
+struct Prepared {
+    trainer: Trainer,
+    out: PathBuf,
+    /// The recipe that the command line names.
+    named: Table,
+    /// The recipe of a resumed run before the command line changed it.
+    recorded: Option<Recipe>,
+    /// Process 0 holds it to the end, the report included.
+    _lock: Option<FolderLock>,
+}
+
+/// Process 0 first: it tokenises a text that nobody has yet, and the others find it in the cache, if that is theirs, too.
+fn prepare(args: &TrainArgs, together: &mut Together) -> Result<Prepared> {
+    let leads = together.leads();
+    if !leads {
+        together.barrier()?;
+    }
+    let prepared = set_up(args, leads);
+    if leads {
+        together.barrier()?;
+    }
+    prepared
+}
+
+fn set_up(args: &TrainArgs, leads: bool) -> Result<Prepared> {
+    let named = recipe::read(&args.recipe)?;
+    let name = named.get("name").and_then(|n| n.as_str()).unwrap_or("run").to_string();
+    let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&name));
+    let (start, lock) = match args.resume {
+        true => resumed(args, &name, &out, leads)?,
+        false => started(args, &named, &out, leads)?,
+    };
+    let cache = args.cache.clone().unwrap_or_else(default_cache_dir);
+    let reading = super::bytes_bar("Tokenising");
+    let trainer = train::setup(start.recipe, start.resume.as_ref(), &cache, &|done, total| {
+        reading.set_length(total);
+        reading.set_position(done);
+    });
+    reading.finish_and_clear();
+    Ok(Prepared { trainer: trainer?, out, named, recorded: start.recorded, _lock: lock })
 }
 
 /// How a training begins.
@@ -145,8 +200,8 @@ struct Start {
     recorded: Option<Recipe>,
 }
 
-/// A new run, whose folder must not hold one already.
-fn started(args: &TrainArgs, named: &Table, out: &Path) -> Result<(Start, FolderLock)> {
+/// A new run, whose folder must not hold one already: the process that `leads`, which will write into it, looks.
+fn started(args: &TrainArgs, named: &Table, out: &Path, leads: bool) -> Result<(Start, Option<FolderLock>)> {
     let mut table = named.clone();
     overrides(args, &mut table)?;
     if let Some(dir) = table.get("init").and_then(|init| init.as_str()) {
@@ -166,8 +221,8 @@ fn started(args: &TrainArgs, named: &Table, out: &Path) -> Result<(Start, Folder
             recipe.name
         )));
     }
-    let lock = FolderLock::acquire(out)?;
-    if out.join(recipe::FILE).exists() || !checkpoint::list(out).is_empty() {
+    let lock = leads.then(|| FolderLock::acquire(out)).transpose()?;
+    if leads && (out.join(recipe::FILE).exists() || !checkpoint::list(out).is_empty()) {
         return Err(Error::usage(format!(
             "{} already holds a run: go on with it (--resume), or choose another folder (--out DIR)",
             out.display()
@@ -196,13 +251,13 @@ fn absolute(mut recipe: Recipe) -> Recipe {
 }
 
 /// A run that goes on from its newest checkpoint by its own recipe. What the command line changes is judged.
-fn resumed(args: &TrainArgs, name: &str, out: &Path) -> Result<(Start, FolderLock)> {
+fn resumed(args: &TrainArgs, name: &str, out: &Path, leads: bool) -> Result<(Start, Option<FolderLock>)> {
     let saved = out.join(recipe::FILE);
     if !saved.is_file() {
         let found = format!("{} holds no {}", out.display(), recipe::FILE);
         return Err(Error::usage(format!("--resume: {found}, wanted the folder of a run that was started")));
     }
-    let lock = FolderLock::acquire(out)?;
+    let lock = leads.then(|| FolderLock::acquire(out)).transpose()?;
     let mut table = recipe::parse(&saved, &read_text(&saved, recipe::MAX_BYTES)?)?;
     let found = table.get("name").and_then(|n| n.as_str()).unwrap_or("run");
     if found != name {
@@ -276,7 +331,7 @@ fn describe(trainer: &Trainer, out: &Path) {
     let t = &trainer.recipe.train;
     let tokens = t.batch * t.accumulate * trainer.source.seq();
     say!(
-        "{}: {} parameters, {} of them ternary; {} steps of {} tokens; products in {}, {} on {} threads; into {}",
+        "{}: {} parameters, {} of them ternary; {} steps of {} tokens; products in {}, {} on {} threads{}; into {}",
         trainer.recipe.name,
         thousands(all as u64),
         thousands(ternary as u64),
@@ -285,6 +340,10 @@ fn describe(trainer: &Trainer, out: &Path) {
         t.precision,
         crate::kernels::Isa::current(),
         rayon::current_num_threads(),
+        match trainer.together.size() {
+            1 => String::new(),
+            size => format!(" of each of {size} processes"),
+        },
         out.display()
     );
     if let Source::Text { corpus, .. } = &trainer.source {
@@ -292,6 +351,15 @@ fn describe(trainer: &Trainer, out: &Path) {
     }
     if trainer.progress.step > 0 {
         say!("Resumed at step {}", trainer.progress.step);
+    }
+}
+
+/// So that whoever is told that one has died knows which.
+fn describe_processes(places: &[String]) {
+    if places.len() > 1 {
+        let named: Vec<String> =
+            places.iter().enumerate().map(|(rank, place)| format!("{rank} ({place})")).collect();
+        say!("Processes: {}", named.join(", "));
     }
 }
 
@@ -319,6 +387,10 @@ struct Show<'a> {
     bar: ProgressBar,
     task: Task,
     steps: u64,
+    /// Whether what happens is shown.
+    shown: bool,
+    /// Seconds since the last line, and how many of them were spent waiting for other processes.
+    since: (Instant, f64),
     /// Who is told besides.
     told: Option<&'a mut dyn Observer>,
 }
@@ -326,15 +398,19 @@ struct Show<'a> {
 impl<'a> Show<'a> {
     fn new(trainer: &Trainer, told: Option<&'a mut dyn Observer>) -> Self {
         let steps = trainer.recipe.train.steps;
-        let bar = ProgressBar::new(steps).with_position(trainer.progress.step);
+        let shown = trainer.together.leads();
+        let bar = if shown { ProgressBar::new(steps) } else { ProgressBar::hidden() };
+        let bar = bar.with_position(trainer.progress.step);
         let style = "{bar:32} {pos}/{len} {msg} left {eta}";
         bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
         bar.reset_eta();
-        Self { bar, task: trainer.recipe.task, steps, told }
+        Self { bar, task: trainer.recipe.task, steps, shown, since: (Instant::now(), 0.0), told }
     }
 
     fn say(&self, line: String) {
-        self.bar.suspend(|| say!("{line}"));
+        if self.shown {
+            self.bar.suspend(|| say!("{line}"));
+        }
     }
 }
 
@@ -342,6 +418,7 @@ impl Observer for Show<'_> {
     fn stepped(&mut self, report: &StepReport, tok_per_s: f64, logged: bool) {
         self.bar.set_position(report.index + 1);
         self.bar.set_message(format!("loss {:.4}, {tok_per_s:.0} tok/s,", report.loss));
+        self.since.1 += report.waited_s;
         if logged {
             let mut line = format!("Step {}: loss={:.4}", report.index, report.loss);
             if let Some(divergence) = report.divergence {
@@ -355,6 +432,16 @@ impl Observer for Show<'_> {
                     100.0 * (report.index + 1) as f64 / self.steps as f64
                 );
             }
+            if report.processes > 1 {
+                let seconds = self.since.0.elapsed().as_secs_f64();
+                line += &format!(
+                    "  {} processes: {tok_per_s:.0} tok/s in all, {:.0} each, {:.1}% of the time waiting",
+                    report.processes,
+                    tok_per_s / report.processes as f64,
+                    100.0 * self.since.1 / seconds
+                );
+            }
+            self.since = (Instant::now(), 0.0);
             self.say(line);
         }
         if let Some(told) = &mut self.told {

@@ -51,7 +51,7 @@ pub fn finish(trainer: &mut Trainer, run: &Path, progress: &mut dyn FnMut(u64, u
     let proof = measure::verify(&dir, &mut |_| {})?;
     let synthetic = trainer.recipe.task != Task::Lm;
     let accuracy = synthetic.then(|| trainer.accuracy(HELD_OUT));
-    let val = trainer.validate(0).filter(|_| !synthetic);
+    let val = trainer.validate(0)?.filter(|_| !synthetic);
     let (mut test, mut samples) = (None, Vec::new());
     if let Some(tokenizer) = &trainer.tokenizer {
         // From here on the model is the one on disk.

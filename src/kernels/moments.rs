@@ -4,6 +4,8 @@
 //! right in the mean: rounding to the nearest would hold a slow moving average where it is. They are decoded and encoded
 //! in the first-level cache and never exist as a tensor of f32. [`reference`](super::reference) defines them.
 
+use std::ops::Range;
+
 use crate::config::MomentFormat;
 use crate::random::{GAMMA, splitmix64};
 
@@ -55,6 +57,20 @@ impl Moments {
         }
     }
 
+    /// Those of some rows of a tensor with rows of `cols` values.
+    pub fn rows(&self, rows: Range<usize>, cols: usize) -> Self {
+        let values = rows.start * cols..rows.end * cols;
+        match self {
+            Moments::F32 { first, second } => {
+                let of = |all: &[f32]| if all.is_empty() { Vec::new() } else { all[values.clone()].to_vec() };
+                Moments::F32 { first: of(first), second: of(second) }
+            }
+            Moments::Int8 { first, second } => {
+                Moments::Int8 { first: first.rows(rows.clone(), cols), second: second.rows(rows, cols) }
+            }
+        }
+    }
+
     /// Panics unless these are `count` moments of `rows` rows.
     pub(super) fn check(&self, name: &str, count: usize, rows: usize, cols: usize) {
         let rows = [count > 0, count > 1].map(|there| if there { rows } else { 0 });
@@ -84,6 +100,17 @@ impl<T: Clone + Default> Codes<T> {
     fn zeros(rows: usize, cols: usize) -> Self {
         let scales = vec![0.0; rows * cols.div_ceil(BLOCK)];
         Self { codes: vec![T::default(); rows * cols], scales }
+    }
+
+    fn rows(&self, rows: Range<usize>, cols: usize) -> Self {
+        if self.codes.is_empty() {
+            return Self::default();
+        }
+        let blocks = cols.div_ceil(BLOCK);
+        Self {
+            codes: self.codes[rows.start * cols..rows.end * cols].to_vec(),
+            scales: self.scales[rows.start * blocks..rows.end * blocks].to_vec(),
+        }
     }
 
     fn as_mut(&mut self) -> CodesMut<'_, T> {

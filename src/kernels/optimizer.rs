@@ -73,6 +73,8 @@ pub struct Pass {
     pub measure: bool,
     /// Picks the random numbers that round moments of 8 bits: [`dither_key`](super::dither_key) of step and tensor.
     pub dither: u32,
+    /// Where only some rows of a tensor are updated, the first of them.
+    pub first_row: usize,
 }
 
 /// What a pass did.
@@ -103,7 +105,8 @@ pub fn update(rule: &Rule, latents: Latents<'_>, moments: &mut Moments, pass: Pa
     // A scale of the whole matrix is known after the last row only.
     let by_rows = ternary.as_mut().filter(|(grouping, _)| *grouping != Grouping::Tensor);
     let trits = by_rows.map(|(grouping, out)| Trits::of(name, rows, cols, *grouping, out));
-    let strip = Strip { at: 0, cols, value: &mut *value, grad, moments: moments.as_mut(), trits };
+    let at = pass.first_row * cols;
+    let strip = Strip { at, cols, value: &mut *value, grad, moments: moments.as_mut(), trits };
     let factors = rule.factors();
     let done = in_strips(strip, &|strip| strip.update(rule, factors, pass));
     let mut flips = done.flips;

@@ -1,5 +1,7 @@
 //! The full-precision values behind ternary weights.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::Weight;
@@ -123,6 +125,57 @@ impl Latents {
                 self.annealed[weight.index()] = values;
             }
         }
+    }
+
+    /// [`Latents::update`] of some rows, which leaves the projection as it was; all of the gradient becomes zero.
+    ///
+    /// # Errors
+    /// As `step`.
+    pub fn update_rows(
+        &mut self,
+        weight: &mut Weight,
+        grad: &mut [f32],
+        rows: Range<usize>,
+        step: impl FnOnce(kernels::Latents<'_>) -> Result<Updated>,
+    ) -> Result<Updated> {
+        let cols = *weight.shape.last().expect("a tensor has a shape");
+        let values = rows.start * cols..rows.end * cols;
+        let done = if rows.is_empty() {
+            Updated::default()
+        } else {
+            let name = &weight.name;
+            let value = match &mut weight.form {
+                Form::Ternary(..) => &mut self.values[weight.index()][values.clone()],
+                Form::Dense(all) => &mut all[values.clone()],
+                Form::Packed(_) => panic!("{name} is packed, to run and not to train"),
+            };
+            let grad = &mut grad[values];
+            step(kernels::Latents { name, cols, value, grad, ternary: None })?
+        };
+        kernels::fill_zero(grad);
+        Ok(done)
+    }
+
+    /// Takes the values of a weight away, to be changed elsewhere and [`put`](Latents::put) back.
+    pub fn take(&mut self, weight: &mut Weight) -> Buffer {
+        match &mut weight.form {
+            Form::Dense(values) => std::mem::take(values),
+            _ => std::mem::take(&mut self.values[weight.index()]),
+        }
+    }
+
+    /// Puts them back and brings the projection up to date.
+    ///
+    /// # Errors
+    /// A value that is not finite, by the tensor's name.
+    pub fn put(&mut self, weight: &mut Weight, values: Buffer) -> Result<()> {
+        if let Form::Dense(own) = &mut weight.form {
+            *own = values;
+            return Ok(());
+        }
+        self.flips[weight.index()] += weight.set(&values)?;
+        self.values[weight.index()] = values;
+        Ok(())
     }
 
     /// Trits of the weight that changed since this was last asked.

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, Bundle, DirectoryWriter, IfExists, sha256_hex};
 use crate::formats::Form;
 use crate::formats::manifest::{self, Manifest};
-use crate::formats::tensors::{Data, Tensor, TensorFiles, write_safetensors};
+use crate::formats::tensors::{Data, Tensor, TensorFiles, by_width, write_safetensors};
 use crate::ternary::Flips;
 
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -52,6 +52,11 @@ pub fn folder(run: &Path) -> PathBuf {
     run.join("checkpoints")
 }
 
+/// The checkpoint of a run after so many steps.
+pub fn path(run: &Path, step: u64) -> PathBuf {
+    folder(run).join(format!("step-{step:08}"))
+}
+
 /// Whole checkpoints of a run, oldest first.
 pub fn list(run: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder(run)) else { return Vec::new() };
@@ -70,7 +75,7 @@ pub fn list(run: &Path) -> Vec<PathBuf> {
 pub fn save(run: &Path, trainer: &Trainer) -> Result<PathBuf> {
     let parent = folder(run);
     fs::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
-    let target = parent.join(format!("step-{:08}", trainer.progress.step));
+    let target = path(run, trainer.progress.step);
     let writer = DirectoryWriter::new(&target, IfExists::Replace)?;
     let dir = writer.path();
     trainer.save_model(dir, Form::Latent)?;
@@ -94,6 +99,16 @@ pub fn save(run: &Path, trainer: &Trainer) -> Result<PathBuf> {
     writer.commit()?;
     tidy(run, trainer.recipe.train.keep)?;
     Ok(target)
+}
+
+/// What [`save`] on process 0 needs of the others, which all call this.
+pub fn help_to_save(trainer: &Trainer) -> Result<()> {
+    for tensor in by_width(&tensors(trainer)) {
+        if let Data::Stream { write, .. } = &tensor.data {
+            write(&mut std::io::sink())?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes all but the newest `keep` checkpoints of a run, and what killed processes left among them.
@@ -203,7 +218,7 @@ pub fn restore(dir: &Path, trainer: &mut Trainer) -> Result<()> {
 /// What `optimizer.safetensors` holds.
 fn tensors(trainer: &Trainer) -> Vec<Tensor<'_>> {
     let decoder = &trainer.model.decoder;
-    let mut tensors = trainer.optimizer.tensors(decoder);
+    let mut tensors = trainer.optimizer.tensors(decoder, &trainer.together);
     let losses = Data::F32(&trainer.losses);
     tensors.push(Tensor { name: "losses".into(), shape: vec![trainer.losses.len()], data: losses });
     tensors.extend(trainer.watch.tensors(decoder));

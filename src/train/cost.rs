@@ -142,7 +142,7 @@ pub fn least_traffic(trainer: &Trainer) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Optimizer, setup_random};
+    use super::super::{Optimizer, Together, setup_random};
     use super::*;
     use crate::config::{Activation, Recipe, Scope};
     use crate::formats::tensors::Tensor;
@@ -258,7 +258,8 @@ mod tests {
                     let bits = |tensor: &Tensor| {
                         tensor.shape.iter().product::<usize>() * tensor.data.dtype().bitsize()
                     };
-                    let bytes = stored.tensors(&decoder).iter().map(bits).sum::<usize>() / 8;
+                    let bytes =
+                        stored.tensors(&decoder, &Together::alone()).iter().map(bits).sum::<usize>() / 8;
                     assert_eq!(bytes as u128, moment_bytes(&c, &t), "{optimizer}, {moments}, {c:?}");
                 }
             }

@@ -1,6 +1,8 @@
 //! The optimizers and their state, one slot a parameter in the decoder's order.
 
 use std::collections::VecDeque;
+use std::io::Write;
+use std::sync::Arc;
 
 use crate::config::{MomentFormat, OptimizerKind, TrainConfig};
 use crate::error::{Error, Result};
@@ -10,6 +12,8 @@ use crate::model::{Decoder, Gradients, Latents, Weight};
 
 use super::muon::{self, Momentum, Muon};
 use super::schedule::weight_decay;
+use super::shards::{self, Shards};
+use super::together::Together;
 
 /// What a step changes: the weights of a decoder through their latents, and the gradients.
 pub struct Trained<'a> {
@@ -45,6 +49,8 @@ pub struct Optimizer {
     kind: OptimizerKind,
     format: MomentFormat,
     slots: Vec<Moments>,
+    /// Where other processes keep the rest: which rows of each weight these are of.
+    shards: Option<Arc<Shards>>,
 }
 
 impl Optimizer {
@@ -59,7 +65,23 @@ impl Optimizer {
                 _ => Moments::zeros(MomentFormat::F32, count, 1, w.len()),
             }
         };
-        Self { kind, format, slots: decoder.weights().map(slot).collect() }
+        Self { kind, format, slots: decoder.weights().map(slot).collect(), shards: None }
+    }
+
+    /// Whether a step needs all of a weight at once.
+    pub fn takes_whole(&self, weight: &Weight) -> bool {
+        kind_for(self.kind, weight) == OptimizerKind::Muon
+    }
+
+    /// Keeps the moments of the own rows alone, and updates no others from now on: the latents of the other rows, and all
+    /// projections of such weights, are to be brought up to date after each step ([`Together::gather_latents`]).
+    pub fn keep_own(&mut self, decoder: &Decoder, shards: Arc<Shards>) {
+        for (weight, slot) in decoder.weights().zip(&mut self.slots) {
+            if let Some(rows) = shards.own_rows(weight) {
+                *slot = slot.rows(rows, shards::shape(weight)[1]);
+            }
+        }
+        self.shards = Some(shards);
     }
 
     /// One step with the gradients as they stand. Matrices alone are decayed. Projections are brought up to date, and
@@ -83,7 +105,7 @@ impl Optimizer {
         let decay = weight_decay(t, step);
         let rule = Muon { lr: t.muon_lr * factor, momentum: t.momentum, weight_decay: decay, grad_scale };
         let measure = updates.is_some();
-        let pass = |nth| Pass { measure, dither: kernels::dither_key(step, nth) };
+        let pass = |nth| Pass { measure, dither: kernels::dither_key(step, nth), first_row: 0 };
         let kind = self.kind;
         let mut all: Vec<(&mut Weight, &mut Moments)> = decoder.weights_mut().zip(&mut self.slots).collect();
         // Muon's updates of the next matrices.
@@ -98,8 +120,9 @@ impl Optimizer {
             let (weight, slot) = &mut all[nth];
             let weight_decay = if weight.role.is_matrix() { decay } else { 0.0 };
             let kind = kind_for(kind, weight);
-            let pass = pass(nth);
-            let done = latents.update(weight, grads.of(weight), |latents| match kind {
+            let rows = self.shards.as_ref().and_then(|shards| shards.own_rows(weight));
+            let pass = Pass { first_row: rows.as_ref().map_or(0, |rows| rows.start), ..pass(nth) };
+            let update = |latents: kernels::Latents<'_>| match kind {
                 OptimizerKind::AdamW => {
                     let rule = AdamW {
                         lr,
@@ -120,7 +143,11 @@ impl Optimizer {
                     let mut update = orthogonal.pop_front().expect("an update for each");
                     muon::apply(&rule, latents, &mut update, pass)
                 }
-            })?;
+            };
+            let done = match rows {
+                Some(rows) => latents.update_rows(weight, grads.of(weight), rows, update)?,
+                None => latents.update(weight, grads.of(weight), update)?,
+            };
             if let Some(updates) = &mut updates {
                 updates.push((done.squares / weight.len().max(1) as f64).sqrt());
             }
@@ -130,25 +157,36 @@ impl Optimizer {
     }
 
     /// The state as tensors to store: `first.NAME` and `second.NAME`; of 8-bit moments `first.codes.NAME` (I8),
-    /// `second.codes.NAME` (U8) and, of their blocks, `first.scales.NAME` and `second.scales.NAME`.
-    pub fn tensors<'a>(&'a self, decoder: &'a Decoder) -> Vec<Tensor<'a>> {
+    /// `second.codes.NAME` (U8) and, of their blocks, `first.scales.NAME` and `second.scales.NAME`. Where moments are shared
+    /// out, each tensor is fetched from all processes of `together` as it is written, which all of them have to do in one order.
+    pub fn tensors<'a>(&'a self, decoder: &'a Decoder, together: &'a Together) -> Vec<Tensor<'a>> {
         let mut out = Vec::new();
         for (weight, slot) in decoder.weights().zip(&self.slots) {
+            // Asked of the rule: this process may have no rows of them.
+            let two = kind_for(self.kind, weight) == OptimizerKind::AdamW;
+            let rows = self.shards.as_ref().and_then(|shards| shards.rows(weight));
             let mut put = |prefix: &str, shape: &[usize], data: Data<'a>| {
                 let name = format!("{prefix}.{}", weight.name);
+                let width = if shape.len() == 2 { shape[1] } else { weight.len() };
+                let data = match rows {
+                    Some(rows) => {
+                        fetched(data, rows.iter().map(|rows| rows.len() * width).collect(), together)
+                    }
+                    None => data,
+                };
                 out.push(Tensor { name, shape: shape.to_vec(), data });
             };
             match slot {
                 Moments::F32 { first, second } => {
                     put("first", &weight.shape, Data::F32(first));
-                    if !second.is_empty() {
+                    if two {
                         put("second", &weight.shape, Data::F32(second));
                     }
                 }
                 Moments::Int8 { first, second } => {
                     put("first.codes", &weight.shape, Data::I8(&first.codes));
                     put("first.scales", &scale_shape(weight), Data::F32(&first.scales));
-                    if !second.codes.is_empty() {
+                    if two {
                         put("second.codes", &weight.shape, Data::U8(&second.codes));
                         put("second.scales", &scale_shape(weight), Data::F32(&second.scales));
                     }
@@ -250,6 +288,25 @@ fn orthogonal_updates<'a>(
         update
     });
     Ok(orthogonal.into())
+}
+
+/// A part of a tensor, of which each process has so many elements, as the whole of it.
+fn fetched<'a>(part: Data<'a>, lens: Vec<usize>, together: &'a Together) -> Data<'a> {
+    let (dtype, width) = (part.dtype(), part.dtype().bitsize() / 8);
+    let bytes = move || -> Vec<u8> {
+        match &part {
+            Data::F32(x) => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Data::I8(x) => x.iter().map(|x| *x as u8).collect(),
+            Data::U8(x) => x.to_vec(),
+            _ => unreachable!("moments are F32, I8 or U8"),
+        }
+    };
+    let lens: Vec<usize> = lens.into_iter().map(|len| len * width).collect();
+    let write = move |out: &mut dyn Write| {
+        let all = together.joined(bytes(), &lens)?;
+        out.write_all(&all).map_err(Error::io("write", "the moments"))
+    };
+    Data::Stream { dtype, write: Box::new(write) }
 }
 
 /// Of the scales of a matrix's moments.

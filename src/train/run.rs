@@ -30,16 +30,20 @@ pub enum Outcome {
 }
 
 /// Trains from where `trainer` stands to the last step, writing into the folder `run`. When `stop` becomes true the
-/// step at hand is finished, a checkpoint saved, and the loop left.
+/// step at hand is finished, a checkpoint saved, and the loop left. Of several processes the first one writes; `stop` on any of
+/// them stops all.
 pub fn run(
     trainer: &mut Trainer,
     run: &Path,
     stop: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    // A process killed between its last save and this work leaves it to the next one.
-    checkpoint::tidy(run, trainer.recipe.train.keep)?;
-    let mut diary = Diary::open(run, trainer)?;
+    let leads = trainer.together.leads();
+    if leads {
+        // A process killed between its last save and this work leaves it to the next one.
+        checkpoint::tidy(run, trainer.recipe.train.keep)?;
+    }
+    let mut diary = leads.then(|| Diary::open(run, trainer)).transpose()?;
     let t = trainer.recipe.train.clone();
     let mut since_log = (trainer.progress.tokens, trainer.progress.elapsed_s);
     let mut speed = 0.0;
@@ -57,22 +61,26 @@ pub fn run(
         let mut advice = Vec::new();
         if log {
             since_log = (trainer.progress.tokens, trainer.progress.elapsed_s);
-            advice = diary.log(trainer, &report, speed)?;
+            if let Some(diary) = &mut diary {
+                advice = diary.log(trainer, &report, speed)?;
+            }
         }
         observer.stepped(&report, speed, log);
         let step = trainer.progress.step;
         if last || (t.eval_every > 0 && step.is_multiple_of(t.eval_every)) {
             // The last validation reads everything.
-            let measured = trainer.validate(if last { 0 } else { t.eval_sequences });
+            let measured = trainer.validate(if last { 0 } else { t.eval_sequences })?;
             if let Some(measured) = measured {
-                advice.extend(diary.validation(step, &measured)?);
+                if let Some(diary) = &mut diary {
+                    advice.extend(diary.validation(step, &measured)?);
+                }
                 observer.validated(step, &measured);
             }
         }
         advice.iter().for_each(|text| observer.advised(text));
-        let stopping = stop.load(Ordering::SeqCst) && !last;
+        let stopping = trainer.together.any(stop.load(Ordering::SeqCst))? && !last;
         if last || stopping || (t.save_every > 0 && step.is_multiple_of(t.save_every)) {
-            let path = checkpoint::save(run, trainer)?;
+            let path = save(run, trainer)?;
             observer.saved(&path);
             if stopping {
                 return Ok(Outcome::Stopped(path));
@@ -82,16 +90,32 @@ pub fn run(
     Ok(Outcome::Finished)
 }
 
+/// A checkpoint of what all processes have alike.
+fn save(run: &Path, trainer: &mut Trainer) -> Result<PathBuf> {
+    let compared = trainer.together.compare(&trainer.model.decoder, &trainer.latents);
+    compared
+        .map_err(|e| Error::usage(format!("after step {}: {e}; {}", trainer.progress.step, last(run))))?;
+    let saved = match trainer.together.leads() {
+        true => checkpoint::save(run, trainer),
+        false => checkpoint::help_to_save(trainer).map(|()| checkpoint::path(run, trainer.progress.step)),
+    };
+    trainer.together.agree(saved)
+}
+
 /// Adds to a loss of finiteness where training can go on from.
 fn with_last_checkpoint(error: Error, run: &Path) -> Error {
     match error {
         Error::NotFinite { tensor, detail } => {
-            let place = match checkpoint::list(run).pop() {
-                Some(path) => format!("the last good checkpoint is {}", path.display()),
-                None => "no checkpoint has been saved yet".into(),
-            };
+            let place = last(run);
             Error::NotFinite { tensor, detail: format!("{detail}; {place}. A lower learning rate may help") }
         }
         other => other,
+    }
+}
+
+fn last(run: &Path) -> String {
+    match checkpoint::list(run).pop() {
+        Some(path) => format!("the last good checkpoint is {}", path.display()),
+        None => "no checkpoint has been saved yet".into(),
     }
 }

@@ -2,17 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::schedule::{residual, schedule};
+use super::shards::Shards;
 use super::teacher::Taught;
-use super::{At, Optimizer, Source, TensorPoint, Trained, Watch};
+use super::{At, Optimizer, Source, TensorPoint, Together, Trained, Watch};
 use crate::config::{Precision, Recipe};
 use crate::error::{Error, Result};
 use crate::formats::Form;
 use crate::kernels::profile::{Phase, scope};
 use crate::kernels::{self, IGNORE};
 use crate::measure::Perplexity;
-use crate::model::{self, Gradients, Latents, Loss, Model, Sequences, State};
+use crate::model::{self, Gradients, Latents, Loss, Model, Sequences, State, Weight};
 use crate::text::Tokenizer;
 
 /// How far a training has come: with the tensors, all that a checkpoint needs.
@@ -42,6 +44,10 @@ pub struct StepReport {
     /// Of all gradients, before clipping.
     pub grad_norm: f64,
     pub lr: f32,
+    /// Processes that made the step.
+    pub processes: usize,
+    /// Seconds of it that this one waited for the others.
+    pub waited_s: f64,
 }
 
 pub struct Trainer {
@@ -56,6 +62,8 @@ pub struct Trainer {
     pub source: Source,
     pub optimizer: Optimizer,
     pub progress: Progress,
+    /// Who else takes the same steps.
+    pub together: Together,
     /// Loss of every step so far.
     pub losses: Vec<f32>,
     pub(super) watch: Watch,
@@ -79,7 +87,6 @@ impl Trainer {
     ) -> Self {
         let optimizer = Optimizer::new(&recipe.train, &model.decoder);
         let watch = Watch::new(&model.decoder);
-        let tokens = recipe.train.batch * source.seq();
         Self {
             recipe,
             grads: Gradients::zeros(model.decoder.weights()),
@@ -90,24 +97,25 @@ impl Trainer {
             source,
             optimizer,
             progress: Progress::default(),
+            together: Together::alone(),
             losses: Vec::new(),
             watch,
             whole_validation: None,
             state: State::default(),
-            inputs: vec![0; tokens],
-            targets: vec![0; tokens],
+            inputs: Vec::new(),
+            targets: Vec::new(),
             updates: Vec::new(),
         }
     }
 
-    /// One optimizer step over `accumulate` batches. With `measure`, the size of each tensor's update is kept for
-    /// [`Trainer::tensor_points`].
+    /// One optimizer step over `accumulate` batches, which the processes share out. With `measure`, the size of each tensor's
+    /// update is kept for [`Trainer::tensor_points`].
     ///
     /// # Errors
     /// A loss, gradient or weight that is not finite, by the tensor in which that is seen first. The training is then to
     /// be abandoned: batches have been drawn, and some weights may have been updated.
     pub fn step(&mut self, measure: bool) -> Result<StepReport> {
-        let index = self.progress.step;
+        let (index, waited) = (self.progress.step, self.together.waited());
         let residual = residual(self.recipe.ternary.anneal, self.recipe.train.steps, index);
         self.latents.soften(self.model.decoder.weights_mut(), residual);
         let loss = self.gradients();
@@ -116,21 +124,37 @@ impl Trainer {
         let loss = loss?;
         let t = &self.recipe.train;
         let (decoder, latents, grads) = (&mut self.model.decoder, &mut self.latents, &mut self.grads);
+        let together = &mut self.together;
         let time = scope(Phase::Optimizer);
-        let grad_norm = decoder.weights().map(|w| kernels::sum_squares(grads.get(w))).sum::<f64>().sqrt();
+        let shards = together.shards().cloned();
+        let counted = |w: &Weight| match &shards {
+            Some(shards) => kernels::sum_squares(shards.counted(w, grads.get(w))),
+            None => kernels::sum_squares(grads.get(w)),
+        };
+        let mut squares = decoder.weights().map(counted).sum::<f64>();
+        if shards.is_some() {
+            [squares] = together.sum([squares])?;
+        }
+        let grad_norm = squares.sqrt();
         if !grad_norm.is_finite() {
             // Backward runs from the last parameter to the first.
             let bad = decoder.weights().filter(|w| !kernels::all_finite(grads.get(w))).last();
-            let tensor = bad.map_or("the gradient norm".into(), |w| format!("the gradient of {}", w.name));
+            let bad = bad.map(|w| format!("the gradient of {}", w.name));
+            let tensor = together.first_text(bad)?.unwrap_or_else(|| "the gradient norm".into());
             let detail = format!("in step {index}, whose loss is {:.4}", loss.mean());
-            return Err(Error::NotFinite { tensor, detail });
+            return Err(together.alike(Error::NotFinite { tensor, detail }));
         }
         let clip = if t.clip > 0.0 && grad_norm > t.clip as f64 { t.clip as f64 / grad_norm } else { 1.0 };
         let factor = schedule(t, index);
         let updates = measure.then_some(&mut self.updates);
         let at = At { step: index, factor, grad_scale: clip as f32 };
-        self.optimizer.step(Trained { decoder, latents, grads }, t, at, updates)?;
+        let updated = self.optimizer.step(Trained { decoder, latents, grads }, t, at, updates);
+        updated.map_err(|error| together.alike(error))?;
         drop(time);
+        together.gather_latents(decoder, latents).map_err(|error| together.alike(error))?;
+        if measure {
+            together.join_updates(decoder, &mut self.updates)?;
+        }
         self.progress.step += 1;
         self.losses.push(loss.mean() as f32);
         Ok(StepReport {
@@ -140,58 +164,93 @@ impl Trainer {
             residual: (self.recipe.ternary.anneal > 0.0).then_some(residual),
             grad_norm,
             lr: t.lr * factor,
+            processes: together.size(),
+            waited_s: (together.waited() - waited).as_secs_f64(),
         })
     }
 
-    /// The gradients of `accumulate` batches, and their loss.
+    /// The gradients of `accumulate` batches, and their loss, added up over the processes.
     fn gradients(&mut self) -> Result<Loss> {
-        let t = &self.recipe.train;
-        let seqs = Sequences::new(t.batch, self.source.seq());
-        let (decoder, grads) = (&mut self.model.decoder, &mut self.grads);
+        let (t, seq) = (&self.recipe.train, self.source.seq());
+        let (decoder, grads, together) = (&mut self.model.decoder, &mut self.grads, &mut self.together);
         decoder.set_precision(t.precision);
         let teacher = self.teacher.as_mut().zip(self.recipe.taught());
         let teacher = teacher.map(|(teacher, how)| teacher.at(t.precision, how));
         // Costs nothing after a step that went well.
         grads.zero();
-        let mut loss = Loss::default();
-        for _ in 0..t.accumulate {
-            {
-                let _time = scope(Phase::Data);
-                self.source.fill(self.progress.cursor, &mut self.inputs, &mut self.targets);
+        let sequences = t.batch * t.accumulate;
+        let numbers = together.numbers(self.progress.cursor, sequences);
+        self.inputs.resize(numbers.len() * seq, 0);
+        self.targets.resize(numbers.len() * seq, 0);
+        {
+            let _time = scope(Phase::Data);
+            let rows = self.inputs.chunks_mut(seq).zip(self.targets.chunks_mut(seq));
+            numbers.zip(rows).for_each(|(n, (inputs, targets))| self.source.fill(n, inputs, targets));
+        }
+        let scored = self.targets.iter().filter(|t| **t != IGNORE).count();
+        let [scored] = together.sum([scored as f64])?;
+        let scale = 1.0 / scored as f32;
+        let finite = |loss: &Loss| loss.sum.is_finite() && loss.divergence.is_finite();
+        let (mut loss, mut not_finite) = (Loss::default(), None);
+        let batches = self.inputs.chunks(t.batch * seq).zip(self.targets.chunks(t.batch * seq));
+        let last = batches.len() - 1;
+        for (nth, (inputs, targets)) in batches.enumerate() {
+            if nth == last {
+                together.begin_reduction(grads);
             }
-            let scored = self.targets.iter().filter(|t| **t != IGNORE).count();
-            let scale = 1.0 / (scored * t.accumulate) as f32;
-            let state = &mut self.state;
-            loss += decoder.learn(&self.inputs, &self.targets, seqs, teacher, scale, state, grads);
-            self.progress.cursor += t.batch as u64;
-            self.progress.tokens += seqs.rows() as u64;
-            if !(loss.sum.is_finite() && loss.divergence.is_finite()) {
-                let tensor =
-                    decoder.first_not_finite(&self.latents, &self.state).unwrap_or_else(|| "the loss".into());
-                return Err(Error::NotFinite {
-                    tensor,
-                    detail: format!("the loss of step {} is {}", self.progress.step, loss.mean()),
-                });
+            let seqs = Sequences::new(inputs.len() / seq, seq);
+            loss += decoder.learn(inputs, targets, seqs, teacher, scale, &mut self.state, grads);
+            if !finite(&loss) && not_finite.is_none() {
+                let tensor = decoder.first_not_finite(&self.latents, &self.state);
+                not_finite = Some(tensor.unwrap_or_else(|| "the loss".into()));
             }
+        }
+        together.end_reduction(grads)?;
+        self.progress.cursor += sequences as u64;
+        self.progress.tokens += (sequences * seq) as u64;
+        let [sum, divergence, count] = together.sum([loss.sum, loss.divergence, loss.count as f64])?;
+        let loss = Loss { sum, divergence, count: count as usize };
+        if !finite(&loss) {
+            let tensor = together.first_text(not_finite)?.unwrap_or_else(|| "the loss".into());
+            let detail = format!("the loss of step {} is {}", self.progress.step, loss.mean());
+            return Err(together.alike(Error::NotFinite { tensor, detail }));
         }
         Ok(loss)
     }
 
+    /// Takes steps together with others from now on; with `shard` each keeps the optimizer's moments of a part of the model
+    /// alone.
+    pub(super) fn join(&mut self, mut together: Together, shard: bool) {
+        if shard && !together.is_alone() {
+            let (rank, size, decoder) = (together.rank(), together.size(), &self.model.decoder);
+            let whole = |weight: &Weight| self.optimizer.takes_whole(weight);
+            let shards = Arc::new(Shards::new(decoder, &self.grads, rank, size, whole));
+            together.shard(shards.clone());
+            self.optimizer.keep_own(decoder, shards);
+        }
+        self.together = together;
+    }
+
     /// Loss over the held-out part, or none when nothing is held out. `max` sequences, 0 for all. In f32, as the model that
-    /// is stored computes, whatever the precision of the steps.
-    pub fn validate(&mut self, max: usize) -> Option<Perplexity> {
+    /// is stored computes, whatever the precision of the steps. The processes share it out.
+    pub fn validate(&mut self, max: usize) -> Result<Option<Perplexity>> {
         if let Some((step, measured)) = self.whole_validation.filter(|_| max == 0)
             && step == self.progress.step
         {
-            return Some(measured);
+            return Ok(Some(measured));
         }
         let seq = self.source.seq();
         self.model.decoder.set_precision(Precision::F32);
         let (decoder, state) = (&self.model.decoder, &mut self.state);
-        let mut loss = Loss::default();
+        let (mut loss, mut batches) = (Loss::default(), 0..);
+        let (rank, size) = (self.together.rank(), self.together.size());
         self.source.each_validation(self.recipe.train.batch, max, |inputs, targets, n| {
-            loss += decoder.loss(inputs, targets, Sequences::new(n, seq), state);
+            if batches.next().is_some_and(|nth: usize| nth % size == rank) {
+                loss += decoder.loss(inputs, targets, Sequences::new(n, seq), state);
+            }
         });
+        let [sum, count] = self.together.sum([loss.sum, loss.count as f64])?;
+        let loss = Loss { sum, divergence: 0.0, count: count as usize };
         let nll = loss.mean();
         let measured = Perplexity {
             nll,
@@ -204,12 +263,12 @@ impl Trainer {
             words: 0,
         };
         if loss.count == 0 {
-            return None;
+            return Ok(None);
         }
         if max == 0 {
             self.whole_validation = Some((self.progress.step, measured));
         }
-        Some(measured)
+        Ok(Some(measured))
     }
 
     /// Share of tokens that are reproduced over `count` held-out sequences of a synthetic task; in f32, as validations.

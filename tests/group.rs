@@ -1,0 +1,351 @@
+//! Trainings of several processes, in threads of this one: the same results, moments shared out, resumed by another number,
+//! refused, come apart, gone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use ternlm::Result;
+use ternlm::config::{MomentFormat, OptimizerKind, Recipe};
+use ternlm::measure::Perplexity;
+use ternlm::train::group::{Group, Link, Way, threads};
+use ternlm::train::{self, Observer, Outcome, Resume, StepReport, Together, Trainer, checkpoint};
+
+const RECIPE: &str = r#"
+name = "tiny"
+task = "lm"
+seed = 3
+[model]
+vocab_size = 256
+hidden_size = 48
+layers = 2
+heads = 4
+kv_heads = 2
+head_dim = 12
+intermediate_size = 80
+qk_norm = true
+tie_embeddings = false
+max_positions = 64
+[data]
+tokenizer = "bytes"
+val_fraction = 0.2
+[train]
+steps = 10
+batch = 5
+seq = 24
+accumulate = 2
+lr = 3e-3
+weight_decay = 0.1
+warmup = 3
+log_every = 5
+eval_every = 5
+save_every = 5
+"#;
+
+/// A text, and the folder that runs go into.
+struct Lab {
+    dir: tempfile::TempDir,
+}
+
+/// A run as `size` processes.
+#[derive(Clone, Copy)]
+struct Run {
+    size: usize,
+    way: Way,
+    shard: bool,
+}
+
+const ONE: Run = Run { size: 1, way: Way::Fastest, shard: false };
+
+#[derive(Debug, Default)]
+struct Seen {
+    losses: Vec<f64>,
+    validations: Vec<f64>,
+}
+
+impl Observer for Seen {
+    fn stepped(&mut self, report: &StepReport, _: f64, _: bool) {
+        self.losses.push(report.loss);
+    }
+    fn validated(&mut self, _: u64, measured: &Perplexity) {
+        self.validations.push(measured.nll);
+    }
+    fn saved(&mut self, _: &Path) {}
+}
+
+impl Lab {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let text: String =
+            (0..4000).map(|i| ["ternary ", "weights ", "are ", "sums\n"][i * i % 7 % 4]).collect();
+        fs::write(dir.path().join("text.txt"), text).unwrap();
+        Self { dir }
+    }
+
+    fn recipe(&self) -> Recipe {
+        let mut recipe: Recipe = toml::from_str(RECIPE).unwrap();
+        recipe.data.train = vec![self.dir.path().join("text.txt")];
+        recipe
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn trainer(&self, recipe: Recipe, from: Option<&Path>) -> Trainer {
+        let resume = from.map(|run| Resume::open(&checkpoint::list(run).pop().unwrap(), false).unwrap());
+        train::setup(recipe, resume.as_ref(), &self.path("cache"), &|_, _| {}).unwrap()
+    }
+
+    /// What each process of a run makes of `work`.
+    fn each<T: Send>(&self, run: Run, work: impl Fn(usize, Together) -> T + Sync) -> Vec<T> {
+        if run.size == 1 {
+            return vec![work(0, Together::alone())];
+        }
+        // The text is tokenised once.
+        self.trainer(self.recipe(), None);
+        std::thread::scope(|scope| {
+            let work = &work;
+            let ends: Vec<_> = threads(run.size)
+                .into_iter()
+                .map(|end| {
+                    scope.spawn(move || {
+                        let rank = end.rank();
+                        let link = Link::open(Box::new(move || Ok(Box::new(end) as Box<dyn Group>)), run.way);
+                        work(rank, Together::over(link.unwrap()))
+                    })
+                })
+                .collect();
+            ends.into_iter().map(|end| end.join().unwrap()).collect()
+        })
+    }
+
+    /// Trains into the folder `name`, from its newest checkpoint if it has one; what process 0 saw, and its latents.
+    fn train(&self, recipe: &Recipe, run: Run, name: &str) -> (Seen, Vec<f32>) {
+        let out = self.path(name);
+        fs::create_dir_all(&out).unwrap();
+        let from = (!checkpoint::list(&out).is_empty()).then_some(&*out);
+        let all = self.each(run, |_, together| {
+            let mut trainer = self.trainer(recipe.clone(), from);
+            train::meet(&mut trainer, together, "", run.shard).unwrap();
+            let mut seen = Seen::default();
+            let outcome = train::run(&mut trainer, &out, &AtomicBool::new(false), &mut seen).unwrap();
+            assert_eq!(outcome, Outcome::Finished);
+            trainer.together.leave().unwrap();
+            (seen, latents(&trainer))
+        });
+        assert!(all.iter().all(|(_, latents)| *latents == all[0].1), "processes have come apart");
+        assert!(all.iter().all(|(seen, _)| seen.losses == all[0].0.losses), "all know the losses");
+        all.into_iter().next().unwrap()
+    }
+}
+
+fn latents(trainer: &Trainer) -> Vec<f32> {
+    trainer.model.decoder.weights().flat_map(|w| trainer.latents.of(w).to_vec()).collect()
+}
+
+/// The largest difference, relative to the wanted.
+fn off(found: &[f64], wanted: &[f64]) -> f64 {
+    assert_eq!(found.len(), wanted.len());
+    found.iter().zip(wanted).map(|(f, w)| ((f - w) / w).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn any_number_of_processes_trains_the_same() {
+    let lab = Lab::new();
+    let recipe = lab.recipe();
+    let (one, _) = lab.train(&recipe, ONE, "one");
+    // Ten sequences a step, in micro-batches of five and fewer: three processes have four, three and three.
+    for size in [2, 3, 4] {
+        for (way, bound) in [(Way::Fastest, 1e-4), (Way::InOrder, 1e-4), (Way::Bf16, 1e-2)] {
+            for shard in [false, true] {
+                let name = format!("{size}-{way:?}-{shard}");
+                let (seen, _) = lab.train(&recipe, Run { size, way, shard }, &name);
+                let (losses, validations) =
+                    (off(&seen.losses, &one.losses), off(&seen.validations, &one.validations));
+                println!("{name}: losses off by {losses:.1e}, validations by {validations:.1e}");
+                assert!(losses < bound && validations < bound, "{name}: {losses}, {validations}");
+                let first = off(&seen.losses[..1], &one.losses[..1]);
+                assert!(
+                    first < 1e-6,
+                    "{name}: the first loss is of the same weights on the same sequences: {first}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn in_order_the_bits_are_the_same_in_every_run_and_however_moments_are_shared_out() {
+    let lab = Lab::new();
+    for (optimizer, moments) in [
+        (OptimizerKind::AdamW, MomentFormat::F32),
+        (OptimizerKind::AdamW, MomentFormat::Int8),
+        (OptimizerKind::Sgd, MomentFormat::F32),
+        (OptimizerKind::Muon, MomentFormat::F32),
+    ] {
+        let mut recipe = lab.recipe();
+        (recipe.train.optimizer, recipe.train.moments) = (optimizer, moments);
+        // The norm is summed up in another order where moments are shared out.
+        recipe.train.clip = 0.0;
+        let run = Run { size: 3, way: Way::InOrder, shard: false };
+        let name = |what: &str| format!("{optimizer}-{moments}-{what}");
+        let first = lab.train(&recipe, run, &name("first"));
+        let second = lab.train(&recipe, run, &name("second"));
+        assert!(first.1 == second.1 && first.0.losses == second.0.losses, "{}", name("again"));
+        let shared_out = lab.train(&recipe, Run { shard: true, ..run }, &name("shared-out"));
+        assert!(first.1 == shared_out.1, "{}", name("shared out"));
+        // What was written is the same, too, moments and all.
+        let file = |what: &str| {
+            let run = checkpoint::list(&lab.path(&name(what))).pop().unwrap();
+            fs::read(run.join("optimizer.safetensors")).unwrap()
+        };
+        assert!(file("first") == file("shared-out"), "{}", name("optimizer.safetensors"));
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_processes() {
+    let lab = Lab::new();
+    let (mut short, long) = (lab.recipe(), lab.recipe());
+    short.train.schedule = ternlm::config::ScheduleKind::Constant;
+    let mut long = Recipe { train: short.train.clone(), ..long };
+    short.train.steps = 5;
+    long.train.steps = 10;
+    let (one, _) = lab.train(&long, ONE, "one");
+    for (first, then, shard) in [(2, 3, false), (3, 1, true), (1, 4, true)] {
+        let name = format!("{first}-{then}");
+        let way = Way::InOrder;
+        lab.train(&short, Run { size: first, way, shard }, &name);
+        let (seen, _) = lab.train(&long, Run { size: then, way, shard }, &name);
+        let off = off(&seen.losses, &one.losses[5..]);
+        assert!(off < 1e-4, "{name}: {off}");
+    }
+}
+
+/// What each of two processes is told when the second one does something else.
+fn refused(lab: &Lab, change: impl Fn(&mut Trainer) + Sync) -> Vec<String> {
+    let run = Run { size: 2, ..ONE };
+    lab.each(run, |rank, together| {
+        let mut trainer = lab.trainer(lab.recipe(), None);
+        if rank == 1 {
+            change(&mut trainer);
+        }
+        let met = train::meet(&mut trainer, together, "", false);
+        let error = met.unwrap_err();
+        trainer.together.fail(error).to_string()
+    })
+}
+
+#[test]
+fn who_does_something_else_is_refused_with_what_differs() {
+    let lab = Lab::new();
+    let said = refused(&lab, |trainer| trainer.recipe.train.lr = 0.25);
+    assert_eq!(said, ["process 1 of 2: train.lr: found 0.25, wanted 0.003, as process 0 has it", ""]);
+    let said = refused(&lab, |trainer| trainer.progress.step = 7);
+    assert!(said[0].contains("process 1 of 2: step: found 7, wanted 0"), "{said:?}");
+    let said = refused(&lab, |trainer| {
+        let weight = trainer.model.decoder.weights().nth(3).unwrap().clone();
+        let mut values = trainer.latents.of(&weight).to_vec();
+        values[5] += 1e-6;
+        let weight = trainer.model.decoder.weights_mut().nth(3).unwrap();
+        trainer.latents.set(weight, values).unwrap();
+    });
+    let name = lab.trainer(lab.recipe(), None).model.decoder.weights().nth(3).unwrap().name.clone();
+    assert!(said[0].starts_with(&format!("{name}: process 1 of 2 has other values")), "{said:?}");
+    // A text of other tokens.
+    fs::write(lab.path("other.txt"), "other tokens ".repeat(3000)).unwrap();
+    let said = refused(&lab, |trainer| {
+        let mut recipe = lab.recipe();
+        recipe.data.train = vec![lab.path("other.txt")];
+        *trainer = lab.trainer(recipe, None);
+    });
+    assert!(said[0].starts_with("process 1 of 2: corpus: found "), "{said:?}");
+    assert!(!said[0].contains("data.train"), "paths may differ: {said:?}");
+}
+
+#[test]
+fn more_processes_than_sequences_are_refused() {
+    let lab = Lab::new();
+    let run = Run { size: 11, ..ONE };
+    let said = lab.each(run, |_, together| {
+        let mut trainer = lab.trainer(lab.recipe(), None);
+        let error = train::meet(&mut trainer, together, "", false).unwrap_err();
+        trainer.together.fail(error).to_string()
+    });
+    assert!(said[0].contains("found 10 sequences a step, wanted at least 11"), "{said:?}");
+}
+
+/// What each of three processes of a run is told when the second one does `harm` before step 6.
+fn harmed(lab: &Lab, harm: impl Fn(&mut Trainer) -> Result<()> + Sync) -> Vec<String> {
+    lab.each(Run { size: 3, ..ONE }, |rank, together| {
+        let mut recipe = lab.recipe();
+        let out = lab.path("harmed");
+        fs::create_dir_all(&out).unwrap();
+        recipe.train.steps = 5;
+        let mut trainer = lab.trainer(recipe, None);
+        train::meet(&mut trainer, together, "", false).unwrap();
+        let never = AtomicBool::new(false);
+        train::run(&mut trainer, &out, &never, &mut Seen::default()).unwrap();
+        trainer.recipe.train.steps = 10;
+        if rank == 1
+            && let Err(gone) = harm(&mut trainer)
+        {
+            return gone.to_string();
+        }
+        let error = train::run(&mut trainer, &out, &never, &mut Seen::default()).unwrap_err();
+        trainer.together.fail(error).to_string()
+    })
+}
+
+/// Changes a latent of a matrix.
+fn change(trainer: &mut Trainer, to: f32) {
+    let mut values = {
+        let weight = trainer.model.decoder.weights().nth(2).unwrap();
+        trainer.latents.of(weight).to_vec()
+    };
+    values[0] = to;
+    let weight = trainer.model.decoder.weights_mut().nth(2).unwrap();
+    let _ = trainer.latents.set(weight, values);
+}
+
+#[test]
+fn processes_that_come_apart_stop_at_the_next_checkpoint_which_is_not_written() {
+    let lab = Lab::new();
+    let said = harmed(&lab, |trainer| {
+        change(trainer, 0.123);
+        Ok(())
+    });
+    assert!(
+        said[0].starts_with("after step 10: model.layers.0.self_attn.q_proj.weight: process 1 of 3"),
+        "{said:?}"
+    );
+    assert!(said[0].ends_with("step-00000005"), "{said:?}");
+    assert_eq!(said[1..], ["", ""], "one of them says it");
+    assert_eq!(checkpoint::list(&lab.path("harmed")).len(), 1);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_on_one_stops_all() {
+    let lab = Lab::new();
+    let said = harmed(&lab, |trainer| {
+        change(trainer, f32::NAN);
+        Ok(())
+    });
+    let wanted = "model.layers.0.self_attn.q_proj.weight is not finite: the loss of step 5 is NaN";
+    assert!(said[0].starts_with(wanted), "{said:?}");
+}
+
+#[test]
+fn one_that_goes_away_ends_all() {
+    let lab = Lab::new();
+    let said = harmed(&lab, |trainer| {
+        drop(std::mem::take(&mut trainer.together));
+        Err(ternlm::Error::usage("left"))
+    });
+    assert_eq!(said[1], "left");
+    assert!(
+        said[0].contains("it ended before its time") && said[2].contains("it ended before its time"),
+        "{said:?}"
+    );
+    assert_eq!(checkpoint::list(&lab.path("harmed")).len(), 1, "the last checkpoint is whole");
+}
