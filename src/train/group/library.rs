@@ -231,6 +231,7 @@ unsafe fn start<H: Copy + 'static>(api: Api<H>, launch: &Launch, name: &OsString
         ];
         (codes, CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned())
     };
+    let place = format!("{place}, PID {}", std::process::id());
     let mut mpi =
         Mpi { api, rank: rank as usize, size: size as usize, place, patience: Duration::MAX, open: true };
     if codes.iter().any(|code| *code != 0) || level < FUNNELED {
