@@ -6,8 +6,8 @@ use super::{Group, Values};
 use crate::error::Result;
 use crate::kernels::{add_in_order, add_in_order_bf16, from_bf16, to_bf16};
 
-/// Values reduced at a time, 16 MiB: larger pieces leave the caches, and for each the thread is woken several times on a core
-/// that is busy.
+/// Values reduced at a time, 16 MiB: for each piece the thread is woken several times on a core that is busy, and larger ones
+/// leave the caches.
 const PIECE: usize = 1 << 22;
 
 /// In which order and format gradients are added.
