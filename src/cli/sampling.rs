@@ -23,6 +23,12 @@ pub struct SamplingArgs {
     /// Above 1: tokens that occurred become less likely
     #[arg(long, default_value_t = 1.0)]
     repetition_penalty: f32,
+    /// Taken from the logits of tokens that were made before
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
+    /// Taken from the logit of a token for each time that it was made before
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
     /// The same seed gives the same text
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -36,6 +42,8 @@ impl SamplingArgs {
             top_p: self.top_p,
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
             seed: self.seed,
         };
         config.validate()?;

@@ -2,8 +2,12 @@
 
 mod decode;
 mod sampling;
+mod scores;
 mod speculate;
+mod stop;
 
 pub use decode::{Generated, Session};
 pub use sampling::{Sampler, SamplingConfig};
+pub use scores::{Scored, score};
 pub use speculate::Speculation;
+pub use stop::StopStrings;

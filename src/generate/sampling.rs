@@ -21,13 +21,26 @@ pub struct SamplingConfig {
     pub min_p: f32,
     /// Divides positive and multiplies negative logits of tokens in the history (CTRL); 1: off.
     pub repetition_penalty: f32,
+    /// Taken from the logits of tokens that were made before; 0: off.
+    pub presence_penalty: f32,
+    /// Taken from the logit of a token for each time that it was made before; 0: off.
+    pub frequency_penalty: f32,
     /// Equal seeds and logits give equal tokens.
     pub seed: u64,
 }
 
 impl Default for SamplingConfig {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: 0,
+        }
     }
 }
 
@@ -39,6 +52,8 @@ impl SamplingConfig {
             ("top_p", self.top_p, 0.0, 1.0),
             ("min_p", self.min_p, 0.0, 1.0),
             ("repetition_penalty", self.repetition_penalty, 0.01, 100.0),
+            ("presence_penalty", self.presence_penalty, -100.0, 100.0),
+            ("frequency_penalty", self.frequency_penalty, -100.0, 100.0),
         ] {
             if !(low..=high).contains(&value) {
                 return Err(Error::usage(format!("{name}: found {value}, wanted {low} to {high}")));
@@ -84,6 +99,10 @@ pub struct Sampler {
     rng: ChaCha8Rng,
     candidates: Vec<Candidate>,
     seen: Vec<u32>,
+    /// Added to logits.
+    bias: Vec<(u32, f32)>,
+    /// Where in the history the tokens begin that were made.
+    made_from: usize,
 }
 
 impl std::fmt::Debug for Candidate {
@@ -96,7 +115,17 @@ impl Sampler {
     /// A sampler at the start of the stream of `config.seed`. The configuration must have been validated.
     pub fn new(config: SamplingConfig) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(config.seed);
-        Self { config, rng, candidates: Vec::new(), seen: Vec::new() }
+        Self { config, rng, candidates: Vec::new(), seen: Vec::new(), bias: Vec::new(), made_from: 0 }
+    }
+
+    /// Adds to the logit of each of these tokens from now on; of one outside the vocabulary nothing comes.
+    pub fn with_bias(self, bias: Vec<(u32, f32)>) -> Self {
+        Self { bias, ..self }
+    }
+
+    /// Of every history the first `prompt` tokens were given, not made: presence and frequency do not count them.
+    pub fn after_prompt(self, prompt: usize) -> Self {
+        Self { made_from: prompt, ..self }
     }
 
     /// The token that follows `history`, given the `[V]` logits of the model. The logits are changed.
@@ -131,6 +160,25 @@ impl Sampler {
     }
 
     fn penalize(&mut self, logits: &mut [f32], history: &[u32]) {
+        self.penalize_repeated(logits, history);
+        let SamplingConfig { presence_penalty, frequency_penalty, .. } = self.config;
+        if presence_penalty != 0.0 || frequency_penalty != 0.0 {
+            self.seen.clear();
+            let made = history.get(self.made_from..).unwrap_or_default();
+            self.seen.extend(made.iter().filter(|&&id| (id as usize) < logits.len()));
+            self.seen.sort_unstable();
+            for same in self.seen.chunk_by(|a, b| a == b) {
+                logits[same[0] as usize] -= presence_penalty + frequency_penalty * same.len() as f32;
+            }
+        }
+        for &(id, bias) in &self.bias {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+    }
+
+    fn penalize_repeated(&mut self, logits: &mut [f32], history: &[u32]) {
         let penalty = self.config.repetition_penalty;
         if penalty == 1.0 {
             return;
@@ -279,6 +327,16 @@ mod tests {
     }
 
     #[test]
+    fn presence_counts_a_made_token_once_and_frequency_each_time() {
+        let config = SamplingConfig { presence_penalty: 0.5, frequency_penalty: 0.25, ..config(0.0) };
+        let mut sampler = Sampler::new(config).after_prompt(2).with_bias(vec![(3, 2.0), (9, 1.0)]);
+        let mut logits = [1.0, 1.0, 1.0, -1.5];
+        // 0 stands in the prompt alone; 99 is no token of the model.
+        assert_eq!(sampler.sample(&mut logits, &[0, 0, 1, 2, 2, 99]), 0);
+        assert_eq!(logits, [1.0, 0.25, 0.0, 0.5]);
+    }
+
+    #[test]
     fn greedy_takes_the_lowest_of_equals_and_survives_nan() {
         let mut greedy = Sampler::new(config(0.0));
         assert_eq!(greedy.sample(&mut [1.0, 5.0, 5.0, f32::NAN], &[]), 1);
@@ -352,7 +410,7 @@ mod tests {
             temperature in 0.01f32..3.0, top_k in 0usize..50, top_p in 0.0f32..=1.0,
             min_p in 0.0f32..=1.0, seed: u64,
         ) {
-            let config = SamplingConfig { temperature, top_k, top_p, min_p, repetition_penalty: 1.0, seed };
+            let config = SamplingConfig { temperature, top_k, top_p, min_p, seed, ..Default::default() };
             let token = Sampler::new(config.clone()).sample(&mut logits.clone(), &history) as usize;
             prop_assert!(token < logits.len());
             prop_assert_eq!(token as u32, Sampler::new(config).sample(&mut logits.clone(), &history));
