@@ -40,8 +40,8 @@ mod x86_64;
 
 pub use anneal::anneal;
 pub use attention::{
-    Attended, AttentionGradients, AttentionSpan, Heads, Positions, attention, attention_backward,
-    attention_spans,
+    Attended, AttentionGradients, AttentionSpan, Heads, Positions, QUERIES_ALIKE, attention,
+    attention_backward, attention_spans,
 };
 pub use buffer::Buffer;
 pub use cross_entropy::{IGNORE, cross_entropy, logits_stride, most_likely};

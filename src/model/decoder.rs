@@ -507,6 +507,13 @@ impl Decoder {
     /// (`tests/speculation.rs`): fewer than attention over a cache takes in the way of one, and no more than the products
     /// with any matrix.
     pub fn rows_alike(&self) -> usize {
+        self.tokens_alike().min(kernels::QUERIES_ALIKE)
+    }
+
+    /// Tokens of a pass, of whatever spans, up to which products give each the bits that they give it alone; `usize::MAX`
+    /// where every matrix is packed and takes inputs of 8 bits. Attention looks at one span after the other, so up to here a
+    /// span has the bits that it has in a pass of its own.
+    pub fn tokens_alike(&self) -> usize {
         let matrices = self.weights().filter(|weight| weight.role.is_matrix());
         matrices.map(|weight| kernels::linear::rows_alike(weight.matrix())).min().unwrap_or(1)
     }
@@ -526,6 +533,25 @@ impl Decoder {
     /// # Panics
     /// A span without tokens, positions that the model does not have, a pool without pages for them.
     pub fn advance(&self, spans: &mut [Span<'_>], state: &mut State) -> Vec<f32> {
+        let (h, wanted) = self.pass(spans, state);
+        let logits = self.logits_of(&h, &wanted, &mut state.pass.ws);
+        state.pass.ws.give(h);
+        logits
+    }
+
+    /// As [`Decoder::advance`], but of the wanted rows what the output head would be given: the last hidden states, after
+    /// the final norm, `[rows, C]`.
+    pub fn hidden_states(&self, spans: &mut [Span<'_>], state: &mut State) -> Vec<f32> {
+        let (h, wanted) = self.pass(spans, state);
+        let some = self.some_rows(&h, &wanted, &mut state.pass.ws);
+        let states = some.to_vec();
+        state.pass.ws.give(some);
+        state.pass.ws.give(h);
+        states
+    }
+
+    /// Appends the tokens of each span to its sequence; all rows through the final norm, and which of them are wanted.
+    fn pass(&self, spans: &mut [Span<'_>], state: &mut State) -> (Buffer, Vec<Range<usize>>) {
         let rows = Rows::new(spans.iter().map(|span| (span.cache.len(), span.tokens.len())));
         let mut wanted = Vec::new();
         let mut first = 0;
@@ -546,26 +572,31 @@ impl Decoder {
         let mut caches: Vec<&mut KvCache> = spans.iter_mut().map(|span| &mut *span.cache).collect();
         let h = self.hidden(&tokens, &rows, &mut state.pass, Some(&mut caches), false);
         caches.iter_mut().zip(&rows.spans).for_each(|(cache, count)| cache.advance(*count));
-        let logits = self.logits_of(&h, &wanted, &mut state.pass.ws);
-        state.pass.ws.give(h);
-        logits
+        (h, wanted)
     }
 
     /// The logits of some rows of `h`, `[rows, V]`.
     fn logits_of(&self, h: &Buffer, wanted: &[Range<usize>], ws: &mut Workspace) -> Vec<f32> {
-        let (width, count) = (self.config.hidden_size, wanted.iter().map(Range::len).sum::<usize>());
+        let count = wanted.iter().map(Range::len).sum::<usize>();
         let mut logits = vec![0.0; count * self.config.vocab_size];
         if count == 0 {
             return logits;
         }
-        let mut some = ws.take(count * width);
+        let some = self.some_rows(h, wanted, ws);
+        kernels::linear::forward(&some, self.head().matrix(), &mut logits, To::Set);
+        ws.give(some);
+        logits
+    }
+
+    /// Some rows of `h`, one after the other.
+    fn some_rows(&self, h: &Buffer, wanted: &[Range<usize>], ws: &mut Workspace) -> Buffer {
+        let width = self.config.hidden_size;
+        let mut some = ws.take(wanted.iter().map(Range::len).sum::<usize>() * width);
         let mut at = 0;
         for rows in wanted {
             kernels::copy(some.rows_mut(width, at..at + rows.len()), h.rows(width, rows.clone()));
             at += rows.len();
         }
-        kernels::linear::forward(&some, self.head().matrix(), &mut logits, To::Set);
-        ws.give(some);
-        logits
+        some
     }
 }

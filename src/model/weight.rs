@@ -198,6 +198,13 @@ impl Weight {
         }
     }
 
+    /// Brings packed trits out of a mapped file into memory.
+    pub fn keep_in_memory(&mut self) {
+        if let Form::Packed(matrix) = &mut self.form {
+            *matrix = matrix.in_memory();
+        }
+    }
+
     /// Takes `values`: as they are, or, if the tensor is ternary, their projection. The trits that changed.
     ///
     /// # Errors

@@ -239,6 +239,10 @@ impl PackedMatrix {
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
+    /// The same bytes in memory of their own, which no change of a mapped file reaches.
+    pub fn in_memory(&self) -> Self {
+        Self { bytes: self.bytes.to_vec().into(), ..self.clone() }
+    }
     /// The bytes of a block of rows.
     pub fn block(&self, block: usize) -> &[u8] {
         &self.bytes[block * self.layout.block_bytes..][..self.layout.block_bytes]

@@ -216,6 +216,12 @@ impl Tokenizer {
         }
     }
 
+    /// [`Tokenizer::encode`] on the calling thread alone, for one that is to leave the others to their work.
+    pub fn encode_here(&self, text: &str) -> Result<Vec<u32>> {
+        let chunks = self.chunks(text).into_iter().map(|chunk| self.0.encode(chunk, false));
+        Ok(chunks.collect::<Result<Vec<_>>>()?.concat())
+    }
+
     /// The chunks of `text` that are encoded by themselves.
     pub(super) fn chunks<'a>(&self, text: &'a str) -> Vec<&'a str> {
         self.0.cut.chunks(text, self.0.cut.chunk_size())
@@ -313,6 +319,22 @@ impl Tokenizer {
             Kind::Bytes => BYTES.get(id as usize..).and_then(|rest| rest.get(..1)).unwrap_or_default(),
             Kind::ByteLevel(table) => table.get(id as usize).map_or(&[], |bytes| bytes),
             Kind::Other(_) => unreachable!("decoding is no concatenation"),
+        }
+    }
+
+    /// The bytes that a token adds inside of a text; none outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        match &self.0.kind {
+            Kind::Bytes | Kind::ByteLevel(_) => self.bytes_of(id).to_vec(),
+            Kind::Other(_) => {
+                let Some(token) = self.token(id) else { return Vec::new() };
+                if let Some(byte) = decoder::byte(&token) {
+                    return vec![byte];
+                }
+                // What it adds to a text that has begun; `id` itself is as good a beginning as any.
+                let (once, twice) = (self.decode(&[id]), self.decode(&[id, id]));
+                twice.get(once.len()..).unwrap_or_default().as_bytes().to_vec()
+            }
         }
     }
 

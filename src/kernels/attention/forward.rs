@@ -36,6 +36,9 @@ pub fn attention(
     attention_spans(shape.heads(precision), &shape.spans(k, v), q, out, lse);
 }
 
+/// Queries of a span, over a cache, up to which each gets the bits that it gets alone.
+pub const QUERIES_ALIKE: usize = FEW_QUERIES - 1;
+
 /// Some keys of a tile: all, or a part.
 #[derive(Clone)]
 struct Task {

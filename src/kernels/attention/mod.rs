@@ -20,7 +20,7 @@ use super::scratch::{self, Aligned};
 use crate::config::Precision;
 
 pub use backward::attention_backward;
-pub use forward::{attention, attention_spans};
+pub use forward::{QUERIES_ALIKE, attention, attention_spans};
 use products::KEYS;
 
 /// Rows of a tile, unless a group has more heads.

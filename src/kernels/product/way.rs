@@ -39,9 +39,10 @@ pub fn forward(n: usize, w: Matrix<'_>) -> Way {
     }
 }
 
-/// Rows up to which `x Wᵀ` gives each the bits that it gives a row alone: all go the way of one.
+/// Rows up to which `x Wᵀ` gives each the bits that it gives a row alone: all go the way of one, or every way sums integers.
 pub fn rows_alike(w: Matrix<'_>) -> usize {
     match w.values() {
+        Values::Packed(_) if w.inputs() == Inputs::Int8 => usize::MAX,
         Values::Packed(_) => MANY_ROWS - 1,
         _ => FEW_ROWS - 1,
     }
