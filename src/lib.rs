@@ -22,6 +22,7 @@
 //! - [`report`]: `report.json` and a self-contained `report.html`.
 //! - [`finish`]: what follows the last step: the exported model, its proof, its figures, the report.
 //! - [`sweep`]: many runs of one recipe, and which differences are larger than the noise.
+//! - [`serve`]: an HTTP server that speaks OpenAI's API.
 //! - [`cli`]: the command line, one file a subcommand.
 //!
 //! # Shapes
@@ -61,6 +62,7 @@ pub mod measure;
 pub mod model;
 mod random;
 pub mod report;
+pub mod serve;
 pub mod sweep;
 pub mod ternary;
 pub mod text;

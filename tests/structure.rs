@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each may know what stands in lines above its own; those of the first line may know each other.
-const ORDER: [&[&str]; 9] = [
+const ORDER: [&[&str]; 10] = [
     &["error", "random", "ternary", "config", "files"],
     &["kernels", "text", "formats"],
     &["model", "chat"],
@@ -14,6 +14,7 @@ const ORDER: [&[&str]; 9] = [
     &["report"],
     &["finish"],
     &["sweep"],
+    &["serve"],
     &["cli"],
 ];
 

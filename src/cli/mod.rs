@@ -15,6 +15,7 @@ mod info;
 mod recipe;
 mod report;
 mod sampling;
+mod serve;
 mod speculation;
 mod sweep;
 mod tensors;
@@ -79,6 +80,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Talk with a model that has a chat template
     Chat(chat::ChatArgs),
+    /// Serve a model through OpenAI's API, with a chat page
+    Serve(serve::ServeArgs),
     /// Train a tokenizer, or show what one does
     Tokenizer(tokenizer::TokenizerArgs),
     /// Show what a model, a run, a recipe or this machine is
@@ -121,7 +124,12 @@ pub fn call(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 fn start(cli: Cli) -> Result<()> {
-    let level = if cli.verbose { "ternlm=debug" } else { "ternlm=warn" };
+    let level = match &cli.command {
+        _ if cli.verbose => "ternlm=debug",
+        // A line for each request.
+        Command::Serve(_) => "ternlm=warn,ternlm::serve=info",
+        _ => "ternlm=warn",
+    };
     let filter = tracing_subscriber::EnvFilter::try_from_env("TERNLM_LOG").unwrap_or_else(|_| level.into());
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -142,6 +150,7 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
         Command::Info(args) => info::run(args),
         Command::Report(args) => report::run(args),

@@ -1,0 +1,212 @@
+//! `/v1/chat/completions`: the next turn of a conversation.
+
+use serde_json::{Value, json};
+
+use super::answer::{Answer, Choice, Form, Frame, finish_reason, finite, token_text};
+use super::error::ApiError;
+use super::fields::Fields;
+use super::served::Served;
+use super::settings::{Settings, TOP, limit};
+use super::tools::{Call, CallForm, Tools};
+use super::{Ask, Work, constraint, messages};
+use crate::generate::{Scored, StopStrings};
+use crate::serve::queue::{Generate, Piece};
+
+pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
+    let settings = Settings::read(fields, served)?;
+    let list = fields.list("messages")?.ok_or_else(|| fields.wrong("messages", "a list of messages"))?;
+    let said = messages::read(list, "messages")?;
+    let tools = Tools::read(fields)?;
+    let schema = constraint::schema(fields, "response_format")?;
+    let calls = match &tools {
+        None => None,
+        Some(_) => {
+            let none = "none: the model's chat template writes no calls of tools";
+            Some(served.calls().ok_or_else(|| fields.wrong("tools", none))?.clone())
+        }
+    };
+    let constraint = match (&tools, &calls, schema) {
+        (Some(tools), Some(form), schema) => {
+            Some(constraint::compile(served, "tools", form.grammar(tools, schema))?)
+        }
+        (_, _, Some(schema)) => {
+            Some(constraint::compile(served, "response_format", constraint::json_grammar(schema))?)
+        }
+        _ => None,
+    };
+    let top = fields.whole("top_logprobs", 0..=TOP)?;
+    let scores = match (fields.flag("logprobs")?.unwrap_or(false), top) {
+        (true, top) => Some(top.unwrap_or(0)),
+        (false, None | Some(0)) => None,
+        (false, Some(_)) => return Err(fields.wrong("top_logprobs", "none where logprobs is not true")),
+    };
+    let variables = messages::variables(fields)?;
+    let prompts = vec![messages::prompt(served, &said, "messages", tools.as_ref(), variables)?];
+    let answer = Answer::new("chatcmpl", served, &prompts, settings.choices);
+    let hold = calls.iter().map(|form| form.before().to_string()).collect::<Vec<_>>();
+    let form = Chat {
+        served: served.clone(),
+        usage: settings.stream_usage,
+        scored: scores.is_some(),
+        calls,
+        streams: vec![Stream { said: StopStrings::new(hold), calling: false }; answer.choices.len()],
+    };
+    let generate = Generate {
+        choices: settings.choices,
+        sampling: settings.sampling,
+        bias: settings.bias,
+        limit: limit(fields, &["max_completion_tokens", "max_tokens"], served.context)?,
+        stop: settings.stop,
+        scores,
+        prompt_scores: None,
+        constraint,
+    };
+    let (form, stream) = (Box::new(form), settings.stream);
+    Ok(Work::Ask(Box::new(Ask { prompts, generate: Some(generate), answer, form, stream })))
+}
+
+struct Chat {
+    served: Served,
+    usage: bool,
+    scored: bool,
+    /// How calls of tools are written, where there may be some.
+    calls: Option<CallForm>,
+    streams: Vec<Stream>,
+}
+
+/// What of an answer has been streamed: text up to the first call.
+#[derive(Clone)]
+struct Stream {
+    said: StopStrings,
+    calling: bool,
+}
+
+impl Chat {
+    fn chunk(&self, answer: &Answer, index: usize, delta: Value, reason: Value, scores: &[Scored]) -> Frame {
+        let choice = json!({
+            "index": index, "delta": delta, "logprobs": self.logprobs(scores), "finish_reason": reason,
+        });
+        self.object(answer, "chat.completion.chunk", json!([choice])).into()
+    }
+
+    fn object(&self, answer: &Answer, object: &str, choices: Value) -> Value {
+        json!({
+            "id": answer.id, "object": object, "created": answer.created, "model": answer.model, "choices": choices,
+        })
+    }
+
+    fn logprobs(&self, scores: &[Scored]) -> Value {
+        if !self.scored {
+            return Value::Null;
+        }
+        let tokenizer = &self.served.tokenizer;
+        let one = |id: u32, p: f32| json!({ "token": token_text(tokenizer, id), "logprob": finite(p), "bytes": tokenizer.token_bytes(id) });
+        let content = scores.iter().map(|scored| {
+            let mut token = one(scored.token, scored.log_probability);
+            token["top_logprobs"] = scored.top.iter().map(|(id, p)| one(*id, *p)).collect();
+            token
+        });
+        json!({ "content": content.collect::<Vec<_>>(), "refusal": null })
+    }
+
+    fn calls_of(&self, choice: &Choice) -> (String, Vec<Call>) {
+        match &self.calls {
+            Some(form) => form.parse(&choice.text),
+            None => (choice.text.clone(), Vec::new()),
+        }
+    }
+
+    fn reason(&self, choice: &Choice, calls: &[Call]) -> Value {
+        if calls.is_empty() { finish_reason(choice.reason) } else { "tool_calls".into() }
+    }
+}
+
+fn calls_json(answer: &Answer, index: usize, calls: &[Call], streamed: bool) -> Value {
+    let one = |(i, call): (usize, &Call)| {
+        let mut out = json!({
+            "id": format!("call_{}_{index}_{i}", answer.id.rsplit('-').next().unwrap_or_default()),
+            "type": "function", "function": { "name": call.name, "arguments": call.arguments },
+        });
+        if streamed {
+            out["index"] = i.into();
+        }
+        out
+    };
+    calls.iter().enumerate().map(one).collect()
+}
+
+impl Form for Chat {
+    fn whole(&self, answer: &Answer) -> Value {
+        let choice = |(index, choice): (usize, &Choice)| {
+            let (said, calls) = self.calls_of(choice);
+            let content = if said.is_empty() && !calls.is_empty() { Value::Null } else { said.into() };
+            let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
+            if !calls.is_empty() {
+                message["tool_calls"] = calls_json(answer, index, &calls, false);
+            }
+            json!({
+                "index": index, "message": message, "logprobs": self.logprobs(&choice.scores),
+                "finish_reason": self.reason(choice, &calls),
+            })
+        };
+        let choices = answer.choices.iter().enumerate().map(choice).collect();
+        let mut whole = self.object(answer, "chat.completion", choices);
+        whole["usage"] = answer.usage();
+        whole
+    }
+
+    fn begin(&mut self, answer: &Answer) -> Vec<Frame> {
+        let role = json!({ "role": "assistant", "content": "" });
+        (0..answer.choices.len()).map(|i| self.chunk(answer, i, role.clone(), Value::Null, &[])).collect()
+    }
+
+    fn piece(&mut self, answer: &Answer, piece: &Piece) -> Vec<Frame> {
+        let stream = &mut self.streams[piece.choice];
+        let text = match &self.calls {
+            None => piece.text.clone(),
+            Some(_) if stream.calling => String::new(),
+            // Without a mark a call is known by its first character.
+            Some(form) if form.before().is_empty() => {
+                stream.calling = answer.choices[piece.choice].text.starts_with('{');
+                if stream.calling { String::new() } else { piece.text.clone() }
+            }
+            Some(_) => {
+                let (text, calling) = stream.said.push(&piece.text);
+                stream.calling = calling;
+                text
+            }
+        };
+        if text.is_empty() && piece.scores.is_empty() {
+            return Vec::new();
+        }
+        vec![self.chunk(answer, piece.choice, json!({ "content": text }), Value::Null, &piece.scores)]
+    }
+
+    fn ended(&mut self, answer: &Answer, index: usize) -> Vec<Frame> {
+        let choice = &answer.choices[index];
+        let (_, calls) = self.calls_of(choice);
+        let mut frames = Vec::new();
+        let stream = &mut self.streams[index];
+        let mut rest = stream.said.finish();
+        if stream.calling && calls.is_empty() {
+            // It began like a call and was none: what was kept back is text.
+            let from = self.calls.as_ref().and_then(|form| choice.text.find(form.before())).unwrap_or(0);
+            rest = choice.text[from..].to_string();
+        }
+        if !rest.is_empty() {
+            frames.push(self.chunk(answer, index, json!({ "content": rest }), Value::Null, &[]));
+        }
+        if !calls.is_empty() {
+            let delta = json!({ "tool_calls": calls_json(answer, index, &calls, true) });
+            frames.push(self.chunk(answer, index, delta, Value::Null, &[]));
+        }
+        frames.push(self.chunk(answer, index, json!({}), self.reason(choice, &calls), &[]));
+        frames
+    }
+
+    fn finish(&mut self, answer: &Answer) -> Vec<Frame> {
+        let mut last = self.object(answer, "chat.completion.chunk", json!([]));
+        last["usage"] = answer.usage();
+        if self.usage { vec![last.into()] } else { Vec::new() }
+    }
+}
