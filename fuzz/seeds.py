@@ -185,6 +185,21 @@ def main():
     }
     put("tokenizer", "wordpiece", json.dumps(wordpiece), "{}", "{}", "{}", "ab a 日 b.")
 
+    message = {"role": "user", "content": [{"type": "text", "text": "a"}]}
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"enum": [1]}}}}}
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "array", "items": {"type": "integer"}}}}
+    for number, body in enumerate([
+        {"prompt": ["a", "b"], "n": 2, "stop": ["x"], "logprobs": 1, "echo": True, "logit_bias": {"5": 1}, "seed": 1},
+        {"messages": [message, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "1"}],
+         "tools": [tool], "tool_choice": "auto", "stream": True, "response_format": schema},
+        {"input": [message], "instructions": "b", "text": {"format": {"type": "json_object"}}, "max_output_tokens": 5},
+        {"input": [[1, 2], [3]], "encoding_format": "base64"},
+        {"content": "a"},
+        {"tokens": [1, 2]},
+    ]):
+        put("request", str(number), bytes([number + 6]), json.dumps(body))
+
 
 if __name__ == "__main__":
     main()
