@@ -1,0 +1,83 @@
+"""How fast streams are: `speed.py [MODEL]`, by default random trits of the shape of Qwen3-0.6B."""
+
+import asyncio
+import json
+import statistics
+import sys
+import time
+
+from common import Server, random_model
+
+MODEL = sys.argv[1] if len(sys.argv) > 1 else random_model("qwen3-0.6b")
+MADE = 32
+
+
+async def stream(port, prompt, made, times=None):
+    """Tokens that came, and when."""
+    body = {"prompt": prompt, "max_tokens": made, "temperature": 0, "stream": True, "logprobs": 0,
+            "stream_options": {"include_usage": True}}
+    data = json.dumps(body).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
+    count, usage = 0, None
+    while line := await reader.readline():
+        if line.startswith(b"data: {"):
+            event = json.loads(line[6:])
+            usage = event.get("usage") or usage
+            if event.get("choices") and not event["choices"][0]["finish_reason"]:
+                count += 1
+                if times is not None:
+                    times.append(time.perf_counter())
+    writer.close()
+    return usage["completion_tokens"]
+
+
+async def together(port, streams, seed):
+    """Tokens a second of some streams from the first token of all to the last."""
+    times = [[] for _ in range(streams)]
+    prompts = [f"{seed} {i} once upon a time" for i in range(streams)]
+    made = await asyncio.gather(*(stream(port, p, MADE, t) for p, t in zip(prompts, times)))
+    first, last = min(t[0] for t in times), max(t[-1] for t in times)
+    return (sum(made) - streams) / (last - first)
+
+
+async def gaps(port):
+    """The longest gap of a stream, alone and while a prompt of 4,000 tokens comes in; and how long that takes."""
+    alone, during = [], []
+    await stream(port, "a gap", 24, alone)
+    long = asyncio.create_task(stream(port, "x y z " * 600 + "w" * 400, 1))
+    await asyncio.sleep(0.3)
+    start = time.perf_counter()
+    reading = asyncio.create_task(stream(port, "another", 32, during))
+    await long
+    read = time.perf_counter() - start
+    await reading
+    longest = lambda t: max(b - a for a, b in zip(t, t[1:]))  # noqa: E731
+    return longest(alone), longest(during), read, during[0] - start
+
+
+def main():
+    with Server(MODEL, "--context", 4352, "--parallel", 8) as server:
+        asyncio.run(together(server.port, 1, "warm"))
+        ones, eights = [], []
+        for round in range(3):
+            ones.append(asyncio.run(together(server.port, 1, round)))
+            eights.append(asyncio.run(together(server.port, 8, round)))
+        one, eight = statistics.median(ones), statistics.median(eights)
+        print(f"one stream {one:.1f} tokens/s, eight {eight:.1f}: {eight / one:.2f} times", flush=True)
+        ratios = [b / a for a, b in zip(ones, eights)]
+        print(f"  rounds: {[f'{r:.2f}' for r in ratios]}")
+        alone, during, read, first = asyncio.run(gaps(server.port))
+        print(f"longest gap {alone:.3f} s alone, {during:.3f} s while 4,000 tokens come in ({read:.1f} s); "
+              f"first token of a stream meanwhile after {first:.3f} s")
+        before = server.metric("prompt_tokens_computed_total")
+
+        async def share():
+            await asyncio.gather(*(stream(server.port, "p" * 1000 + f" {i:02}", 1) for i in range(20)))
+
+        asyncio.run(share())
+        computed = server.metric("prompt_tokens_computed_total") - before
+        print(f"a prefix of 1,000 tokens that 20 requests share: {computed:.0f} tokens computed of {20 * 1003}")
+
+
+main()
