@@ -118,7 +118,7 @@ with Server(talking_model(), *options) as server:
     fresh = server.memory()
     alone = [server.ask("/v1/completions", body(i))[1]["choices"][0]["text"] for i in range(7)]
     # What a server holds once it has been busy: pages, buffers, threads.
-    asyncio.run(storm(server.port, alone, REQUESTS // 10, 0))
+    asyncio.run(storm(server.port, alone, REQUESTS, 0))
     before = settle(server)
     start = time.time()
     counts = asyncio.run(storm(server.port, alone, REQUESTS, REQUESTS))

@@ -33,8 +33,10 @@ pub struct Engine<'a> {
     pool: KvPool,
     state: State,
     prefixes: Prefixes,
-    /// Oldest first.
+    /// In the order of their turns.
     reading: Vec<Reading>,
+    /// Prompts so far.
+    admitted: u64,
     making: Vec<Making>,
     context: usize,
     parallel: usize,
@@ -69,6 +71,7 @@ impl<'a> Engine<'a> {
             state: State::default(),
             prefixes: Prefixes::new(options.chunk),
             reading: Vec::new(),
+            admitted: 0,
             making: Vec::new(),
             context,
             parallel: options.parallel,
@@ -115,7 +118,8 @@ impl<'a> Engine<'a> {
             let taken = self.making.len() + self.reading.iter().map(|r| r.job.sequences()).sum::<usize>();
             let free = self.parallel.saturating_sub(taken);
             let Some(job) = self.queue.pop(|job| job.sequences() <= free) else { return };
-            self.reading.push(Reading::new(job, self.pool.sequence()));
+            self.reading.push(Reading::new(job, self.admitted, self.pool.sequence()));
+            self.admitted += 1;
         }
     }
 
@@ -127,8 +131,10 @@ impl<'a> Engine<'a> {
     /// A token of every answer, and as many tokens of prompts as a chunk has.
     fn step(&mut self) {
         let alike = self.decoder.tokens_alike();
+        let chosen = self.choose();
+        let served: Vec<usize> = chosen.iter().map(|chunk| chunk.reading).collect();
         let (embedded, chunks): (Vec<Chunk>, Vec<Chunk>) =
-            self.choose().into_iter().partition(|chunk| self.reading[chunk.reading].embeds());
+            chosen.into_iter().partition(|chunk| self.reading[chunk.reading].embeds());
         let making = self.making.len();
         if alike == usize::MAX {
             self.pass(0..making, &chunks);
@@ -139,6 +145,7 @@ impl<'a> Engine<'a> {
             chunks.iter().for_each(|chunk| self.pass(0..0, std::slice::from_ref(chunk)));
         }
         embedded.iter().for_each(|chunk| self.embed(chunk));
+        self.rotate(&served);
         let read: Vec<Reading> = self.reading.extract_if(.., |r| r.is_done()).collect();
         for done in read {
             done.finish(&self.tokenizer, self.context, &mut self.making);
@@ -146,13 +153,12 @@ impl<'a> Engine<'a> {
         self.making.retain(|m| !m.ended);
     }
 
-    /// The next chunks of prompts, oldest first. One that another prompt is about to compute is left to it.
+    /// The next chunks of prompts, in turn. One that an older prompt is about to compute is left to it.
     fn choose(&mut self) -> Vec<Chunk> {
         let mut chunks: Vec<Chunk> = Vec::new();
         let mut left = self.chunk;
         for i in 0..self.reading.len() {
-            let (before, rest) = self.reading.split_at_mut(i);
-            let r = &mut rest[0];
+            let r = &mut self.reading[i];
             if r.may_share() {
                 // The last token goes through the model in any case: its logits are wanted.
                 let most = r.job.prompt.len() - 1;
@@ -162,14 +168,16 @@ impl<'a> Engine<'a> {
                     r.cache = cache;
                 }
             }
+            let r = &self.reading[i];
             let start = r.cache.len();
             let end = ((start / self.chunk + 1) * self.chunk).min(r.job.prompt.len());
             let alike = |other: &Reading| {
                 !other.embeds()
+                    && other.number < r.number
                     && other.cache.len() <= start
                     && other.job.prompt.get(..end) == Some(&r.job.prompt[..end])
             };
-            if r.may_share() && end < r.job.prompt.len() && before.iter().any(alike) {
+            if r.may_share() && end < r.job.prompt.len() && self.reading.iter().any(alike) {
                 continue;
             }
             if end - start > left && !chunks.is_empty() {
@@ -179,6 +187,14 @@ impl<'a> Engine<'a> {
             chunks.push(Chunk { reading: i, tokens: start..end });
         }
         chunks
+    }
+
+    /// Lets those whose turn it was wait for the others: a short prompt is not kept waiting by a long one.
+    fn rotate(&mut self, served: &[usize]) {
+        let mut at = 0..;
+        let (last, first): (Vec<Reading>, Vec<Reading>) =
+            self.reading.drain(..).partition(|_| at.next().is_some_and(|i| served.contains(&i)));
+        self.reading.extend(first.into_iter().chain(last));
     }
 
     /// One pass through the model: a token of each of some answers, and some chunks.

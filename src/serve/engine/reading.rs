@@ -12,6 +12,8 @@ use crate::text::Tokenizer;
 
 pub struct Reading {
     pub job: Job,
+    /// Counted in the order of arrival.
+    pub number: u64,
     /// What of the prompt has been read.
     pub cache: KvCache,
     /// Tokens that another prompt had computed.
@@ -24,8 +26,8 @@ pub struct Reading {
 }
 
 impl Reading {
-    pub fn new(job: Job, cache: KvCache) -> Self {
-        Self { job, cache, shared: 0, scores: Vec::new(), last: Vec::new(), sum: Vec::new() }
+    pub fn new(job: Job, number: u64, cache: KvCache) -> Self {
+        Self { job, number, cache, shared: 0, scores: Vec::new(), last: Vec::new(), sum: Vec::new() }
     }
 
     pub fn is_done(&self) -> bool {
