@@ -20,16 +20,16 @@ async def stream(port, prompt, made, times=None):
     data = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data)
-    count, usage = 0, None
-    while line := await reader.readline():
-        if line.startswith(b"data: {"):
-            event = json.loads(line[6:])
-            usage = event.get("usage") or usage
-            if event.get("choices") and not event["choices"][0]["finish_reason"]:
-                count += 1
-                if times is not None:
+    usage = None
+    try:
+        while line := await reader.readline():
+            if line.startswith(b"data: {"):
+                event = json.loads(line[6:])
+                usage = event.get("usage") or usage
+                if times is not None and event.get("choices") and not event["choices"][0]["finish_reason"]:
                     times.append(time.perf_counter())
-    writer.close()
+    finally:
+        writer.close()
     return usage["completion_tokens"]
 
 
@@ -43,18 +43,24 @@ async def together(port, streams, seed):
 
 
 async def gaps(port):
-    """The longest gap of a stream, alone and while a prompt of 4,000 tokens comes in; and how long that takes."""
-    alone, during = [], []
+    """The longest gap of a stream alone, and while a prompt of 4,000 tokens comes in; how long that takes, and how long
+    the first token of a short prompt meanwhile."""
+    alone, during, short = [], [], []
     await stream(port, "a gap", 24, alone)
-    long = asyncio.create_task(stream(port, "x y z " * 600 + "w" * 400, 1))
-    await asyncio.sleep(0.3)
+    running = asyncio.create_task(stream(port, "a stream", 1000, during))
+    while len(during) < 3:
+        await asyncio.sleep(0.01)
     start = time.perf_counter()
-    reading = asyncio.create_task(stream(port, "another", 32, during))
+    long = asyncio.create_task(stream(port, "x y z " * 600 + "w" * 400, 1))
+    await asyncio.sleep(0.5)
+    asked = time.perf_counter()
+    await stream(port, "another", 1, short)
     await long
-    read = time.perf_counter() - start
-    await reading
+    end = time.perf_counter()
+    running.cancel()
+    meanwhile = [t for t in during if start <= t <= end]
     longest = lambda t: max(b - a for a, b in zip(t, t[1:]))  # noqa: E731
-    return longest(alone), longest(during), read, during[0] - start
+    return longest(alone), longest(meanwhile), end - start, short[0] - asked
 
 
 def main():

@@ -115,7 +115,7 @@ fn a_conversation_is_the_template_s_text() {
         { "role": "user", "content": [{ "type": "text", "text": "one" }, { "type": "text", "text": "two" }] },
     ]));
     let mut body = settings.clone();
-    body["prompt"] = "[system]Be brief.\n[user]one\ntwo\n[assistant]".into();
+    body["prompt"] = "[system]Be brief.[user]one\ntwo[assistant]".into();
     let message = &answer["choices"][0]["message"];
     assert_eq!(message["content"], place.complete(&body));
     assert_eq!((&message["role"], &answer["object"]), (&json!("assistant"), &json!("chat.completion")));
@@ -127,7 +127,7 @@ fn a_conversation_is_the_template_s_text() {
         { "role": "tool", "tool_call_id": "c1", "content": "2" },
     ]));
     body["prompt"] =
-        "[user]x\n[assistant]<call>{\"name\": \"f\", \"arguments\": {\"n\": 1}}</call>\n[tool]2\n[assistant]"
+        "[user]x[assistant]<call>{\"name\": \"f\", \"arguments\": {\"n\": 1}}</call>[tool]2[assistant]"
             .into();
     assert_eq!(answer["choices"][0]["message"]["content"], place.complete(&body));
     let mut scored = settings.clone();

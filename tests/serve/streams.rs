@@ -88,7 +88,7 @@ fn a_response_is_streamed_as_named_events() {
     ];
     assert_eq!(names[names.len() - 4..], done);
     let text: String = events.iter().filter_map(|(_, data)| data["delta"].as_str()).collect();
-    let whole = json!({ "prompt": "[system]Be brief.\n[user]hello\n[assistant]", "max_tokens": 25, "temperature": 1, "seed": 1 });
+    let whole = json!({ "prompt": "[system]Be brief.[user]hello[assistant]", "max_tokens": 25, "temperature": 1, "seed": 1 });
     assert_eq!(text, place.complete(&whole));
     let last = &events.last().unwrap().1["response"];
     assert_eq!(

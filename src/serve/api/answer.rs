@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use serde_json::{Value, json};
 
+use super::error::ApiError;
 use super::served::{Inner, seconds_now};
 use crate::generate::Scored;
 use crate::serve::queue::{Event, Failure, Piece, Reason};
@@ -121,6 +122,23 @@ impl Answer {
 
     pub fn is_done(&self) -> bool {
         self.left == 0
+    }
+
+    /// What is said of a request that ended without an answer, to the client and in the log. Without a failure the engine has
+    /// gone.
+    pub fn failed(&self) -> (ApiError, &'static str) {
+        let error = |status, kind, why: &str| ApiError::new(status, kind, why);
+        match &self.failure {
+            Some(Failure::OutOfTime) => {
+                (error(504, "timeout_error", "the time for a request is over"), "out of time")
+            }
+            Some(Failure::ShuttingDown(why)) => (error(503, "server_error", why), "shut down"),
+            Some(Failure::Constraint(why)) => {
+                let why: String = why.chars().take(400).collect();
+                (error(500, "server_error", &format!("the constraint: {why}")), "constraint")
+            }
+            None => (error(500, "server_error", "the engine has failed"), "failed"),
+        }
     }
 
     /// Tokens of all answers.

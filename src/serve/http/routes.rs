@@ -19,7 +19,7 @@ use super::log::Record;
 use super::stream::Events;
 use crate::serve::api::{self, ApiError, Ask, Endpoint, Served, Work};
 use crate::serve::options::Options;
-use crate::serve::queue::{Event, Failure, Job, Metrics, Queue, Refused, Task};
+use crate::serve::queue::{Event, Job, Metrics, Queue, Refused, Task};
 
 /// The page at `/`: one file, which asks nobody but this server.
 const PAGE: &str = include_str!("page.html");
@@ -214,28 +214,13 @@ async fn whole(ask: Ask, mut events: UnboundedReceiver<Event>, record: &mut Reco
         event.map(|event| answer.take(event));
         record.saw(&answer);
         if gone || answer.failure.is_some() {
-            let (wrong, how) = failed(answer.failure.as_ref());
+            let (wrong, how) = answer.failed();
             record.ended(how);
             return (wrong.status, wrong.json());
         }
     }
     record.ended("done");
     (200, form.whole(&answer))
-}
-
-/// What is said of a request that ended without an answer, to the client and in the log. `None`: the engine has gone.
-pub fn failed(failure: Option<&Failure>) -> (ApiError, &'static str) {
-    match failure {
-        Some(Failure::OutOfTime) => {
-            (ApiError::new(504, "timeout_error", "the time for a request is over"), "out of time")
-        }
-        Some(Failure::ShuttingDown(why)) => (ApiError::new(503, "server_error", why), "shut down"),
-        Some(Failure::Constraint(why)) => {
-            let why: String = why.chars().take(400).collect();
-            (ApiError::new(500, "server_error", format!("the constraint: {why}")), "constraint")
-        }
-        None => (ApiError::new(500, "server_error", "the engine has failed"), "failed"),
-    }
 }
 
 fn stopping() -> ApiError {

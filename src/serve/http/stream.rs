@@ -10,7 +10,6 @@ use futures_core::Stream;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::log::Record;
-use super::routes::failed;
 use crate::serve::api::{Answer, Form, Frame};
 use crate::serve::queue::Event;
 
@@ -56,7 +55,7 @@ impl Events {
         }
         self.record.saw(&self.answer);
         if gone || self.answer.failure.is_some() {
-            let (error, how) = failed(self.answer.failure.as_ref());
+            let (error, how) = self.answer.failed();
             write_frames(vec![error.json().into()], &mut out);
             self.end(how, &mut out);
         } else if self.answer.is_done() {
