@@ -39,7 +39,7 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     let form = Completions {
         served: served.clone(),
         usage: settings.stream_usage,
-        echoed: echo.then(|| prompts.clone()).unwrap_or_default(),
+        echoed: if echo { prompts.clone() } else { Vec::new() },
         scored: scores.is_some(),
         offsets: vec![0; answer.choices.len()],
     };
