@@ -72,10 +72,11 @@ mod tests {
     use crate::kernels::reference;
 
     #[test]
-    fn codes_are_those_of_the_reference() {
+    fn codes_are_the_nearest_bf16() {
         for x in [0.0, -0.0, 1.0, 1.003_906_3, 1.011_718_8, -3.3e-39, 1e-45, 3.3e38, f32::MAX, f32::INFINITY]
         {
-            assert_eq!(wide(narrow(x)).to_bits(), reference::bf16(x).to_bits(), "{x}");
+            // Subnormal numbers stay, unlike where products meet them.
+            assert_eq!(narrow(x), half::bf16::from_f32(x).to_bits(), "{x}");
         }
         assert!(wide(narrow(f32::NAN)).is_nan() && wide(narrow(f32::from_bits(0x7f80_0001))).is_nan());
     }
