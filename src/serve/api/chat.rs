@@ -8,7 +8,7 @@ use super::fields::Fields;
 use super::served::Served;
 use super::settings::{Settings, TOP, limit};
 use super::tools::{Call, CallForm, Tools};
-use super::{Ask, Work, constraint, messages};
+use super::{Ask, Work, constraint, messages, schema};
 use crate::generate::{Scored, StopStrings};
 use crate::serve::queue::{Generate, Piece};
 
@@ -17,7 +17,7 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     let list = fields.list("messages")?.ok_or_else(|| fields.wrong("messages", "a list of messages"))?;
     let said = messages::read(list, "messages")?;
     let tools = Tools::read(fields)?;
-    let schema = constraint::schema(fields, "response_format")?;
+    let schema = schema::read(fields, "response_format")?;
     let calls = match &tools {
         None => None,
         Some(_) => {
@@ -30,7 +30,7 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
             Some(constraint::compile(served, "tools", form.grammar(tools, schema))?)
         }
         (_, _, Some(schema)) => {
-            Some(constraint::compile(served, "response_format", constraint::json_grammar(schema))?)
+            Some(constraint::compile(served, "response_format", schema::json_grammar(schema))?)
         }
         _ => None,
     };

@@ -7,7 +7,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::served::Served;
 use super::settings::{Settings, TOP, limit};
-use super::{Ask, Work, constraint, prompts};
+use super::{Ask, Work, constraint, prompts, schema};
 use crate::generate::Scored;
 use crate::serve::queue::{Generate, Piece};
 
@@ -29,11 +29,9 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     if echo && settings.stream && scores.is_some() {
         return Err(ApiError::field("echo", "true", "false where logprobs are streamed"));
     }
-    let constraint = match constraint::schema(fields, "response_format")? {
+    let constraint = match schema::read(fields, "response_format")? {
         None => None,
-        Some(schema) => {
-            Some(constraint::compile(served, "response_format", constraint::json_grammar(schema))?)
-        }
+        Some(schema) => Some(constraint::compile(served, "response_format", schema::json_grammar(schema))?),
     };
     let answer = Answer::new("cmpl", served, &prompts, settings.choices);
     let form = Completions {

@@ -11,10 +11,12 @@ mod fields;
 mod messages;
 mod prompts;
 mod responses;
+mod schema;
 mod served;
 mod settings;
 mod tokens;
 mod tools;
+mod vocabulary;
 
 use serde_json::{Value, json};
 

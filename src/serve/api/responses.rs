@@ -7,7 +7,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::served::Served;
 use super::settings::{Settings, limit};
-use super::{Ask, Work, constraint, messages};
+use super::{Ask, Work, constraint, messages, schema};
 use crate::serve::queue::{Generate, Piece, Reason};
 
 pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
@@ -39,10 +39,10 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
         _ => return Err(fields.wrong("input", "a text or a list of messages")),
     }
     let text = fields.map("text")?;
-    let schema = text.map_or(Ok(None), |text| constraint::schema(&text, "format"))?;
+    let schema = text.map_or(Ok(None), |text| schema::read(&text, "format"))?;
     let constraint = match schema {
         None => None,
-        Some(schema) => Some(constraint::compile(served, "text.format", constraint::json_grammar(schema))?),
+        Some(schema) => Some(constraint::compile(served, "text.format", schema::json_grammar(schema))?),
     };
     let prompts = vec![messages::prompt(served, &said, "input", None, messages::variables(fields)?)?];
     let answer = Answer::new("resp", served, &prompts, 1);

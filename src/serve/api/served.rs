@@ -5,9 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use llguidance::ParserFactory;
 
-use super::constraint;
 use super::error::ApiError;
 use super::tools::CallForm;
+use super::vocabulary;
 use crate::chat::ChatTemplate;
 use crate::config::ModelConfig;
 use crate::serve::Options;
@@ -73,7 +73,7 @@ impl Inner {
     /// What makes constraints for this tokenizer.
     pub fn grammars(&self) -> Result<&ParserFactory, ApiError> {
         let made =
-            self.grammars.get_or_init(|| constraint::factory(&self.tokenizer, self.vocab, self.calls()));
+            self.grammars.get_or_init(|| vocabulary::factory(&self.tokenizer, self.vocab, self.calls()));
         made.as_ref().map_err(|why| ApiError::new(500, "server_error", format!("constraints: {why}")))
     }
 

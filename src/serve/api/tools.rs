@@ -3,9 +3,9 @@
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Map, Value, json};
 
-use super::constraint::compact;
 use super::error::ApiError;
 use super::fields::{Fields, shown};
+use super::schema::compact;
 use crate::chat::{ChatTemplate, RenderOptions};
 use crate::text::Tokenizer;
 
