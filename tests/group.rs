@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
 use std::sync::atomic::AtomicBool;
 use ternlm::Result;
 use ternlm::config::{MomentFormat, OptimizerKind, Recipe};
@@ -277,6 +278,8 @@ fn more_processes_than_sequences_are_refused() {
 
 /// What each of three processes of a run is told when the second one does `harm` before step 6.
 fn harmed(lab: &Lab, harm: impl Fn(&mut Trainer) -> Result<()> + Sync) -> Vec<String> {
+    // Nobody is harmed while another still waits for the first steps' last word.
+    let all = Barrier::new(3);
     lab.each(Run { size: 3, ..ONE }, |rank, together| {
         let mut recipe = lab.recipe();
         let out = lab.path("harmed");
@@ -286,6 +289,7 @@ fn harmed(lab: &Lab, harm: impl Fn(&mut Trainer) -> Result<()> + Sync) -> Vec<St
         train::meet(&mut trainer, together, "", false).unwrap();
         let never = AtomicBool::new(false);
         train::run(&mut trainer, &out, &never, &mut Seen::default()).unwrap();
+        all.wait();
         trainer.recipe.train.steps = 10;
         if rank == 1
             && let Err(gone) = harm(&mut trainer)
