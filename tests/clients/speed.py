@@ -9,7 +9,7 @@ import time
 from common import Server, random_model
 
 MODEL = sys.argv[1] if len(sys.argv) > 1 else random_model("qwen3-0.6b")
-MADE = 32
+MADE = 128
 
 
 async def stream(port, prompt, made, times=None):
