@@ -41,9 +41,9 @@ static SERVED: LazyLock<Served> = LazyLock::new(|| {
     Served::new("tiny".into(), &config, tokenizer, Some(template), &Options::default())
 });
 
-fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| mutate_json(
-    data, size, max_size, seed
-));
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    mutate_json(data, size, max_size, seed)
+});
 
 fuzz_target!(|data: &[u8]| {
     let [endpoint, body] = parts(data);

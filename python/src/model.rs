@@ -148,7 +148,8 @@ impl Model {
         ignore_eos: bool,
         on_text: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let sampling = SamplingConfig { temperature, top_k, top_p, min_p, repetition_penalty, seed };
+        let off = SamplingConfig::default();
+        let sampling = SamplingConfig { temperature, top_k, top_p, min_p, repetition_penalty, seed, ..off };
         sampling.validate().map_err(raised)?;
         let tokenizer = self.tokenizer()?;
         let tokens = match prompt {
