@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::sync::atomic::AtomicBool;
 use ternlm::Result;
-use ternlm::config::{MomentFormat, OptimizerKind, Recipe};
+use ternlm::config::{DistillConfig, MomentFormat, OptimizerKind, Recipe};
 use ternlm::measure::Perplexity;
 use ternlm::train::group::{Group, Link, Way, threads};
 use ternlm::train::{self, Observer, Outcome, Resume, StepReport, Together, Trainer, checkpoint};
@@ -60,12 +60,14 @@ const ONE: Run = Run { size: 1, way: Way::Fastest, shard: false };
 #[derive(Debug, Default)]
 struct Seen {
     losses: Vec<f64>,
+    divergences: Vec<f64>,
     validations: Vec<f64>,
 }
 
 impl Observer for Seen {
     fn stepped(&mut self, report: &StepReport, _: f64, _: bool) {
         self.losses.push(report.loss);
+        self.divergences.extend(report.divergence);
     }
     fn validated(&mut self, _: u64, measured: &Perplexity) {
         self.validations.push(measured.nll);
@@ -94,7 +96,7 @@ impl Lab {
 
     fn trainer(&self, recipe: Recipe, from: Option<&Path>) -> Trainer {
         let resume = from.map(|run| Resume::open(&checkpoint::list(run).pop().unwrap(), false).unwrap());
-        train::setup(recipe, resume.as_ref(), &self.path("cache"), &|_, _| {}).unwrap()
+        train::setup(recipe, resume.as_ref(), &self.path("cache"), 1, &|_, _| {}).unwrap()
     }
 
     /// What each process of a run makes of `work`.
@@ -201,6 +203,28 @@ fn in_order_the_bits_are_the_same_in_every_run_and_however_moments_are_shared_ou
             fs::read(run.join("optimizer.safetensors")).unwrap()
         };
         assert!(file("first") == file("shared-out"), "{}", name("optimizer.safetensors"));
+    }
+}
+
+#[test]
+fn several_processes_learn_from_a_teacher_as_one_does() {
+    let lab = Lab::new();
+    let mut recipe = lab.recipe();
+    recipe.train.accumulate = 1;
+    lab.train(&recipe, ONE, "teacher");
+    recipe.seed = 4;
+    recipe.ternary.anneal = 0.5;
+    let teacher = checkpoint::list(&lab.path("teacher")).pop();
+    recipe.distill = Some(DistillConfig { teacher, ..DistillConfig::default() });
+    let (one, _) = lab.train(&recipe, ONE, "one");
+    for (size, way, shard) in [(2, Way::Fastest, false), (3, Way::InOrder, true), (4, Way::Bf16, false)] {
+        let bound = if way == Way::Bf16 { 1e-2 } else { 1e-4 };
+        let name = format!("{size}-{way:?}-{shard}");
+        let (seen, _) = lab.train(&recipe, Run { size, way, shard }, &name);
+        assert_eq!(seen.divergences.len(), 10, "{name}");
+        let off = [off(&seen.losses, &one.losses), off(&seen.divergences, &one.divergences)];
+        println!("{name}: losses and divergences off by {off:.1?}");
+        assert!(off.iter().all(|off| *off < bound), "{name}: {off:?}");
     }
 }
 

@@ -41,7 +41,7 @@ fn differing(a: &[i8], b: &[i8]) -> u64 {
 #[test]
 fn what_is_said_is_what_happened() {
     let recipe: Recipe = toml::from_str(RECIPE).unwrap();
-    let mut trainer = train::setup_random(recipe).unwrap();
+    let mut trainer = train::setup_random(recipe, 1).unwrap();
     let start = trits(&trainer);
     trainer.tensor_points();
     let mut seen_undone = 0;

@@ -92,7 +92,7 @@ fn train(args: TrainArgs) -> Result<()> {
     }
     let recipe = recipe::resolve(args.recipe.as_ref(), table)?;
     let mut together = args.group.join()?;
-    let trainer = together.agree(setup_random(recipe));
+    let trainer = together.agree(setup_random(recipe, args.group.among(&together)));
     let mut trainer = trainer.map_err(|error| together.fail(error))?;
     let measured = measure(&args, &mut trainer, together);
     measured.map_err(|error| trainer.together.fail(error))?;

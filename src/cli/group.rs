@@ -50,6 +50,11 @@ impl GroupArgs {
         self.shard_optimizer
     }
 
+    /// Among how many processes the optimizer's state is shared out.
+    pub fn among(&self, together: &Together) -> usize {
+        if self.shard_optimizer { together.size() } else { 1 }
+    }
+
     pub fn patience(&self) -> Duration {
         Duration::from_secs(self.patience)
     }

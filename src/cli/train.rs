@@ -166,14 +166,14 @@ fn prepare(args: &TrainArgs, together: &mut Together) -> Result<Prepared> {
     if !leads {
         together.barrier()?;
     }
-    let prepared = set_up(args, leads);
+    let prepared = set_up(args, leads, args.group.among(together));
     if leads {
         together.barrier()?;
     }
     prepared
 }
 
-fn set_up(args: &TrainArgs, leads: bool) -> Result<Prepared> {
+fn set_up(args: &TrainArgs, leads: bool, among: usize) -> Result<Prepared> {
     let named = recipe::read(&args.recipe)?;
     let name = named.get("name").and_then(|n| n.as_str()).unwrap_or("run").to_string();
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&name));
@@ -183,7 +183,7 @@ fn set_up(args: &TrainArgs, leads: bool) -> Result<Prepared> {
     };
     let cache = args.cache.clone().unwrap_or_else(default_cache_dir);
     let reading = super::bytes_bar("Tokenising");
-    let trainer = train::setup(start.recipe, start.resume.as_ref(), &cache, &|done, total| {
+    let trainer = train::setup(start.recipe, start.resume.as_ref(), &cache, among, &|done, total| {
         reading.set_length(total);
         reading.set_position(done);
     });

@@ -54,12 +54,19 @@ pub fn saved_by_block(c: &ModelConfig) -> usize {
 
 /// Bytes of what an optimizer remembers.
 pub fn moment_bytes(c: &ModelConfig, t: &TrainConfig) -> u128 {
+    own_moment_bytes(c, t, 1)
+}
+
+/// Bytes of what an optimizer remembers in each of `among` processes that share it out. What Muon does not share out, each
+/// of them has: projections, and the gains in their blocks.
+pub fn own_moment_bytes(c: &ModelConfig, t: &TrainConfig, among: usize) -> u128 {
+    let among = among as u128;
     // Of each value of the blocks' projections, and of every other.
-    let (inside, outside) = match t.optimizer {
-        OptimizerKind::AdamW => (2, 2),
-        OptimizerKind::Sgd => (1, 1),
+    let (inside, outside, blocks_among) = match t.optimizer {
+        OptimizerKind::AdamW => (2, 2, among),
+        OptimizerKind::Sgd => (1, 1, among),
         // The others are AdamW's.
-        OptimizerKind::Muon => (1, 2),
+        OptimizerKind::Muon => (1, 2, 1),
     };
     let of_matrix = |[rows, cols]: [usize; 2]| match t.moments {
         MomentFormat::F32 => 4 * values([rows, cols]),
@@ -69,7 +76,7 @@ pub fn moment_bytes(c: &ModelConfig, t: &TrainConfig) -> u128 {
     let of_blocks = c.layers as u128 * projections(c).into_iter().map(of_matrix).sum::<u128>();
     let of_ends = ends(c) * of_matrix(table(c));
     let gains_and_biases = c.parameters() - in_blocks(c) - ends(c) * values(table(c));
-    inside * of_blocks + outside * (of_ends + 4 * gains_and_biases)
+    (inside * of_blocks + outside * 4 * gains_and_biases) / blocks_among + outside * of_ends / among
 }
 
 /// Bytes of what products are with while weights are annealed.
@@ -93,10 +100,11 @@ fn passing(c: &ModelConfig) -> usize {
     6 * c.hidden_size
 }
 
-/// Bytes of a training that takes `rows` tokens at a time: latents, gradients, moments and saved activations.
-pub fn training_bytes(c: &ModelConfig, t: &TrainConfig, rows: u128) -> u128 {
+/// Bytes of a training that takes `rows` tokens at a time, in each of `among` processes that share the moments out: latents,
+/// gradients, moments and saved activations.
+pub fn training_bytes(c: &ModelConfig, t: &TrainConfig, rows: u128, among: usize) -> u128 {
     let activations = 4 * rows * (c.layers as u128 * saved_by_block(c) as u128 + passing(c) as u128);
-    8 * c.parameters() + moment_bytes(c, t) + activations
+    8 * c.parameters() + own_moment_bytes(c, t, among) + activations
 }
 
 /// Bytes that a step has to move where no cache keeps a tensor from one pass over it to the next: the passes over
@@ -159,7 +167,7 @@ mod tests {
         (m.vocab_size, m.hidden_size, m.intermediate_size, m.layers) = (40_000, 16, 32, 2);
         (m.heads, m.kv_heads, m.head_dim, m.tie_embeddings) = (1, 1, 16, false);
         change(&mut recipe);
-        least_traffic(&setup_random(recipe).unwrap())
+        least_traffic(&setup_random(recipe, 1).unwrap())
     }
 
     #[test]
@@ -270,7 +278,7 @@ mod tests {
     fn a_parameter_takes_the_bytes_of_its_latent_gradient_and_moments() {
         let recipe: Recipe = toml::from_str(include_str!("../../recipes/wiki-75m.toml")).unwrap();
         let (model, mut t) = (recipe.model.unwrap(), recipe.train);
-        let bytes = |t: &TrainConfig| training_bytes(&model, t, 0) as f64 / model.parameters() as f64;
+        let bytes = |t: &TrainConfig| training_bytes(&model, t, 0, 1) as f64 / model.parameters() as f64;
         assert_eq!((t.optimizer, bytes(&t)), (OptimizerKind::AdamW, 16.0));
         t.moments = MomentFormat::Int8;
         assert!((bytes(&t) - (10.0 + 8.0 / 128.0)).abs() < 0.01, "{}", bytes(&t));
@@ -278,6 +286,19 @@ mod tests {
         assert!((bytes(&t) - (9.0 + 4.0 / 128.0)).abs() < 0.01, "{}", bytes(&t));
         t.optimizer = OptimizerKind::Muon;
         assert!((9.1..10.0).contains(&bytes(&t)), "{}", bytes(&t));
+    }
+
+    #[test]
+    fn moments_that_are_shared_out_take_a_share() {
+        let recipe: Recipe = toml::from_str(include_str!("../../recipes/wiki-75m.toml")).unwrap();
+        let (model, mut t) = (recipe.model.unwrap(), recipe.train);
+        let bytes =
+            |t: &TrainConfig, among| training_bytes(&model, t, 0, among) as f64 / model.parameters() as f64;
+        assert_eq!((bytes(&t, 2), bytes(&t, 8)), (12.0, 9.0));
+        // 51,463,168 of 74,689,024 values are embedding and head, which AdamW updates with two moments; gains are the rest.
+        t.optimizer = OptimizerKind::Muon;
+        let ends = 51_463_168.0 / model.parameters() as f64;
+        assert!((bytes(&t, 4) - (8.0 + 4.0 * (1.0 - ends) + 8.0 * ends / 4.0)).abs() < 0.001);
     }
 
     #[test]

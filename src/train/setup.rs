@@ -15,7 +15,8 @@ use crate::text::{Corpus, Tokenizer, sources};
 
 /// Builds what `recipe`, which has been validated, describes: at step 0, or where the checkpoint was made, by which it
 /// has been judged ([`Resume::judge`]). `cache` is where tokenised texts are kept; `progress` is told bytes tokenised
-/// and bytes in all. The trainer's recipe states the model that is trained.
+/// and bytes in all. `among` processes share the optimizer's state out; 1 where each has all of it. The trainer's recipe
+/// states the model that is trained.
 ///
 /// # Errors
 /// Whatever is wrong with the files, a recipe that contradicts the model it starts from, or a text that uses tokens which
@@ -24,6 +25,7 @@ pub fn setup(
     mut recipe: Recipe,
     resume: Option<&Resume>,
     cache: &Path,
+    among: usize,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Trainer> {
     let mut shape = match (resume, &recipe.init) {
@@ -33,7 +35,7 @@ pub fn setup(
     };
     // A rotated model's head is no longer its embedding.
     shape.tie_embeddings &= !recipe.ternary.rotate;
-    check_memory(&shape, teacher_of(&recipe)?, &recipe)?;
+    check_memory(&shape, teacher_of(&recipe)?, &recipe, among)?;
     recipe.model = Some(shape);
     if let Some(test) = recipe.report.test.as_ref().filter(|_| recipe.task == Task::Lm) {
         // It is read after the last step.
@@ -78,14 +80,14 @@ pub fn setup(
 }
 
 /// A trainer of the recipe's shape with random weights on random tokens, whatever the recipe starts from or reads: its
-/// steps cost what those of the recipe cost.
+/// steps cost what those of the recipe cost. `among` as in [`setup`].
 ///
 /// # Errors
 /// A recipe without a `[model]`, or a model that outgrows the memory.
-pub fn setup_random(recipe: Recipe) -> Result<Trainer> {
+pub fn setup_random(recipe: Recipe, among: usize) -> Result<Trainer> {
     let config = recipe.model.clone().ok_or_else(|| Error::usage("the recipe has no [model] table"))?;
     let teacher = recipe.taught().map(|_| (4 * config.parameters(), config.clone()));
-    check_memory(&config, teacher, &recipe)?;
+    check_memory(&config, teacher, &recipe, among)?;
     let (model, latents) = random_model(&recipe)?;
     let source = match recipe.task {
         // Random tokens to be copied cost what a text of the same shape costs.
@@ -175,11 +177,17 @@ fn teacher_of(recipe: &Recipe) -> Result<Option<(u128, ModelConfig)>> {
 
 /// Refuses a training whose weights, gradients, moments and saved activations outgrow the machine's memory: an
 /// allocation that fails would end the process without a word.
-fn check_memory(model: &ModelConfig, teacher: Option<(u128, ModelConfig)>, recipe: &Recipe) -> Result<()> {
+fn check_memory(
+    model: &ModelConfig,
+    teacher: Option<(u128, ModelConfig)>,
+    recipe: &Recipe,
+    among: usize,
+) -> Result<()> {
     let Some(memory) = total_memory() else { return Ok(()) };
     let seq = if recipe.task == Task::Lm { recipe.train.seq } else { 2 * recipe.data.sequence };
     let rows = recipe.train.batch as u128 * seq as u128;
-    let mut needed = training_bytes(model, &recipe.train, rows) + annealed_bytes(model, &recipe.ternary);
+    let mut needed =
+        training_bytes(model, &recipe.train, rows, among) + annealed_bytes(model, &recipe.ternary);
     let mut beside = "";
     if let Some((weights, shape)) = &teacher {
         needed += weights + teacher_pass_bytes(shape, rows);
@@ -253,8 +261,8 @@ mod tests {
         }
         let mut taught = recipe.clone();
         taught.distill = Some(DistillConfig { teacher: Some("x".into()), ..DistillConfig::default() });
-        assert!(check_memory(&shape, None, &recipe).is_ok());
-        let error = check_memory(&shape, Some((1 << 60, shape.clone())), &taught).unwrap_err().to_string();
+        assert!(check_memory(&shape, None, &recipe, 1).is_ok());
+        let error = check_memory(&shape, Some((1 << 60, shape.clone())), &taught, 1).unwrap_err().to_string();
         assert!(error.contains("beside its teacher"), "{error}");
     }
 }
