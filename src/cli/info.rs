@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::tensors::{GgufInfo, TensorInfo, alike, show_types};
 use super::{recipe, thousands};
-use crate::config::{ModelConfig, Scope};
+use crate::config::{Inputs, ModelConfig, Scope};
 use crate::error::{Error, Result};
 use crate::files::{if_there, path_text, read_text};
 use crate::formats::{self, Form, ModelFiles};
@@ -231,6 +231,9 @@ struct ModelInfo {
     stored_bits_per_weight: f64,
     /// Absent for a model that says nothing of it.
     ternary: Option<TernaryInfo>,
+    /// How weights without a note of ours were known to be ternary, or why they are not taken for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recognised: Option<String>,
     /// What is particular to a GGUF file.
     #[serde(skip_serializing_if = "Option::is_none")]
     gguf: Option<GgufInfo>,
@@ -270,6 +273,8 @@ struct TernaryInfo {
     form: Form,
     scope: Scope,
     group: Grouping,
+    /// What inputs of ternary products are rounded to.
+    activations: Inputs,
     /// `log2(3)` for a trit and 16 for each scale; absent without any ternary weight.
     ideal_bits_per_weight: Option<f64>,
 }
@@ -292,6 +297,7 @@ impl ModelInfo {
                 form: note.form,
                 scope: note.scope,
                 group: note.group,
+                activations: note.activations,
                 ideal_bits_per_weight: (ternary_weights > 0)
                     .then(|| 3f64.log2() + 16.0 * scales as f64 / ternary_weights as f64),
             }
@@ -320,6 +326,7 @@ impl ModelInfo {
             ternary_weights,
             stored_bits_per_weight: 8.0 * bytes as f64 / held.max(1) as f64,
             ternary,
+            recognised: stored.recognised.clone(),
             gguf: stored.gguf().map(GgufInfo::of),
             tensors,
             unused: unused.into_iter().map(String::from).collect(),
@@ -359,12 +366,14 @@ impl Show for ModelInfo {
         say!("Parameters: {all}, {ternary} of them ternary ({share:.2} %)");
         show_types(&self.tensors, self.stored_bits_per_weight);
         if let Some(t) = &self.ternary {
-            say!("Ternary: scope {:?}, groups of {}, stored as {:?}", t.scope, t.group, t.form);
+            let inputs = if t.activations == Inputs::Int8 { ", inputs of 8 bits" } else { "" };
+            say!("Ternary: scope {:?}, groups of {}, stored as {:?}{inputs}", t.scope, t.group, t.form);
             if let Some(bits) = t.ideal_bits_per_weight {
                 let bytes = (bits * self.ternary_weights as f64 / 8.0).ceil() as u64;
                 say!("Packed ideally: {bits:.4} bits per ternary weight, {} bytes", thousands(bytes));
             }
         }
+        self.recognised.iter().for_each(|how| say!("Recognised: {how}"));
         match &self.tokenizer {
             Some(t) => say!(
                 "Tokenizer: {} tokens, ends a text with {}, {}",
