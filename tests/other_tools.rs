@@ -3,16 +3,18 @@
 
 mod common;
 
+use common::models;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use ternlm::config::{Inputs, KvFormat, Scope, TernaryConfig};
+use ternlm::config::{Activation, Inputs, KvFormat, ModelConfig, RopeScaling, Scope, TernaryConfig};
 use ternlm::formats::tensors::TensorFiles;
 use ternlm::formats::{Form, ModelFiles, npy};
 use ternlm::measure;
 use ternlm::model::{self, Decoder, Rounding, Sequences, State};
 use ternlm::ternary::{Grouping, TernaryMatrix};
+use ternlm::text::Tokenizer;
 
 const Q: &str = "model.layers.0.self_attn.q_proj";
 const FILE: &str = "model.safetensors";
@@ -317,6 +319,91 @@ fn what_mlx_cannot_hold_is_refused_by_name() {
     let said = String::from_utf8_lossy(&failed.stderr);
     assert!(said.contains("model.embed_tokens.weight: found [48, 24] by groups of 24"), "{said}");
     assert!(!failed.status.success() && !out.exists());
+
+    let rotated = |scaling| ModelConfig { rope_scaling: Some(scaling), ..models::qwen3() };
+    let yarn = RopeScaling::Yarn {
+        factor: 4.0,
+        original_max_positions: 64,
+        attention_factor: Some(0.75),
+        mscale: None,
+        mscale_all_dim: None,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: true,
+    };
+    let bitnet = ModelConfig { sub_norm: true, tie_embeddings: true, ..models::llama() };
+    for (config, wanted) in [
+        (
+            ModelConfig { activation: Activation::Relu2Glu, ..bitnet.clone() },
+            "error: config.json: model_type: found norms before the output and down projections, wanted a model without \
+             these norms: mlx-lm's bitnet reads Hugging Face's BitNet layout, one scale a matrix, and not MLX's two bits\n",
+        ),
+        (
+            bitnet,
+            "model_type: found norms before the output and down projections, wanted a model without these norms",
+        ),
+        (
+            ModelConfig { activation: Activation::Gelu, ..models::llama() },
+            "config.json: model_type: found ternlm, wanted",
+        ),
+        (rotated(RopeScaling::Dynamic { factor: 2.0 }), "config.json: rope_scaling: found Dynamic"),
+        (rotated(yarn), "\"yarn\" with its usual factor of attention"),
+    ] {
+        let from = models::random(dir.path(), "refused", &config);
+        let failed = ternlm(&[&"export", &from, &"--format", &"mlx", &"--out", &out]);
+        let said = String::from_utf8_lossy(&failed.stderr);
+        assert!(said.contains(wanted), "{said}");
+        assert!(!failed.status.success() && !out.exists());
+    }
+    // The packed weights of the real architecture.
+    let from = common::fixture("architectures/bitnet-packed");
+    let failed = ternlm(&[&"export", &from, &"--format", &"mlx", &"--out", &out]);
+    assert!(
+        String::from_utf8_lossy(&failed.stderr)
+            .contains("mlx-lm's bitnet reads Hugging Face's BitNet layout")
+    );
+}
+
+/// Logits of the stock library for the unpacked export of a fixture; `transformers/logits.py` made them.
+#[test]
+fn an_unpacked_directory_is_what_transformers_computes() {
+    let dir = tempfile::tempdir().unwrap();
+    export(&tiny("mlx"), "unpacked", &dir.path().join("out"));
+    let (shape, want) = npy::read(tiny("unpacked_logits.npy")).unwrap();
+    assert_eq!(shape, [21, 48]);
+    near(&logits(&model::load(&dir.path().join("out"), None).unwrap().decoder), &want, 2e-5);
+}
+
+/// Needs Python with torch and transformers, which `TERNLM_HF_PYTHON` names; `TERNLM_HF_MODELS` names further models,
+/// separated by `:`, of which those without a ternary weight are taken, too.
+#[test]
+fn transformers_computes_what_we_compute() {
+    let Some(python) = std::env::var_os("TERNLM_HF_PYTHON") else {
+        eprintln!("SKIPPED: TERNLM_HF_PYTHON names no Python with transformers");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let further = std::env::var("TERNLM_HF_MODELS").unwrap_or_default();
+    let further = further.split(':').filter(|path| !path.is_empty()).map(PathBuf::from);
+    for (i, from) in ["mlx", "bitnet"].map(tiny).into_iter().chain(further).enumerate() {
+        let out = dir.path().join(i.to_string());
+        println!("{}", export(&from, "unpacked", &out).trim_end());
+        let mut decoder = model::load(&out, None).unwrap().decoder;
+        // What inputs are rounded to is no part of the directory's function there.
+        decoder.set_inputs(Inputs::F32);
+        let ids: Vec<String> = (0..21).map(|i| (i * 7 % decoder.config.vocab_size).to_string()).collect();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transformers/logits.py");
+        let npy = dir.path().join("logits.npy");
+        let run = Command::new(&python).arg(script).arg(&out).arg(&npy).args(&ids).output().unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        near(&logits(&decoder), &npy::read(&npy).unwrap().1, 2e-5);
+        // The same tokens of a text, where there is a tokenizer.
+        let theirs: Value = serde_json::from_slice(&run.stdout).unwrap();
+        for (text, ids) in theirs.as_object().unwrap() {
+            let tokenizer = Tokenizer::of(&ternlm::formats::files_of(&out).unwrap()).unwrap();
+            assert_eq!(json!(tokenizer.encode_prompt(text).unwrap()), *ids, "{text:?}");
+        }
+    }
 }
 
 /// Needs Python with `mlx[cpu]` and `mlx-lm`, which `TERNLM_MLX_PYTHON` names; `TERNLM_MLX_MODEL` names further models.

@@ -8,7 +8,7 @@ use crate::files::{Bundle, DirectoryWriter, IfExists};
 use crate::formats::gguf::{BlockType, GgufFile, names};
 use crate::formats::tensors::{self, Progress, TensorFiles};
 use crate::formats::{self, packed};
-use crate::model::{self, Decoder, Model, Rounding};
+use crate::model::{self, Decoder, Model, Rounding, Weight};
 use crate::report::thousands;
 use crate::ternary::Density;
 
@@ -21,12 +21,14 @@ Examples:
   ternlm export runs/wiki-75m --format gguf --out wiki-75m.gguf     then: llama-cli -m wiki-75m.gguf -p 'The history of the'
   ternlm export runs/wiki-75m --format gguf --type tq2_0 --lossy --out wiki-75m-tq2.gguf
   ternlm export wiki-75m.tern --format mlx --out wiki-75m-mlx       then: mlx_lm.generate --model wiki-75m-mlx
+  ternlm export SmolLM2.Q4_1.gguf --format unpacked --out smollm2   then: AutoModelForCausalLM.from_pretrained('smollm2')
 
 A packed file holds trits and scales as they were trained, configuration, tokenizer and chat template. verify, eval,
 generate, chat, info and train take it wherever they take a model directory. Matrices that are not ternary are stored
 in f16. A folder for MLX has two bits a weight and a scale and a bias for 128, 64 or 32 inputs, as many as fit; nothing
 is rounded, and matrices and gains that are not ternary are in f16 or bf16 where that holds them exactly, else in f32.
-What was written is read back and compared, weight by weight.")]
+A model without any ternary matrix, such as a pretrained one, can be written as --format unpacked and as a GGUF file of
+type f16, bf16 or f32. What was written is read back and compared, weight by weight.")]
 pub struct ExportArgs {
     /// A model directory, a packed or GGUF file, or the folder of a run
     model: PathBuf,
@@ -86,6 +88,14 @@ enum GgufType {
     F32,
 }
 
+impl ExportArgs {
+    /// Whether the form is one for a model without any ternary weight, too.
+    fn holds_numbers(&self) -> bool {
+        let numbers = matches!(self.kind, GgufType::F16 | GgufType::Bf16 | GgufType::F32);
+        self.format == Format::Unpacked || (self.format == Format::Gguf && numbers)
+    }
+}
+
 pub(super) fn density(text: &str) -> std::result::Result<Density, String> {
     serde_json::from_value(text.into()).map_err(|_| "wanted base3 or 2bit".into())
 }
@@ -118,8 +128,9 @@ pub fn run(args: ExportArgs) -> Result<()> {
     refuse_existing(&args.out, "--out", args.force)?;
     let model = model::load_trits(&path)?;
     let ternary: usize = model.decoder.weights().filter(|w| w.ternary().is_some()).map(|w| w.len()).sum();
-    if ternary == 0 {
-        let wanted = "a model with ternary tensors (train or convert one first)";
+    if ternary == 0 && !args.holds_numbers() {
+        let wanted = "a model with ternary tensors (train or convert one first), or a form for numbers: --format unpacked, \
+                      or --format gguf with --type f16, bf16 or f32";
         return Err(Error::input(&path, "model", "none that is ternary", wanted));
     }
     let files = formats::files_of(&path)?;
@@ -172,21 +183,21 @@ fn export_gguf(model: Model, files: &Bundle, args: &ExportArgs) -> Result<()> {
         model::save_gguf(out, &decoder, &model.description, files, kind, progress)
     })?;
     checked(out, &decoder, Rounding::Nothing)?;
-    let (mut bytes, mut ternary) = (0, 0);
     let file = GgufFile::open(out)?;
-    for weight in decoder.weights().filter(|weight| weight.ternary().is_some()) {
-        ternary += weight.len();
-        let tensor = names::from_hf(&weight.name).and_then(|name| file.tensors().get(&name));
-        bytes += tensor.map_or(0, |tensor| file.bytes(tensor).len());
-    }
+    let tensor = |weight: &Weight| names::from_hf(&weight.name).and_then(|name| file.tensors().get(&name));
     let size = std::fs::metadata(out).map_err(Error::io("read", out))?.len();
-    say!(
-        "{}: {} ternary weights in {name}, {:.3} bits each; the file has {} bytes",
-        out.display(),
-        thousands(ternary as u64),
-        8.0 * bytes as f64 / ternary as f64,
-        thousands(size)
-    );
+    let of = |weight: &Weight| Ok(tensor(weight).map_or(0, |tensor| file.bytes(tensor).len()));
+    say!("{}; the file has {} bytes", shares(out, &decoder, &format!("in {name}"), &of)?, thousands(size));
+    let wider = |weight: &&Weight| {
+        let found = tensor(weight).map(|tensor| tensor.kind.name);
+        weight.role.is_matrix() && kind.block == 1 && found != Some(kind.name)
+    };
+    match decoder.weights().filter(wider).count() {
+        0 => {}
+        n => say!(
+            "{n} matrices that {name} does not hold exactly are in a type that does; --lossy rounds them"
+        ),
+    }
     let wide = decoder.config.intermediate_size;
     if wide != units {
         say!("Feed-forward networks have {wide} units, {units} and zeros: the function is the same");
@@ -224,23 +235,36 @@ fn checked(path: &Path, decoder: &Decoder, rounding: Rounding) -> Result<()> {
 /// The size of a folder of weights that has been written.
 fn say_folder(dir: &Path, decoder: &Decoder, format: Format) -> Result<()> {
     let stored = TensorFiles::open(dir)?;
-    let (mut bytes, mut ternary) = (0, 0);
-    for weight in decoder.weights().filter(|weight| weight.ternary().is_some()) {
-        ternary += weight.len();
-        let stem = weight.name.trim_end_matches("weight");
-        for part in ["weight", "scales", "biases"].map(|part| format!("{stem}{part}")) {
-            bytes += if stored.contains(&part) { stored.bytes(&part)?.len() } else { 0 };
-        }
-    }
+    let of = |weight: &Weight| {
+        let stem = weight.name.strip_suffix("weight");
+        let parts = stem.map(|stem| ["weight", "scales", "biases"].map(|part| format!("{stem}{part}")));
+        let names = parts.map_or(vec![weight.name.clone()], Vec::from);
+        let held = names.iter().filter(|name| stored.contains(name));
+        held.map(|name| Ok(stored.bytes(name)?.len())).sum()
+    };
     let file = dir.join(tensors::FILE_NAME);
     let size = std::fs::metadata(&file).map_err(Error::io("read", &file))?.len();
-    say!(
-        "{}: {} ternary weights as {}, {:.3} bits each; the weights have {} bytes",
-        dir.display(),
-        thousands(ternary as u64),
-        if format == Format::Mlx { "codes, scales and biases of MLX" } else { "-s, 0, +s in f16" },
-        8.0 * bytes as f64 / ternary as f64,
-        thousands(size)
-    );
+    let form =
+        if format == Format::Mlx { "as codes, scales and biases of MLX" } else { "as -s, 0, +s in f16" };
+    say!("{}; the weights have {} bytes", shares(dir, decoder, form, &of)?, thousands(size));
     Ok(())
+}
+
+/// How many weights are ternary in what `form`, and their bits; of a model that has none, all weights. `bytes` are those that a
+/// tensor was written with.
+fn shares(
+    path: &Path,
+    decoder: &Decoder,
+    form: &str,
+    bytes: &dyn Fn(&Weight) -> Result<usize>,
+) -> Result<String> {
+    let any = decoder.weights().any(|weight| weight.ternary().is_some());
+    let (mut count, mut held) = (0, 0);
+    for weight in decoder.weights().filter(|weight| weight.ternary().is_some() == any) {
+        count += weight.len();
+        held += bytes(weight)?;
+    }
+    let form = if any { format!("ternary weights {form}") } else { "weights, none of them ternary".into() };
+    let bits = 8.0 * held as f64 / count as f64;
+    Ok(format!("{}: {} {form}, {bits:.3} bits each", path.display(), thousands(count as u64)))
 }

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use half::{bf16, f16};
+use half::f16;
 use safetensors::Dtype;
 
-use super::store::{described, manifest_of};
-use super::{Decoder, Weight};
+use super::Decoder;
+use super::store::{described, exactly, manifest_of};
 use crate::config::{Inputs, RopeScaling};
 use crate::error::{Error, Result};
-use crate::formats::tensors::{self, Data, Progress, Tensor, by_width, write_in_order};
+use crate::formats::tensors::{self, Progress, Tensor, by_width, write_in_order};
 use crate::formats::{Description, Form, ModelFiles, Packing, Stored, hf, mlx};
 use crate::kernels;
 
@@ -26,21 +26,22 @@ pub fn save_mlx(
     description: &Description,
     progress: Progress<'_>,
 ) -> Result<()> {
-    let config = dir.join(hf::FILE_NAME);
+    // The folder that is named is one in the making.
+    let config = Path::new(hf::FILE_NAME);
     if decoder.config.sub_norm {
         let wanted = "a model without these norms: mlx-lm's bitnet reads Hugging Face's BitNet layout, one scale a matrix, \
                       and not MLX's two bits";
         return Err(Error::input(
-            &config,
+            config,
             "model_type",
             "norms before the output and down projections",
             wanted,
         ));
     }
-    hf::common_architecture(description, &config)?;
+    hf::common_architecture(description, config)?;
     if let Some(scaling) = decoder.config.rope_scaling.filter(|scaling| !mlx_rotates(scaling)) {
         let wanted = "none, \"linear\", \"llama3\", or \"yarn\" with its usual factor of attention";
-        return Err(Error::input(&config, "rope_scaling", format!("{scaling:?}"), wanted));
+        return Err(Error::input(config, "rope_scaling", format!("{scaling:?}"), wanted));
     }
     if decoder.inputs() != Inputs::F32 {
         tracing::warn!("the model was trained with inputs of 8 bits; MLX does not round them");
@@ -52,12 +53,16 @@ pub fn save_mlx(
                 let Some(group) = mlx::group_for(matrix) else {
                     let found = format!("{:?} by groups of {}", weight.shape, matrix.group());
                     let wanted = "rows and groups that are multiples of 32, MLX's smallest group";
-                    return Err(Error::input(&config, &weight.name, found, wanted));
+                    return Err(Error::input(config, &weight.name, found, wanted));
                 };
                 groups.insert(weight.name.trim_end_matches(".weight").to_string(), group);
                 stored.extend(mlx::tensors(&weight.name, matrix, group));
             }
-            None => stored.push(exactly(weight)),
+            None => stored.push(Tensor {
+                name: weight.name.clone(),
+                shape: weight.shape.clone(),
+                data: exactly(weight.dense()),
+            }),
         }
     }
     let half = stored.iter().all(|tensor| tensor.data.dtype() != Dtype::F32);
@@ -83,19 +88,6 @@ fn mlx_rotates(scaling: &RopeScaling) -> bool {
         }
         RopeScaling::Dynamic { .. } => false,
     }
-}
-
-/// A tensor that is not ternary in the narrowest type that holds it exactly.
-fn exactly(weight: &Weight) -> Tensor<'_> {
-    let values = weight.dense();
-    let data = if values.iter().all(|x| f16::from_f32(*x).to_f32() == *x) {
-        Data::F32AsF16(values)
-    } else if values.iter().all(|x| bf16::from_f32(*x).to_f32() == *x) {
-        Data::F32AsBf16(values)
-    } else {
-        Data::F32(values)
-    };
-    Tensor { name: weight.name.clone(), shape: weight.shape.clone(), data }
 }
 
 /// What a form rounds of tensors that are not ternary.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use half::f16;
+use half::{bf16, f16};
 use safetensors::Dtype;
 
 use super::directory::unused;
@@ -197,32 +197,39 @@ pub fn save(
     description: &Description,
     latents: Option<&Latents>,
 ) -> Result<()> {
-    save_as(dir, decoder, description, latents, &mut |_, _| {})
+    let data = |weight| data_of(weight, latents);
+    save_as(dir, decoder, description, latents.is_some(), &data, &mut |_, _| {})
 }
 
-/// [`save`] of weights −s, 0, +s; `progress` is told how many of the bytes have been written.
+/// [`save`] of weights −s, 0, +s, with every other tensor in f16 or bf16 where that holds it exactly; `progress` is told how
+/// many of the bytes have been written.
 pub fn save_unpacked(
     dir: &Path,
     decoder: &Decoder,
     description: &Description,
     progress: Progress<'_>,
 ) -> Result<()> {
-    save_as(dir, decoder, description, None, progress)
+    let data = |weight| match data_of(weight, None) {
+        Data::F32(values) => exactly(values),
+        other => other,
+    };
+    save_as(dir, decoder, description, false, &data, progress)
 }
 
-fn save_as(
+fn save_as<'a>(
     dir: &Path,
-    decoder: &Decoder,
+    decoder: &'a Decoder,
     description: &Description,
-    latents: Option<&Latents>,
+    latent: bool,
+    data: &dyn Fn(&'a Weight) -> Data<'a>,
     progress: Progress<'_>,
 ) -> Result<()> {
-    let form = if latents.is_some() { Form::Latent } else { Form::Unpacked };
+    let form = if latent { Form::Latent } else { Form::Unpacked };
     let description = described(description, decoder, form);
     hf::write_config(dir, &description, Dtype::F32)?;
     let stored: Vec<Tensor<'_>> = decoder
         .weights()
-        .map(|p| Tensor { name: p.name.clone(), shape: p.shape.clone(), data: data_of(p, latents) })
+        .map(|p| Tensor { name: p.name.clone(), shape: p.shape.clone(), data: data(p) })
         .collect();
     // `format: pt` is what Hugging Face's own loader asks for.
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
@@ -350,6 +357,17 @@ fn data_of<'a>(weight: &'a Weight, latents: Option<&'a Latents>) -> Data<'a> {
             }),
         },
         (None, None) => Data::F32(weight.dense()),
+    }
+}
+
+/// Values in the narrowest type that holds them exactly.
+pub(super) fn exactly(values: &[f32]) -> Data<'_> {
+    if values.iter().all(|x| f16::from_f32(*x).to_f32() == *x) {
+        Data::F32AsF16(values)
+    } else if values.iter().all(|x| bf16::from_f32(*x).to_f32() == *x) {
+        Data::F32AsBf16(values)
+    } else {
+        Data::F32(values)
     }
 }
 
