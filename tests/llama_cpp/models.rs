@@ -1,6 +1,7 @@
 //! Logits, greedy texts and perplexities.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use ternlm::config::{KvFormat, ModelConfig, RopeScaling};
 use ternlm::formats::ModelFiles;
 use ternlm::measure::{self, Windows};
@@ -135,6 +136,18 @@ fn llama_cpp_goes_on_as_we_do() {
 const CONTEXT: usize = 512;
 const WINDOWS: usize = 20;
 
+/// What `llama-perplexity`, which `TERNLM_LLAMA_PERPLEXITY` names, says of the same windows by its own defaults.
+fn by_their_program(file: &Path, text: &Path) -> Option<f64> {
+    let program = std::env::var_os("TERNLM_LLAMA_PERPLEXITY")?;
+    let mut run = Command::new(program);
+    run.arg("-m").arg(file).arg("-f").arg(text);
+    run.args(["-c", &CONTEXT.to_string(), "--chunks", &WINDOWS.to_string(), "-t", "2"]);
+    let out = run.output().unwrap();
+    let said = [out.stdout, out.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    let (_, found) = said.split_once("Final estimate: PPL = ").unwrap_or_else(|| panic!("{said}"));
+    Some(found.split_whitespace().next().unwrap().parse().unwrap())
+}
+
 /// The first windows of a text as llama.cpp scores them, against `eval --halves` of the same file.
 #[test]
 fn perplexities_are_those_of_llama_cpp() {
@@ -142,11 +155,12 @@ fn perplexities_are_those_of_llama_cpp() {
     let whole = std::fs::read(&text).unwrap();
     let dir = tempfile::tempdir().unwrap();
     for (i, from) in trained().into_iter().enumerate() {
-        // With q2_0 and tq2_0 that engine's inputs have 8 bits.
-        for (kind, bound) in [("f16", 5e-4), ("q2_0", 5e-3), ("tq2_0", 5e-3)] {
+        let mut of_blocks = Vec::new();
+        // With ternary types that engine's inputs have 8 bits.
+        for (kind, bound) in [("f16", 5e-4), ("q2_0", 5e-3), ("tq2_0", 5e-3), ("tq1_0", 5e-3)] {
             let width = ModelFiles::open(&from).unwrap().description.model.hidden_size;
-            if kind == "tq2_0" && !width.is_multiple_of(256) {
-                println!("tq2_0: rows of {width} inputs are no whole blocks");
+            if kind.starts_with("tq") && !width.is_multiple_of(256) {
+                println!("{kind}: rows of {width} inputs are no whole blocks");
                 continue;
             }
             let to = dir.path().join(format!("{i}-{kind}.gguf"));
@@ -160,9 +174,20 @@ fn perplexities_are_those_of_llama_cpp() {
             let args = [CONTEXT, WINDOWS].map(|n| n.to_string());
             let Some(said) = probe("halves", &to, &args, &whole) else { return };
             let theirs: f64 = String::from_utf8(said).unwrap().trim().parse().unwrap();
-            let off = ours / theirs - 1.0;
-            println!("{kind}: perplexity {ours:.4}, theirs {theirs:.4}: {:+.3} %", 100.0 * off);
-            assert!(off.abs() < bound, "{kind}: {ours}, theirs {theirs}");
+            for (by, theirs) in [("theirs", Some(theirs)), ("llama-perplexity", by_their_program(&to, &text))]
+            {
+                let Some(theirs) = theirs else { continue };
+                let off = ours / theirs - 1.0;
+                println!("{kind}: perplexity {ours:.4}, {by} {theirs:.4}: {:+.3} %", 100.0 * off);
+                assert!(off.abs() < bound, "{kind}: {ours}, {by} {theirs}");
+            }
+            if kind.starts_with("tq") {
+                of_blocks.push((ours, theirs));
+            }
+        }
+        // The same weights in two types of one scale for 256.
+        if let [(ours, theirs), (also_ours, also_theirs)] = of_blocks[..] {
+            assert!(ours == also_ours && (theirs / also_theirs - 1.0).abs() < 1e-4, "{of_blocks:?}");
         }
     }
 }
