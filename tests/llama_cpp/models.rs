@@ -142,8 +142,11 @@ fn by_their_program(file: &Path, text: &Path) -> Option<f64> {
     let mut run = Command::new(program);
     run.arg("-m").arg(file).arg("-f").arg(text);
     run.args(["-c", &CONTEXT.to_string(), "--chunks", &WINDOWS.to_string(), "-t", "2"]);
-    let out = run.output().unwrap();
-    let said = [out.stdout, out.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    // A pipe loses the end of what it says.
+    let log = file.with_extension("log");
+    let said = std::fs::File::create(&log).unwrap();
+    run.stdout(said.try_clone().unwrap()).stderr(said).status().unwrap();
+    let said = String::from_utf8_lossy(&std::fs::read(log).unwrap()).into_owned();
     let (_, found) = said.split_once("Final estimate: PPL = ").unwrap_or_else(|| panic!("{said}"));
     Some(found.split_whitespace().next().unwrap().parse().unwrap())
 }
