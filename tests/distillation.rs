@@ -259,7 +259,7 @@ fn a_softened_layer_computes_with_what_is_between_and_hardens_to_trits() {
             y
         };
         let hard = forward(&layer);
-        latents.soften(layer.weights_mut(), 0.25);
+        latents.soften(layer.weights_mut(), |_| 0.25);
         let mut between = vec![0.0; inputs * out];
         k::anneal(layer.weight.ternary().unwrap(), latents.of(&layer.weight), 0.25, &mut between);
         let w = wide(&between);

@@ -5,10 +5,12 @@ mod model;
 pub mod patterns;
 mod recipe;
 mod rope;
+mod ternary;
 
 pub use model::{Activation, KvFormat, ModelConfig};
 pub use recipe::{
-    DataConfig, Direction, DistillConfig, Inputs, Join, MomentFormat, OptimizerKind, Order, Precision,
-    Recipe, ReportConfig, ScheduleKind, Scope, Task, TernaryConfig, TrainConfig,
+    DataConfig, Direction, DistillConfig, Join, MomentFormat, OptimizerKind, Order, Precision, Recipe,
+    ReportConfig, ScheduleKind, Task, TrainConfig,
 };
 pub use rope::{RopeScaling, Rotation};
+pub use ternary::{Inputs, Scope, StartConfig, TernaryConfig};

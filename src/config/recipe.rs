@@ -3,40 +3,10 @@
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-use super::ModelConfig;
+use super::{ModelConfig, TernaryConfig};
 use crate::error::{Error, Result};
 use crate::files::path_text;
 use crate::ternary::Grouping;
-
-/// Which matrices are ternary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scope {
-    /// Nothing: the full-precision twin, for comparison.
-    None,
-    /// Attention and feed-forward projections only.
-    Blocks,
-    /// Embedding and output head too.
-    All,
-}
-
-/// What the inputs of a product with a ternary matrix are rounded to in the forward pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Inputs {
-    /// Nothing: they are as they come.
-    #[default]
-    F32,
-    /// 8 bits, one scale a row (token), as in BitNet b1.58 (arXiv 2402.17764).
-    Int8,
-}
-
-impl Inputs {
-    /// For what is written only when it is not the default.
-    pub fn is_f32(&self) -> bool {
-        *self == Inputs::F32
-    }
-}
 
 /// What the operands of a training's products are rounded to; sums are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,45 +103,6 @@ pub struct Recipe {
     pub train: TrainConfig,
     #[serde(default)]
     pub report: ReportConfig,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TernaryConfig {
-    pub scope: Scope,
-    /// 128, or `"tensor"` for one scale a matrix.
-    pub group: Grouping,
-    /// Standard deviation of a random matrix: `fan_in^-1/2` unless a number is given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub init_std: Option<f32>,
-    /// `"f32"` or `"int8"`.
-    #[serde(skip_serializing_if = "Inputs::is_f32")]
-    pub activations: Inputs,
-    /// Share of the steps over which weights go from their latents to trits: products are with `(1 - ε) ŵ + ε w`, and `ε`
-    /// falls from 1 to 0 on half a cosine. 0: trits from the start.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub anneal: f32,
-    /// Rotate the model of `init` before it becomes ternary: the same function, whose weights lose less. Its head becomes
-    /// one of its own.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub rotate: bool,
-}
-
-fn is_zero(x: &f32) -> bool {
-    *x == 0.0
-}
-
-impl Default for TernaryConfig {
-    fn default() -> Self {
-        Self {
-            scope: Scope::All,
-            group: Grouping::default(),
-            init_std: None,
-            activations: Inputs::default(),
-            anneal: 0.0,
-            rotate: false,
-        }
-    }
 }
 
 /// Which divergence a student is held to, between its distribution `q` and the teacher's `p`.
@@ -439,6 +370,9 @@ impl Default for ReportConfig {
     }
 }
 
+/// The share of the steps by which every ternary weight is one: the last steps are those of the model that is stored.
+const ALL_TERNARY: f32 = 0.9;
+
 impl Recipe {
     /// How the training learns from a teacher, if it does.
     pub fn taught(&self) -> Option<&DistillConfig> {
@@ -512,8 +446,7 @@ impl Recipe {
             ("train.floor", t.floor, 0.0, 1.0),
             ("train.decay_fraction", t.decay_fraction, 0.0, 1.0),
             ("data.val_fraction", self.data.val_fraction as f32, 0.0, 0.999),
-            // The last steps are those of the model that is stored.
-            ("ternary.anneal", self.ternary.anneal, 0.0, 0.9),
+            ("ternary.anneal", self.ternary.anneal, 0.0, ALL_TERNARY),
             ("distill.weight", distill.weight, 0.0, 1.0),
             ("distill.temperature", distill.temperature, 0.01, 100.0),
             ("report.temperature", self.report.temperature, 0.0, 100.0),
@@ -521,6 +454,18 @@ impl Recipe {
         ] {
             if !(low..=high).contains(&value) {
                 return bad(field, &value, &format!("{low} to {high}"));
+            }
+        }
+        let TernaryConfig { anneal, start, .. } = self.ternary;
+        for (field, value) in [
+            ("ternary.start.feed_forward", start.feed_forward),
+            ("ternary.start.attention", start.attention),
+            ("ternary.start.ends", start.ends),
+        ] {
+            // As far as f32 tells 0.65 + 0.25 from 0.9.
+            if !(value >= 0.0 && value + anneal <= ALL_TERNARY + f32::EPSILON) {
+                let wanted = format!("0 to {ALL_TERNARY} together with ternary.anneal, {anneal}");
+                return bad(field, &value, &wanted);
             }
         }
         if self.task == Task::Lm && self.data.train.is_empty() {

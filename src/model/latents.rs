@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Weight;
 use super::weight::{Form, number};
+use super::{Role, Weight};
 use crate::error::Result;
 use crate::kernels::{self, Buffer, Updated};
 use crate::ternary::{Flips, TernaryMatrix};
@@ -100,17 +100,21 @@ impl Latents {
         Ok(done)
     }
 
-    /// Until [`Latents::harden`], layers multiply with `(1 - residual) ŵ + residual w` in place of ternary weights `ŵ`, where
-    /// `w` are the latents. A residual of 0 leaves the trits, and gives the memory back.
-    pub fn soften<'a>(&mut self, weights: impl IntoIterator<Item = &'a mut Weight>, residual: f32) {
-        if residual == 0.0 {
-            self.annealed = Vec::new();
-            return;
-        }
-        self.annealed.resize_with(self.values.len(), Buffer::default);
+    /// Until [`Latents::harden`], layers multiply with `(1 - ε) ŵ + ε w` in place of ternary weights `ŵ`, where `w` are the
+    /// latents and `ε` is the `residual` of the weight's role. One of 0 leaves the trits, and gives the memory back.
+    pub fn soften<'a>(
+        &mut self,
+        weights: impl IntoIterator<Item = &'a mut Weight>,
+        residual: impl Fn(Role) -> f32,
+    ) {
         for weight in weights {
-            let index = weight.index();
+            let (index, residual) = (weight.index(), residual(weight.role));
             let Form::Ternary(_, matrix) = &weight.form else { continue };
+            if residual == 0.0 {
+                self.annealed.get_mut(index).map(std::mem::take);
+                continue;
+            }
+            self.annealed.resize_with(self.values.len(), Buffer::default);
             let mut values = std::mem::take(&mut self.annealed[index]);
             values.resize(weight.len());
             kernels::anneal(matrix, &self.values[index], residual, &mut values);
@@ -205,7 +209,7 @@ mod tests {
     use super::*;
     use crate::config::MomentFormat;
     use crate::kernels::{Moments, Pass, Rule};
-    use crate::model::{Gradients, Role};
+    use crate::model::Gradients;
     use crate::ternary::Grouping;
 
     #[test]

@@ -21,6 +21,8 @@ pub(super) struct Curves {
     pub near: Vec<Point>,
     /// Root mean square of the last step of latents, in scales.
     pub updates: Vec<Point>,
+    /// Of what a step multiplied with, the share of the latents, by kind of weight.
+    pub residuals: Vec<(&'static str, Vec<Point>)>,
     /// What the diary gives reason to say.
     pub remarks: Vec<String>,
     /// The tensors at the end.
@@ -35,10 +37,16 @@ impl Curves {
             curves.remarks.extend(advisor.hear(record));
             let x = record.step() as f64;
             match record {
-                Record::Train { loss, lr, grad_norm, .. } => {
+                Record::Train { loss, lr, grad_norm, residual, residuals, .. } => {
                     curves.loss.push((x, *loss));
                     curves.lr.push((x, *lr));
                     curves.grad_norm.push((x, *grad_norm));
+                    curves.leaves("all ternary weights", residual.map(|left| (x, left)));
+                    if let Some(each) = residuals {
+                        curves.leaves("feed-forward", Some((x, each.feed_forward as f64)));
+                        curves.leaves("attention", Some((x, each.attention as f64)));
+                        curves.leaves("embedding and head", each.ends.map(|left| (x, left as f64)));
+                    }
                 }
                 Record::Val { nll, .. } => curves.val.push((x, *nll)),
                 Record::Ternary { tensors, .. } => {
@@ -71,6 +79,14 @@ impl Curves {
             }
         }
         curves
+    }
+
+    fn leaves(&mut self, kind: &'static str, point: Option<Point>) {
+        let Some(point) = point else { return };
+        match self.residuals.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, points)) => points.push(point),
+            None => self.residuals.push((kind, vec![point])),
+        }
     }
 
     /// With the losses in `points` where they say more than the diary, which has those of log lines only.

@@ -72,6 +72,7 @@ pub(super) fn records() -> Vec<Record> {
             loss: mean + 0.13 * noise(rng),
             divergence: None,
             residual: None,
+            residuals: None,
             lr,
             grad_norm: spike * (0.6 + 3.0 * (-x / 150.0).exp()) * (1.0 + 0.35 * noise(rng)),
             tokens: step * 8192,

@@ -193,6 +193,7 @@ fn panels(c: &Curves) -> Vec<Panel> {
             from_zero: true,
             ..Chart::default()
         },
+        residual_chart(c),
         Chart { title: "Learning rate", series: one(&c.lr), from_zero: true, ..Chart::default() },
         Chart {
             title: "Gradient norm",
@@ -209,6 +210,21 @@ fn panels(c: &Curves) -> Vec<Panel> {
     let wide = loss.svg((1040, 340));
     let first = panel(loss, wide);
     first.into_iter().chain(charts.into_iter().filter_map(|chart| panel(chart, None))).collect()
+}
+
+/// Nothing of a training that was ternary from its first step on.
+fn residual_chart(c: &Curves) -> Chart {
+    let inks = [("main", Ink::Main), ("dot", Ink::Dot), ("minus", Ink::Minus)];
+    let kinds = || inks.into_iter().zip(&c.residuals);
+    Chart {
+        title: "Left of the latents",
+        unit: "share in what was multiplied with".into(),
+        legend: kinds().map(|((ink, _), (kind, _))| (ink, *kind)).collect(),
+        series: kinds().map(|((_, ink), (_, points))| Series::Line(ink, 2, thinned(points, 800))).collect(),
+        from_zero: true,
+        percent: true,
+        ..Chart::default()
+    }
 }
 
 fn panel(chart: Chart, wide: Option<String>) -> Option<Panel> {

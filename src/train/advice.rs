@@ -22,6 +22,8 @@ pub struct Advisor {
     /// The record after which no trit has changed.
     quiet_from: Option<u64>,
     best: Option<Validation>,
+    /// The last step multiplied with something else than trits.
+    soft: bool,
     /// Validations in a row that were worse than the best, while the training loss was lower than then.
     worse: u32,
     said: [bool; 3],
@@ -39,8 +41,14 @@ impl Advisor {
     /// A sentence, if the record gives reason for one that was not said yet.
     pub fn hear(&mut self, record: &Record) -> Option<String> {
         let (nth, text) = match record {
-            Record::Train { loss, lr, .. } => {
+            Record::Train { loss, lr, residual, residuals, .. } => {
                 (self.lr, self.highest_lr) = (*lr, self.highest_lr.max(*lr));
+                let left = residuals.map_or(residual.unwrap_or(0.0), |each| each.largest() as f64);
+                self.soft = left > 0.0;
+                // A loss of other weights than trits is no start for theirs, nor does it compare with validations.
+                if self.soft {
+                    return None;
+                }
                 self.since_validation.push(*loss);
                 self.losses.push(*loss);
                 (0, self.diverged()?)
@@ -55,6 +63,7 @@ impl Advisor {
                 let size = tensors.iter().filter_map(|t| t.rms_update).fold(0.0, f64::max);
                 (1, self.quiet(step - from, size)?)
             }
+            Record::Val { .. } if self.soft => return None,
             Record::Val { step, nll, .. } => (2, self.validated(*step, *nll)?),
         };
         (!std::mem::replace(&mut self.said[nth], true)).then_some(text)
@@ -104,7 +113,7 @@ impl Advisor {
 
 #[cfg(test)]
 mod tests {
-    use super::super::TensorPoint;
+    use super::super::{Residuals, TensorPoint};
     use super::*;
 
     fn train(step: u64, loss: f64, lr: f64) -> Record {
@@ -113,6 +122,7 @@ mod tests {
             loss,
             divergence: None,
             residual: None,
+            residuals: None,
             lr,
             grad_norm: 1.0,
             tokens: 0,
@@ -179,5 +189,28 @@ mod tests {
         let found = all((0..40).map(|n| train(n, 5.5 + 0.1 * n as f64, 1e-3)));
         assert_eq!(found.len(), 1);
         assert!(found[0].contains("began at 5.500"), "{found:?}");
+    }
+
+    #[test]
+    fn what_other_weights_than_trits_do_is_no_reason_for_a_word() {
+        // A conversion: the pretrained loss, the jump to trits, and down from there.
+        let annealed = |n: u64| {
+            let soft = n < 20;
+            let mut record = train(n, if soft { 2.0 } else { 6.0 - 0.01 * n as f64 }, 1e-3);
+            if let Record::Train { residual, .. } = &mut record {
+                *residual = Some(if soft { 0.5 } else { 0.0 });
+            }
+            record
+        };
+        assert_eq!(all((0..80).map(annealed)), Vec::<String>::new());
+        // Latents that learn, while what their trits would do gets worse.
+        let staged = |n: u64| {
+            let mut record = train(n, 5.0 - 0.1 * n as f64, 1e-3);
+            if let Record::Train { residuals, .. } = &mut record {
+                *residuals = Some(Residuals { feed_forward: 0.0, attention: 1.0, ends: None });
+            }
+            [record, val(n, 5.0 + 0.2 * n as f64)]
+        };
+        assert_eq!(all((0..20).flat_map(staged)), Vec::<String>::new());
     }
 }

@@ -79,14 +79,18 @@ pub fn own_moment_bytes(c: &ModelConfig, t: &TrainConfig, among: usize) -> u128 
     (inside * of_blocks + outside * 4 * gains_and_biases) / blocks_among + outside * of_ends / among
 }
 
-/// Bytes of what products are with while weights are annealed.
+/// Bytes of what products are with in a first step, in place of weights that are not ternary yet.
 pub fn annealed_bytes(c: &ModelConfig, t: &TernaryConfig) -> u128 {
-    let ternary = match t.scope {
-        Scope::None => 0,
-        Scope::Blocks => in_blocks(c),
-        Scope::All => in_blocks(c) + ends(c) * values(table(c)),
-    };
-    if t.anneal > 0.0 { 4 * ternary } else { 0 }
+    let attention = c.layers as u128 * projections(c).into_iter().take(4).map(values).sum::<u128>();
+    let (feed_forward, ends) = (in_blocks(c) - attention, ends(c) * values(table(c)));
+    let (blocks, all) = (t.scope != Scope::None, t.scope == Scope::All);
+    let kinds = [
+        (blocks, t.start.feed_forward, feed_forward),
+        (blocks, t.start.attention, attention),
+        (all, t.start.ends, ends),
+    ];
+    let soft = kinds.into_iter().filter(|(ternary, start, _)| *ternary && t.anneal.max(*start) > 0.0);
+    4 * soft.map(|(.., values)| values).sum::<u128>()
 }
 
 /// Bytes of a teacher's pass over `rows` tokens, without its weights: the activations of a block, and logits.
@@ -251,6 +255,17 @@ mod tests {
                 assert_eq!(annealed_bytes(&c, &t), 4 * values as u128, "{scope:?}, {c:?}");
                 t.anneal = 0.0;
                 assert_eq!(annealed_bytes(&c, &t), 0);
+                // Without annealing it is what has a start of its own.
+                let of = |wanted: fn(Role) -> bool| -> usize {
+                    let ternary = decoder.weights().filter(|w| w.ternary().is_some() && wanted(w.role));
+                    ternary.map(|w| w.len()).sum()
+                };
+                t.start.attention = 0.5;
+                assert_eq!(annealed_bytes(&c, &t), 4 * of(|role| role == Role::Attention) as u128);
+                t.start.ends = 0.5;
+                assert_eq!(annealed_bytes(&c, &t), 4 * of(|role| role != Role::FeedForward) as u128);
+                t.start.feed_forward = 0.5;
+                assert_eq!(annealed_bytes(&c, &t), 4 * values as u128);
             }
         }
     }

@@ -36,11 +36,17 @@ impl Diary {
     pub fn log(&mut self, trainer: &mut Trainer, report: &StepReport, tok_per_s: f64) -> Result<Vec<String>> {
         let step = trainer.progress.step;
         let mut said = Vec::new();
+        let staged = !trainer.recipe.ternary.start.is_at_once();
+        let (together, apart) = match report.residuals {
+            Some(residuals) if staged => (None, Some(residuals)),
+            residuals => (residuals.map(|r| r.attention as f64), None),
+        };
         said.extend(self.append(&Record::Train {
             step,
             loss: report.loss,
             divergence: report.divergence,
-            residual: report.residual.map(f64::from),
+            residual: together,
+            residuals: apart,
             lr: report.lr as f64,
             grad_norm: report.grad_norm,
             tokens: trainer.progress.tokens,
@@ -55,12 +61,13 @@ impl Diary {
         ] {
             self.events.scalar(tag, value as f32, step)?;
         }
-        for (tag, value) in
-            [("train/divergence", report.divergence), ("train/residual", report.residual.map(f64::from))]
-        {
+        for (tag, value) in [("train/divergence", report.divergence), ("train/residual", together)] {
             if let Some(value) = value {
                 self.events.scalar(tag, value as f32, step)?;
             }
+        }
+        for (kind, left) in apart.iter().flat_map(|residuals| residuals.by_key()) {
+            self.events.scalar(&format!("train/residual/{kind}"), left, step)?;
         }
         let tensors = trainer.tensor_points();
         for point in &tensors {

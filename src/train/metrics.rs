@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::Residuals;
 use crate::error::{Error, Result};
 use crate::files::{if_there, read_limited, write_bytes};
 
@@ -26,9 +27,12 @@ pub enum Record {
         /// Divergence from the teacher at the temperature, nats per token.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         divergence: Option<f64>,
-        /// Share of the latents in what was multiplied with, while weights are annealed.
+        /// Share of the latents in what was multiplied with, where all ternary weights anneal together.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         residual: Option<f64>,
+        /// The same of each kind of weight, where they have starts of their own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        residuals: Option<Residuals>,
         #[serde(with = "nan_as_null")]
         lr: f64,
         /// Global L2 norm before clipping.
@@ -208,6 +212,7 @@ mod tests {
             loss,
             divergence: None,
             residual: None,
+            residuals: None,
             lr: 1e-3,
             grad_norm: 0.5,
             tokens: step * 64,

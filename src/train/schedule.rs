@@ -35,22 +35,6 @@ pub fn schedule(t: &TrainConfig, step: u64) -> f32 {
     factor as f32
 }
 
-/// The share of the latents in what a step multiplies with, at `step` of `steps`, counted from 0: from 1 to 0 on half a cosine
-/// over the first `anneal` of them, then 0 (Sherry's decaying residual).
-///
-/// ```
-/// use ternlm::train::residual;
-/// assert_eq!([residual(0.25, 400, 0), residual(0.25, 400, 100), residual(0.0, 400, 0)], [1.0, 0.0, 0.0]);
-/// assert!((residual(0.25, 400, 50) - 0.5).abs() < 1e-6);
-/// ```
-pub fn residual(anneal: f32, steps: u64, step: u64) -> f32 {
-    let length = (anneal as f64 * steps as f64).ceil();
-    if step as f64 >= length {
-        return 0.0;
-    }
-    (0.5 * (1.0 + (PI * step as f64 / length).cos())) as f32
-}
-
 /// Weight decay at `step`, counted from 0.
 pub fn weight_decay(t: &TrainConfig, step: u64) -> f32 {
     if t.weight_decay_until.is_some_and(|until| step >= until) { 0.0 } else { t.weight_decay }

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::schedule::{residual, schedule};
+use super::residual::Residuals;
+use super::schedule::schedule;
 use super::shards::Shards;
 use super::teacher::Taught;
 use super::{At, Optimizer, Source, TensorPoint, Together, Trained, Watch};
@@ -39,8 +40,8 @@ pub struct StepReport {
     pub loss: f64,
     /// Divergence from the teacher at the temperature, nats per scored token.
     pub divergence: Option<f64>,
-    /// Share of the latents in what the step multiplied with, while weights are annealed.
-    pub residual: Option<f32>,
+    /// Shares of the latents in what the step multiplied with, of a training that does not begin with trits.
+    pub residuals: Option<Residuals>,
     /// Of all gradients, before clipping.
     pub grad_norm: f64,
     pub lr: f32,
@@ -116,7 +117,8 @@ impl Trainer {
     /// be abandoned: batches have been drawn, and some weights may have been updated.
     pub fn step(&mut self, measure: bool) -> Result<StepReport> {
         let (index, waited) = (self.progress.step, self.together.waited());
-        let residual = residual(self.recipe.ternary.anneal, self.recipe.train.steps, index);
+        let residuals = Residuals::at(&self.recipe.ternary, self.recipe.train.steps, index);
+        let residual = |role| residuals.map_or(0.0, |each| each.of(role));
         self.latents.soften(self.model.decoder.weights_mut(), residual);
         let loss = self.gradients();
         // Whatever looks at the model between steps sees trits.
@@ -161,7 +163,7 @@ impl Trainer {
             index,
             loss: loss.mean(),
             divergence: self.teacher.is_some().then(|| loss.divergence / loss.count.max(1) as f64),
-            residual: (self.recipe.ternary.anneal > 0.0).then_some(residual),
+            residuals,
             grad_norm,
             lr: t.lr * factor,
             processes: together.size(),
