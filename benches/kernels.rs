@@ -21,7 +21,7 @@ use std::cell::{Cell, RefCell};
 use ternlm::config::{Inputs, Precision};
 use ternlm::kernels::{
     self, AdamW, Attended, AttentionGradients, AttentionShape, BLOCK, Codes, Isa, Latents, Matrix, Moments,
-    Pass, RopeTable, Rule, To, Turn, dither_key, peak, reference,
+    Objective, Pass, RopeTable, Rule, To, Turn, dither_key, peak, reference,
 };
 use ternlm::model::cross_entropy::rows_at_once;
 use ternlm::ternary::{Grouping, TernaryMatrix};
@@ -246,11 +246,12 @@ fn cross_entropy(bench: &mut Bench) {
     let rows = rows_at_once(VOCAB);
     let targets = tokens(rows);
     let scale = 1.0 / N as f32;
+    let objective = Objective::scaled(scale);
     bench.run(
         "cross_entropy with gradient",
         Limit::Memory,
         [both(rows * VOCAB), written(rows)],
-        |_, [logits, loss]| kernels::cross_entropy(logits, VOCAB, VOCAB, &targets, Some(scale), loss),
+        |_, [logits, loss]| kernels::cross_entropy(logits, VOCAB, VOCAB, &targets, Some(objective), loss),
         |[logits, _], [gradient, loss]| {
             for r in some_of(rows) {
                 let (row, target) = (wide(&logits[r * VOCAB..][..VOCAB]), targets[r] as usize);

@@ -8,10 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use ternlm::config::{Direction, ModelConfig, Scope};
-use ternlm::kernels::{self as k, Buffer, Distillation, IGNORE, reference as r};
+use ternlm::kernels::{self as k, Buffer, Distillation, IGNORE, Objective, reference as r};
 use ternlm::model::cross_entropy::{self, Lesson};
 use ternlm::model::{
-    Decoder, Gradients, Latents, Linear, Role, Sequences, State, Teacher, Weight, Workspace, number,
+    Decoder, Gradients, Latents, Learning, Linear, Role, Sequences, State, Teacher, Weight, Workspace, number,
 };
 use ternlm::ternary::{Grouping, TernaryMatrix};
 
@@ -57,9 +57,9 @@ fn is_gradient(what: &str, got: &[f32], want: &[f64], factor: f64) {
 #[test]
 fn the_kernel_is_the_reference_and_its_gradient() {
     on_every_isa(|rng| {
-        for how in ways() {
+        for (how, z_loss) in ways().into_iter().flat_map(|how| [(how, 0.0), (how, 0.125)]) {
             for (rows, classes) in [(1, 2), (4, 16), (5, 37), (2, 70)] {
-                let what = format!("{how:?}, {rows} rows of {classes}");
+                let what = format!("{how:?}, z-loss {z_loss}, {rows} rows of {classes}");
                 let draw = |rng: &mut Rng| -> Vec<f32> {
                     rng.normal(rows * classes).iter().map(|x| 3.0 * x).collect()
                 };
@@ -80,7 +80,7 @@ fn the_kernel_is_the_reference_and_its_gradient() {
                     stride,
                     &targets,
                     how,
-                    0.25,
+                    Objective { scale: 0.25, z_loss },
                     &mut loss,
                     &mut divergence,
                 );
@@ -104,7 +104,9 @@ fn the_kernel_is_the_reference_and_its_gradient() {
                         64,
                         &what,
                     );
-                    let want = differences(&z, |z| 0.25 * r::distill(z, &u, target, how)[2]);
+                    let minimised =
+                        |z: &[f64]| r::distill(z, &u, target, how)[2] + z_loss as f64 * r::z_loss(z);
+                    let want = differences(&z, |z| 0.25 * minimised(z));
                     is_gradient(&what, gradient, &want, 0.25 * size);
                 }
             }
@@ -151,13 +153,14 @@ fn the_loss_fused_with_both_heads_has_the_gradient_of_the_whole() {
         let (h, of_teacher) = (rng.normal(n * width), rng.normal(n * wider));
         let teacher = r::linear(&wide(&of_teacher), &wide(taught.dense()), None, wider);
         let targets: Vec<u32> = (0..n as u32).map(|i| if i == 4 { IGNORE } else { i * 5 % 13 }).collect();
-        for how in ways() {
+        for (how, z_loss) in ways().into_iter().flat_map(|how| [(how, 0.0), (how, 0.125)]) {
             let sums = |h: &[f64], w: &[f64]| -> [f64; 3] {
                 let logits = r::linear(h, w, None, width);
                 let scored = targets.iter().enumerate().filter(|(_, t)| **t != IGNORE);
                 scored.fold([0.0; 3], |sums, (i, &t)| {
                     let [z, u] = [&logits, &teacher].map(|x| &x[i * vocab..][..vocab]);
-                    let one = r::distill(z, u, t as usize, how);
+                    let mut one = r::distill(z, u, t as usize, how);
+                    one[2] += z_loss as f64 * r::z_loss(z);
                     std::array::from_fn(|j| sums[j] + one[j])
                 })
             };
@@ -170,7 +173,7 @@ fn the_loss_fused_with_both_heads_has_the_gradient_of_the_whole() {
                 &head,
                 &targets,
                 Some(lesson),
-                0.25,
+                Objective { scale: 0.25, z_loss },
                 &mut ws,
                 &mut dh,
                 &mut grads,
@@ -204,7 +207,8 @@ fn a_model_that_is_its_own_teacher_has_nothing_to_learn() {
     let (tokens, seqs) = (vec![3, 1, 4, 1, 5, 9, 2, 6], Sequences::new(2, 4));
     let gradients = |teacher: Option<Teacher<'_>>| {
         let (mut state, mut grads) = (State::default(), Gradients::zeros(decoder.weights()));
-        let loss = decoder.learn(&tokens, &tokens, seqs, teacher, 0.125, &mut state, &mut grads);
+        let learning = Learning { teacher, ..Learning::plain(0.125) };
+        let loss = decoder.learn(&tokens, &tokens, seqs, learning, &mut state, &mut grads);
         (loss, decoder.weights().map(|w| k::sum_squares(grads.get(w))).sum::<f64>().sqrt())
     };
     let how = |weight| Distillation { weight, temperature: 1.5, direction: Direction::Forward };

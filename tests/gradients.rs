@@ -8,7 +8,8 @@ mod common;
 use common::{Rng, on_every_isa, wide};
 use ternlm::config::{Activation, ModelConfig, Precision, Scope};
 use ternlm::kernels::{
-    self as k, Attended, AttentionGradients, AttentionShape, Buffer, IGNORE, RopeTable, To, reference as r,
+    self as k, Attended, AttentionGradients, AttentionShape, Buffer, IGNORE, Objective, RopeTable, To,
+    reference as r,
 };
 use ternlm::model::{
     Attention, AttentionSaved, Decoder, Embedding, FeedForward, FeedForwardSaved, Gradients, Latents, Linear,
@@ -295,22 +296,53 @@ fn cross_entropy_fused_with_the_head() {
         randomise([&mut head], rng);
         let h = rng.normal(n * width);
         let targets: Vec<u32> = (0..n as u32).map(|i| if i == 4 { IGNORE } else { i * 5 % 13 }).collect();
-        let loss = |h: &[f64], w: &[f64]| -> f64 {
-            let logits = r::linear(h, w, None, width);
-            let scored = targets.iter().enumerate().filter(|(_, t)| **t != IGNORE);
-            scored.map(|(i, &t)| 0.25 * r::cross_entropy(&logits[i * vocab..][..vocab], t as usize)).sum()
-        };
-        let (mut ws, mut dh) = (Workspace::default(), Buffer::zeros(h.len()));
-        let mut grads = Gradients::zeros([&head]);
         let rows = Buffer::from(h.clone());
-        let got =
-            cross_entropy::forward_backward(&rows, &head, &targets, None, 0.25, &mut ws, &mut dh, &mut grads);
-        let want = loss(&wide(&h), &wide(head.dense()));
-        assert!((got.sum * 0.25 - want).abs() < 1e-4 && got.count == 8, "{got:?}, wanted {want}");
+        let mut ws = Workspace::default();
         let forward = cross_entropy::forward(&rows, &head, &targets, &mut ws);
-        assert!((forward.sum - got.sum).abs() < 1e-4);
-        check("dh", &h, &dh, |h| loss(h, &wide(head.dense())));
-        check("dW", head.dense(), grads.get(&head), |w| loss(&wide(&h), w));
+        for z_loss in [0.0, 0.125] {
+            let loss = |h: &[f64], w: &[f64], z_loss: f64| -> f64 {
+                let logits = r::linear(h, w, None, width);
+                let scored = targets.iter().enumerate().filter(|(_, t)| **t != IGNORE);
+                let of = |(i, &t): (usize, &u32)| {
+                    let row = &logits[i * vocab..][..vocab];
+                    0.25 * (r::cross_entropy(row, t as usize) + z_loss * r::z_loss(row))
+                };
+                scored.map(of).sum()
+            };
+            let (mut dh, mut grads) = (Buffer::zeros(h.len()), Gradients::zeros([&head]));
+            let got = cross_entropy::forward_backward(
+                &rows,
+                &head,
+                &targets,
+                None,
+                Objective { scale: 0.25, z_loss },
+                &mut ws,
+                &mut dh,
+                &mut grads,
+            );
+            // What is told is the cross-entropy alone.
+            let want = loss(&wide(&h), &wide(head.dense()), 0.0);
+            assert!((got.sum * 0.25 - want).abs() < 1e-4 && got.count == 8, "{got:?}, wanted {want}");
+            assert!((forward.sum - got.sum).abs() < 1e-4);
+            let z_loss = z_loss as f64;
+            check("dh", &h, &dh, |h| loss(h, &wide(head.dense()), z_loss));
+            check("dW", head.dense(), grads.get(&head), |w| loss(&wide(&h), w, z_loss));
+        }
+    });
+}
+
+#[test]
+fn the_z_loss_of_equal_logits_pushes_all_of_them_down_alike() {
+    // Of two zeros, ln Z = ln 2; its square has the slope 2 ln 2 · 1/2 by each.
+    let ln2 = std::f64::consts::LN_2;
+    assert!((r::z_loss(&[0.0, 0.0]) - ln2 * ln2).abs() < 1e-15);
+    on_every_isa(|_| {
+        let (mut logits, mut loss) = ([0.0; 2], [0.0]);
+        let objective = Objective { scale: 2.0, z_loss: 0.5 };
+        k::cross_entropy(&mut logits, 2, 2, &[1], Some(objective), &mut loss);
+        let pushed = 0.5 * ln2;
+        common::close(&loss, &[ln2], 2, "the loss without it");
+        common::close(&logits, &[2.0 * (0.5 + pushed), 2.0 * (-0.5 + pushed)], 2, "its gradient");
     });
 }
 

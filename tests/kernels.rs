@@ -355,7 +355,7 @@ fn norm_rope_and_cross_entropy_equal_the_reference() {
             let stride = width + 2;
             let mut apart: Vec<f32> =
                 logits.chunks(width).flat_map(|row| [row, &[f32::NAN, 7.0]].concat()).collect();
-            k::cross_entropy(&mut apart, width, stride, &targets, Some(0.5), &mut loss);
+            k::cross_entropy(&mut apart, width, stride, &targets, Some(k::Objective::scaled(0.5)), &mut loss);
             close_losses(&loss, "loss with gradient");
             assert!(apart.chunks(stride).all(|row| row[width].is_nan() && row[width + 1] == 7.0));
             logits = apart.chunks(stride).flat_map(|row| &row[..width]).copied().collect();

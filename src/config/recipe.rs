@@ -287,6 +287,9 @@ pub struct TrainConfig {
     pub weight_decay_until: Option<u64>,
     /// Global gradient norm; 0 switches clipping off.
     pub clip: f32,
+    /// `z_loss (ln Z)²` is added to what is minimised at each position, `Z` the sum that the soft-max divides by (PaLM, arXiv
+    /// 2204.02311). Losses that are told are without it.
+    pub z_loss: f32,
     pub schedule: ScheduleKind,
     pub warmup: u64,
     pub floor: f32,
@@ -324,6 +327,7 @@ impl Default for TrainConfig {
             weight_decay: 0.0,
             weight_decay_until: None,
             clip: 1.0,
+            z_loss: 0.0,
             schedule: ScheduleKind::Cosine,
             warmup: 0,
             floor: 0.0,
@@ -443,6 +447,7 @@ impl Recipe {
             ("train.momentum", t.momentum, 0.0, 0.999_999),
             ("train.weight_decay", t.weight_decay, 0.0, 1e3),
             ("train.clip", t.clip, 0.0, f32::MAX),
+            ("train.z_loss", t.z_loss, 0.0, 1.0),
             ("train.floor", t.floor, 0.0, 1.0),
             ("train.decay_fraction", t.decay_fraction, 0.0, 1.0),
             ("data.val_fraction", self.data.val_fraction as f32, 0.0, 0.999),

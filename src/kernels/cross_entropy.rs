@@ -13,6 +13,21 @@ pub const IGNORE: u32 = u32::MAX;
 const LINE: usize = 16;
 const PAGE: usize = 1024;
 
+/// What a gradient is of: `scale (loss + z_loss (ln Z)²)`, `Z` the sum `sum e^x` that a row's soft-max divides by. The
+/// second term (PaLM, arXiv 2204.02311) keeps `ln Z`, which the soft-max does not see, near 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Objective {
+    pub scale: f32,
+    pub z_loss: f32,
+}
+
+impl Objective {
+    /// Of the loss alone.
+    pub fn scaled(scale: f32) -> Self {
+        Self { scale, z_loss: 0.0 }
+    }
+}
+
 /// From a row of logits to the next, best: whole lines of the cache, and not a multiple of a page, whose lines would all be
 /// wanted at the same place of the cache.
 pub fn logits_stride(classes: usize) -> usize {
@@ -27,13 +42,14 @@ pub fn most_likely(logits: &[f32], classes: usize, stride: usize, out: &mut Vec<
 }
 
 /// For each row of `classes` logits, `stride` apart: writes `-ln softmax(row)[target]` to `loss` (0 where the target is
-/// [`IGNORE`]) and, if `scale` is given, replaces the row by its gradient, `scale * (softmax - onehot)`.
+/// [`IGNORE`]) and, if an objective is given, replaces the row by its gradient,
+/// `scale * ((1 + 2 z_loss ln Z) softmax - onehot)`.
 pub fn cross_entropy(
     logits: &mut [f32],
     classes: usize,
     stride: usize,
     targets: &[u32],
-    scale: Option<f32>,
+    objective: Option<Objective>,
     loss: &mut [f32],
 ) {
     let _time = scope(Phase::CrossEntropy);
@@ -45,18 +61,18 @@ pub fn cross_entropy(
         let row = &mut row[..classes];
         if target == IGNORE {
             *loss = 0.0;
-            if scale.is_some() {
+            if objective.is_some() {
                 row.fill(0.0);
             }
             return;
         }
         let at = row[target as usize];
-        match scale {
+        match objective {
             None => *loss = log_sum_exp(row) - at,
-            Some(scale) => {
+            Some(Objective { scale, z_loss }) => {
                 let (lse, factor) = exponentials(row, scale);
                 *loss = lse - at;
-                multiply(row, factor);
+                multiply(row, factor * (1.0 + 2.0 * z_loss * lse));
                 row[target as usize] -= scale;
             }
         }

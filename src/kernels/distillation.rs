@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::cross_entropy::{IGNORE, maximum};
+use super::cross_entropy::{IGNORE, Objective, maximum};
 use super::elementwise::exp;
 use super::isa::kernel;
 use super::profile::{Phase, scope};
@@ -21,7 +21,8 @@ pub struct Distillation {
 
 /// For each row of `classes` logits, `stride` apart: writes `-ln softmax(row)[target]` to `loss` and the divergence at the
 /// temperature to `divergence`, in nats, both 0 where the target is [`IGNORE`], and replaces the row of `logits` by its
-/// gradient of `scale * ((1 - weight) loss + weight T² divergence)`.
+/// gradient of `scale * ((1 - weight) loss + weight T² divergence + z_loss (ln Z)²)`, `Z` that of the student at the
+/// temperature 1.
 #[allow(clippy::too_many_arguments)]
 pub fn distill(
     logits: &mut [f32],
@@ -30,7 +31,7 @@ pub fn distill(
     stride: usize,
     targets: &[u32],
     how: Distillation,
-    scale: f32,
+    objective: Objective,
     loss: &mut [f32],
     divergence: &mut [f32],
 ) {
@@ -52,8 +53,8 @@ pub fn distill(
         let sums = sums(row, teacher, 1.0 / how.temperature);
         *loss = sums.ln_student - at;
         *divergence = sums.divergence(how.direction);
-        gradient(row, teacher, &sums, how, scale);
-        row[target as usize] -= (1.0 - how.weight) * scale;
+        gradient(row, teacher, &sums, how, objective);
+        row[target as usize] -= (1.0 - how.weight) * objective.scale;
     });
 }
 
@@ -146,10 +147,11 @@ kernel! {
 }
 
 kernel! {
-    /// Replaces `z` by `scale ((1 - w) softmax(z) + w T d)`, where `d` is `q - p` of the forward divergence, and of the
+    /// Replaces `z` by `scale ((1 - w + 2 z_loss ln Z) softmax(z) + w T d)`, where `d` is `q - p` of the forward divergence, and of the
     /// reverse one `q (ln q - ln p - divergence)`: `q` and `p` are student and teacher at the temperature.
-    fn gradient<S>(z: &mut [f32], u: &[f32], sums: &Sums, how: Distillation, scale: f32) {
-        let hard = scale * (1.0 - how.weight);
+    fn gradient<S>(z: &mut [f32], u: &[f32], sums: &Sums, how: Distillation, objective: Objective) {
+        let Objective { scale, z_loss } = objective;
+        let hard = scale * (1.0 - how.weight + 2.0 * z_loss * sums.ln_student);
         let soft = scale * how.weight * how.temperature;
         let (inverse, student) = (sums.inverse, sums.ln_student);
         let (ln_q, ln_p) = (sums.ln_student_soft, sums.ln_teacher_soft);

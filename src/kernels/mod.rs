@@ -44,7 +44,7 @@ pub use attention::{
     attention_backward, attention_spans,
 };
 pub use buffer::Buffer;
-pub use cross_entropy::{IGNORE, cross_entropy, logits_stride, most_likely};
+pub use cross_entropy::{IGNORE, Objective, cross_entropy, logits_stride, most_likely};
 pub use distillation::{Distillation, distill};
 pub use elementwise::{
     absorb, add_assign, all_finite, copy, fill_zero, gelu, gelu_backward, relu2, relu2_backward, relu2_mul,

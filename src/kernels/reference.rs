@@ -137,6 +137,11 @@ pub fn cross_entropy(logits: &[f64], target: usize) -> f64 {
     max + logits.iter().map(|x| (x - max).exp()).sum::<f64>().ln() - logits[target]
 }
 
+/// `(ln Z)²`, `Z` the sum that the soft-max divides by.
+pub fn z_loss(logits: &[f64]) -> f64 {
+    logits.iter().map(|x| x.exp()).sum::<f64>().ln().powi(2)
+}
+
 /// What a student learns of its teacher at a position, from the logits of both: cross-entropy, divergence at the temperature,
 /// and `(1 - weight) CE + weight T² KL`, which is minimised.
 pub fn distill(student: &[f64], teacher: &[f64], target: usize, how: Distillation) -> [f64; 3] {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Gradients, Weight, Workspace};
-use crate::kernels::{self, Buffer, Distillation, IGNORE, Target, To, linear, logits_stride};
+use crate::kernels::{self, Buffer, Distillation, IGNORE, Objective, Target, To, linear, logits_stride};
 
 /// Bytes of logits of a part of a batch that may exist at once.
 const LOGITS: usize = 64 << 20;
@@ -69,15 +69,15 @@ pub fn forward(h: &Buffer, head: &Weight, targets: &[u32], ws: &mut Workspace) -
     loss
 }
 
-/// [`forward`] together with its backward: `dh = scale * dloss/dh`, and the head's gradient added to. With a `lesson` the
-/// gradient is that of what [`Distillation`] says, and logits of both models exist for the same rows at a time.
+/// [`forward`] together with its backward: `dh` is the gradient of what [`Objective`] says, and the head's is added to. With a
+/// `lesson` the loss in it is what [`Distillation`] says, and logits of both models exist for the same rows at a time.
 #[allow(clippy::too_many_arguments)]
 pub fn forward_backward(
     h: &Buffer,
     head: &Weight,
     targets: &[u32],
     lesson: Option<Lesson<'_>>,
-    scale: f32,
+    objective: Objective,
     ws: &mut Workspace,
     dh: &mut Buffer,
     grads: &mut Gradients,
@@ -91,8 +91,8 @@ pub fn forward_backward(
     each_chunk(h, head, ws, |logits, rows| {
         let (targets, losses) = (&targets[rows.clone()], losses.rows_mut(1, rows.clone()));
         match &mut taught {
-            None => kernels::cross_entropy(logits, vocab, stride, targets, Some(scale), losses),
-            Some(taught) => loss.divergence += taught.chunk(logits, rows.clone(), targets, scale, losses),
+            None => kernels::cross_entropy(logits, vocab, stride, targets, Some(objective), losses),
+            Some(taught) => loss.divergence += taught.chunk(logits, rows.clone(), targets, objective, losses),
         }
         linear::as_used(h.rows(width, rows.clone()), head.matrix(), |h| {
             linear::backward_weight_from(logits, stride, h, dw, [vocab, width], head.precision)
@@ -129,7 +129,7 @@ impl<'a> Taught<'a> {
         logits: &mut [f32],
         rows: Range<usize>,
         targets: &[u32],
-        scale: f32,
+        objective: Objective,
         losses: &mut [f32],
     ) -> f64 {
         let Lesson { h, head, how } = self.lesson;
@@ -138,7 +138,7 @@ impl<'a> Taught<'a> {
         let data = self.logits.rows_mut(stride, 0..rows.len());
         linear::forward_to(h.rows(width, rows), head.matrix(), Target { data, stride, to: To::Set });
         let taught = self.logits.rows(stride, 0..targets.len());
-        kernels::distill(logits, taught, vocab, stride, targets, how, scale, losses, divergences);
+        kernels::distill(logits, taught, vocab, stride, targets, how, objective, losses, divergences);
         divergences.iter().map(|&x| x as f64).sum()
     }
 }

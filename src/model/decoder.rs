@@ -12,7 +12,7 @@ use super::weight::number;
 use super::workspace::{Context, Workspace};
 use super::{Embedding, Gradients, Latents, Linear, RmsNorm, Role, Weight};
 use crate::config::{Inputs, KvFormat, ModelConfig, Precision, Scope};
-use crate::kernels::{self, Buffer, Distillation, RopeTable, To};
+use crate::kernels::{self, Buffer, Distillation, Objective, RopeTable, To};
 use crate::ternary::Grouping;
 
 /// One block: `x += attention(norm(x)); x += feed_forward(norm(x))`.
@@ -130,6 +130,20 @@ pub struct Teacher<'a> {
     /// Of the same vocabulary.
     pub decoder: &'a Decoder,
     pub how: Distillation,
+}
+
+/// What a gradient is of, beside the text.
+#[derive(Clone, Copy)]
+pub struct Learning<'a> {
+    pub objective: Objective,
+    pub teacher: Option<Teacher<'a>>,
+}
+
+impl Learning<'_> {
+    /// `scale` times the loss of the text alone.
+    pub fn plain(scale: f32) -> Self {
+        Self { objective: Objective::scaled(scale), teacher: None }
+    }
 }
 
 impl State {
@@ -368,18 +382,16 @@ impl Decoder {
         state: &mut State,
         grads: &mut Gradients,
     ) -> Loss {
-        self.learn(tokens, targets, seqs, None, scale, state, grads)
+        self.learn(tokens, targets, seqs, Learning::plain(scale), state, grads)
     }
 
-    /// [`Decoder::loss_and_gradient`]; with a teacher, of what [`Distillation`] says.
-    #[allow(clippy::too_many_arguments)]
+    /// [`Decoder::loss_and_gradient`] of whatever is to be learnt.
     pub fn learn(
         &self,
         tokens: &[u32],
         targets: &[u32],
         seqs: Sequences,
-        teacher: Option<Teacher<'_>>,
-        scale: f32,
+        learning: Learning<'_>,
         state: &mut State,
         grads: &mut Gradients,
     ) -> Loss {
@@ -398,7 +410,7 @@ impl Decoder {
             let (first, end) = (part * seqs.batch / parts, (part + 1) * seqs.batch / parts);
             let rows = first * seqs.len..end * seqs.len;
             let seqs = Sequences { batch: end - first, ..seqs };
-            self.forward_backward(&tokens[rows.clone()], &targets[rows], seqs, teacher, scale, pass, grads)
+            self.forward_backward(&tokens[rows.clone()], &targets[rows], seqs, learning, pass, grads)
         };
         let mut work = vec![(pass, &mut *grads)];
         work.extend(others.iter_mut().map(|(pass, part)| (pass, part)));
@@ -419,18 +431,17 @@ impl Decoder {
     }
 
     /// Forward and backward of some sequences.
-    #[allow(clippy::too_many_arguments)]
     fn forward_backward(
         &self,
         tokens: &[u32],
         targets: &[u32],
         seqs: Sequences,
-        teacher: Option<Teacher<'_>>,
-        scale: f32,
+        learning: Learning<'_>,
         pass: &mut Pass,
         grads: &mut Gradients,
     ) -> Loss {
         let rows = Rows::from(seqs);
+        let Learning { objective, teacher } = learning;
         let taught = teacher.map(|teacher| {
             let pass = pass.teacher.get_or_insert_default();
             (teacher, teacher.decoder.hidden(tokens, &rows, pass, None, false))
@@ -441,7 +452,7 @@ impl Decoder {
 
         let mut dh = ws.take(h.len());
         let loss =
-            cross_entropy::forward_backward(&h, self.head(), targets, lesson, scale, ws, &mut dh, grads);
+            cross_entropy::forward_backward(&h, self.head(), targets, lesson, objective, ws, &mut dh, grads);
         if let (Some(pass), Some((_, h))) = (teacher, taught) {
             pass.ws.give(h);
         }

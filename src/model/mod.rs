@@ -28,7 +28,7 @@ pub use attention::{Attention, AttentionSaved, Cached};
 pub use cache::{KvCache, KvPool};
 pub use convert::{Rounding, check, save_mlx};
 pub use cross_entropy::Loss;
-pub use decoder::{Block, Decoder, PIECE, Span, State, Teacher, Wanted};
+pub use decoder::{Block, Decoder, Learning, PIECE, Span, State, Teacher, Wanted};
 pub use directory::{promised, unused};
 pub use embedding::Embedding;
 pub use feed_forward::{FeedForward, FeedForwardSaved};

@@ -159,6 +159,7 @@ fn refusal(key: &str, asked: &Recipe) -> Option<&'static str> {
         | "train.weight_decay"
         | "train.weight_decay_until"
         | "train.clip"
+        | "train.z_loss"
         | "train.schedule"
         | "train.warmup"
         | "train.log_every"
@@ -299,7 +300,7 @@ mod tests {
                       report.top_p train.accumulate train.batch train.beta1 train.beta2 train.cautious \
                       train.clip train.decay_fraction train.eps train.eval_every train.eval_sequences train.floor train.keep \
                       train.log_every train.lr train.momentum train.muon_lr train.muon_steps train.precision train.save_every \
-                      train.schedule train.seq train.steps train.warmup train.weight_decay train.weight_decay_until";
+                      train.schedule train.seq train.steps train.warmup train.weight_decay train.weight_decay_until train.z_loss";
         assert_eq!(free, wanted.split_whitespace().collect::<Vec<_>>());
     }
 

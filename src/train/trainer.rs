@@ -13,9 +13,9 @@ use crate::config::{Precision, Recipe};
 use crate::error::{Error, Result};
 use crate::formats::Form;
 use crate::kernels::profile::{Phase, scope};
-use crate::kernels::{self, IGNORE};
+use crate::kernels::{self, IGNORE, Objective};
 use crate::measure::Perplexity;
-use crate::model::{self, Gradients, Latents, Loss, Model, Sequences, State, Weight};
+use crate::model::{self, Gradients, Latents, Learning, Loss, Model, Sequences, State, Weight};
 use crate::text::Tokenizer;
 
 /// How far a training has come: with the tensors, all that a checkpoint needs.
@@ -191,7 +191,7 @@ impl Trainer {
         }
         let scored = self.targets.iter().filter(|t| **t != IGNORE).count();
         let [scored] = together.sum([scored as f64])?;
-        let scale = 1.0 / scored as f32;
+        let objective = Objective { scale: 1.0 / scored as f32, z_loss: t.z_loss };
         let finite = |loss: &Loss| loss.sum.is_finite() && loss.divergence.is_finite();
         let (mut loss, mut not_finite) = (Loss::default(), None);
         let batches = self.inputs.chunks(t.batch * seq).zip(self.targets.chunks(t.batch * seq));
@@ -201,7 +201,8 @@ impl Trainer {
                 together.begin_reduction(grads);
             }
             let seqs = Sequences::new(inputs.len() / seq, seq);
-            loss += decoder.learn(inputs, targets, seqs, teacher, scale, &mut self.state, grads);
+            let learning = Learning { objective, teacher };
+            loss += decoder.learn(inputs, targets, seqs, learning, &mut self.state, grads);
             if !finite(&loss) && not_finite.is_none() {
                 let tensor = decoder.first_not_finite(&self.latents, &self.state);
                 not_finite = Some(tensor.unwrap_or_else(|| "the loss".into()));
