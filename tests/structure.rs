@@ -195,6 +195,7 @@ fn what_is_wrong_is_found() {
 #[test]
 fn layers_leave_memory_to_kernels() {
     let layers = [
+        "advance",
         "attention",
         "cache",
         "cross_entropy",

@@ -1,9 +1,7 @@
 //! The whole model. Forward and backward are the same list of calls, read downward and upward.
 
-use std::ops::Range;
-
 use super::attention::{Attention, AttentionSaved, Cached};
-use super::cache::{KvCache, KvPool};
+use super::cache::KvCache;
 use super::cross_entropy::{self, Lesson, Loss};
 use super::feed_forward::{FeedForward, FeedForwardSaved};
 use super::parts::parts;
@@ -11,7 +9,7 @@ use super::sequences::{Rows, Sequences};
 use super::weight::number;
 use super::workspace::{Context, Workspace};
 use super::{Embedding, Gradients, Latents, Linear, RmsNorm, Role, Weight};
-use crate::config::{Inputs, KvFormat, ModelConfig, Precision, Scope};
+use crate::config::{Inputs, ModelConfig, Precision, Scope};
 use crate::kernels::{self, Buffer, Distillation, Objective, RopeTable, To};
 use crate::ternary::Grouping;
 
@@ -108,18 +106,18 @@ fn set(to: &mut Buffer, from: &Buffer) {
 #[derive(Debug, Default)]
 pub struct State {
     /// Of all rows, or of the first part of them.
-    pass: Pass,
+    pub(super) pass: Pass,
     /// Of the parts after the first, each with gradients of its own, zeros between steps.
     others: Vec<(Pass, Gradients)>,
 }
 
 /// Activations and scratch of some sequences that go through the model together.
 #[derive(Debug, Default)]
-struct Pass {
+pub(super) struct Pass {
     blocks: Vec<BlockSaved>,
     /// The residual stream after the last block, `[N, C]`.
     last: Buffer,
-    ws: Workspace,
+    pub(super) ws: Workspace,
     /// Of a teacher, over the same sequences.
     teacher: Option<Box<Pass>>,
 }
@@ -166,25 +164,6 @@ impl State {
         };
         self.pass.blocks.iter().map(of).collect()
     }
-}
-
-/// The next tokens of a sequence, after what its cache holds.
-pub struct Span<'a> {
-    pub tokens: &'a [u32],
-    /// Has room for the tokens ([`KvCache::reserve`]), or its pool has.
-    pub cache: &'a mut KvCache,
-    pub wanted: Wanted,
-}
-
-/// Tokens of a long prompt that go through the model together: bounds the memory that it takes.
-pub const PIECE: usize = 512;
-
-/// After which tokens of a span logits are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    None,
-    Last,
-    All,
 }
 
 /// A decoder of the Qwen3, LLaMA and BitNet family, or, with a two-matrix feed-forward, the small one of the copy task.
@@ -326,14 +305,14 @@ impl Decoder {
             .chain(self.lm_head.iter_mut().flat_map(Linear::weights_mut))
     }
 
-    fn head(&self) -> &Weight {
+    pub(super) fn head(&self) -> &Weight {
         self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |head| &head.weight)
     }
 
     /// The residual stream after the last block is left in `pass.last`; returns it through the final norm. With `keep`
     /// every block's activations stay for the backward pass; without, the blocks share one set. `caches`: one for each
     /// span of `rows`, unless these are sequences of their own.
-    fn hidden(
+    pub(super) fn hidden(
         &self,
         tokens: &[u32],
         rows: &Rows,
@@ -487,14 +466,6 @@ impl Decoder {
         state.passes().any(|pass| bad(&pass.last)).then(|| "the output of the last layer".to_string())
     }
 
-    /// Logits of every position, `[N, V]`: for tests and small models.
-    pub fn logits(&self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<f32> {
-        let h = self.hidden(tokens, &seqs.into(), &mut state.pass, None, true);
-        let logits = self.logits_of(&h, std::slice::from_ref(&(0..tokens.len())), &mut state.pass.ws);
-        state.pass.ws.give(h);
-        logits
-    }
-
     /// The most likely token at every position, `[N]`.
     pub fn predict(&self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<u32> {
         let pass = &mut state.pass;
@@ -502,112 +473,5 @@ impl Decoder {
         let out = cross_entropy::predict(&h, self.head(), &mut pass.ws);
         pass.ws.give(h);
         out
-    }
-
-    /// An empty cache for one sequence, with a pool of its own.
-    pub fn cache(&self, format: KvFormat) -> KvCache {
-        KvPool::new(&self.config, format, self.config.max_positions).sequence()
-    }
-
-    /// Appends `tokens` to the cached sequence; the logits after the last of them, `[V]`.
-    pub fn step(&self, tokens: &[u32], cache: &mut KvCache, state: &mut State) -> Vec<f32> {
-        self.advance(&mut [Span { tokens, cache, wanted: Wanted::Last }], state)
-    }
-
-    /// Tokens of a span up to which each gets the bits, of logits, keys and values, that it gets in a pass of its own
-    /// (`tests/speculation.rs`): fewer than attention over a cache takes in the way of one, and no more than the products
-    /// with any matrix.
-    pub fn rows_alike(&self) -> usize {
-        self.tokens_alike().min(kernels::QUERIES_ALIKE)
-    }
-
-    /// Tokens of a pass, of whatever spans, up to which products give each the bits that they give it alone; `usize::MAX`
-    /// where every matrix is packed and takes inputs of 8 bits. Attention looks at one span after the other, so up to here a
-    /// span has the bits that it has in a pass of its own.
-    pub fn tokens_alike(&self) -> usize {
-        let matrices = self.weights().filter(|weight| weight.role.is_matrix());
-        matrices.map(|weight| kernels::linear::rows_alike(weight.matrix())).min().unwrap_or(1)
-    }
-
-    /// [`Decoder::step`] with many tokens, [`PIECE`] at a time; logits are made after the last of them alone.
-    pub fn read(&self, tokens: &[u32], cache: &mut KvCache, state: &mut State) -> Vec<f32> {
-        let (first, last) = tokens.split_at((tokens.len() - 1) / PIECE * PIECE);
-        for tokens in first.chunks(PIECE) {
-            self.advance(&mut [Span { tokens, cache, wanted: Wanted::None }], state);
-        }
-        self.step(last, cache, state)
-    }
-
-    /// Appends the tokens of each span to its sequence, all in one pass; the wanted logits, `[rows, V]`, in the order of the
-    /// spans and their tokens.
-    ///
-    /// # Panics
-    /// A span without tokens, positions that the model does not have, a pool without pages for them.
-    pub fn advance(&self, spans: &mut [Span<'_>], state: &mut State) -> Vec<f32> {
-        let (h, wanted) = self.pass(spans, state);
-        let logits = self.logits_of(&h, &wanted, &mut state.pass.ws);
-        state.pass.ws.give(h);
-        logits
-    }
-
-    /// As [`Decoder::advance`], but of the wanted rows what the output head would be given: the last hidden states, after
-    /// the final norm, `[rows, C]`.
-    pub fn hidden_states(&self, spans: &mut [Span<'_>], state: &mut State) -> Vec<f32> {
-        let (h, wanted) = self.pass(spans, state);
-        let some = self.some_rows(&h, &wanted, &mut state.pass.ws);
-        let states = some.to_vec();
-        state.pass.ws.give(some);
-        state.pass.ws.give(h);
-        states
-    }
-
-    /// Appends the tokens of each span to its sequence; all rows through the final norm, and which of them are wanted.
-    fn pass(&self, spans: &mut [Span<'_>], state: &mut State) -> (Buffer, Vec<Range<usize>>) {
-        let rows = Rows::new(spans.iter().map(|span| (span.cache.len(), span.tokens.len())));
-        let mut wanted = Vec::new();
-        let mut first = 0;
-        for span in spans.iter_mut() {
-            let (count, start) = (span.tokens.len(), span.cache.len());
-            assert!(count > 0, "a span needs a token");
-            let most = self.config.max_positions;
-            assert!(start + count <= most, "positions up to {}, of {most}", start + count);
-            assert!(span.cache.reserve(count), "the pool has no pages for {count} more positions");
-            match span.wanted {
-                Wanted::None => {}
-                Wanted::Last => wanted.push(first + count - 1..first + count),
-                Wanted::All => wanted.push(first..first + count),
-            }
-            first += count;
-        }
-        let tokens: Vec<u32> = spans.iter().flat_map(|span| span.tokens).copied().collect();
-        let mut caches: Vec<&mut KvCache> = spans.iter_mut().map(|span| &mut *span.cache).collect();
-        let h = self.hidden(&tokens, &rows, &mut state.pass, Some(&mut caches), false);
-        caches.iter_mut().zip(&rows.spans).for_each(|(cache, count)| cache.advance(*count));
-        (h, wanted)
-    }
-
-    /// The logits of some rows of `h`, `[rows, V]`.
-    fn logits_of(&self, h: &Buffer, wanted: &[Range<usize>], ws: &mut Workspace) -> Vec<f32> {
-        let count = wanted.iter().map(Range::len).sum::<usize>();
-        let mut logits = vec![0.0; count * self.config.vocab_size];
-        if count == 0 {
-            return logits;
-        }
-        let some = self.some_rows(h, wanted, ws);
-        kernels::linear::forward(&some, self.head().matrix(), &mut logits, To::Set);
-        ws.give(some);
-        logits
-    }
-
-    /// Some rows of `h`, one after the other.
-    fn some_rows(&self, h: &Buffer, wanted: &[Range<usize>], ws: &mut Workspace) -> Buffer {
-        let width = self.config.hidden_size;
-        let mut some = ws.take(wanted.iter().map(Range::len).sum::<usize>() * width);
-        let mut at = 0;
-        for rows in wanted {
-            kernels::copy(some.rows_mut(width, at..at + rows.len()), h.rows(width, rows.clone()));
-            at += rows.len();
-        }
-        some
     }
 }

@@ -3,6 +3,7 @@
 //! Shapes: `B` sequences of `T` tokens, `N = B T` rows, width `C`, `H` heads of width `D`, vocabulary `V`. Activations
 //! are row-major slices; gradients of weights are accumulated.
 
+mod advance;
 mod attention;
 mod cache;
 mod convert;
@@ -24,11 +25,12 @@ mod to_gguf;
 mod weight;
 mod workspace;
 
+pub use advance::{PIECE, Span, Wanted};
 pub use attention::{Attention, AttentionSaved, Cached};
 pub use cache::{KvCache, KvPool};
 pub use convert::{Rounding, check, save_mlx};
 pub use cross_entropy::Loss;
-pub use decoder::{Block, Decoder, Learning, PIECE, Span, State, Teacher, Wanted};
+pub use decoder::{Block, Decoder, Learning, State, Teacher};
 pub use directory::{promised, unused};
 pub use embedding::Embedding;
 pub use feed_forward::{FeedForward, FeedForwardSaved};
