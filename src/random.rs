@@ -4,6 +4,7 @@
 pub(crate) const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// SplitMix64's output function (Steele, Lea and Flood, OOPSLA 2014), of its counter.
+#[inline(always)]
 pub(crate) fn splitmix64(counter: u64) -> u64 {
     let z = (counter ^ (counter >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -178,6 +178,27 @@ fn any_number_of_processes_trains_the_same() {
 }
 
 #[test]
+fn any_number_of_processes_drops_the_same_values() {
+    let lab = Lab::new();
+    let mut recipe = lab.recipe();
+    let (none, _) = lab.train(&recipe, ONE, "none");
+    recipe.train.dropout = 0.2;
+    let (one, _) = lab.train(&recipe, ONE, "one");
+    for size in [2, 3] {
+        let run = Run { size, way: Way::InOrder, shard: false };
+        let (seen, _) = lab.train(&recipe, run, &size.to_string());
+        let (losses, first) = (off(&seen.losses, &one.losses), off(&seen.losses[..1], &one.losses[..1]));
+        println!("{size} processes: losses off by {losses:.1e}, the first by {first:.1e}");
+        assert!(losses < 1e-4 && first < 1e-6, "{size}: {losses}, {first}");
+    }
+    // Other micro-batches are the same sequences.
+    (recipe.train.batch, recipe.train.accumulate) = (2, 5);
+    let (batches, _) = lab.train(&recipe, ONE, "batches");
+    assert!(off(&batches.losses, &one.losses) < 1e-4);
+    assert!(off(&one.losses[..1], &none.losses[..1]) > 1e-3, "{:?}, {:?}", one.losses, none.losses);
+}
+
+#[test]
 fn in_order_the_bits_are_the_same_in_every_run_and_however_moments_are_shared_out() {
     let lab = Lab::new();
     for (optimizer, moments) in [

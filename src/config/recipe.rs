@@ -290,6 +290,9 @@ pub struct TrainConfig {
     /// `z_loss (ln Z)²` is added to what is minimised at each position, `Z` the sum that the soft-max divides by (PaLM, arXiv
     /// 2204.02311). Losses that are told are without it.
     pub z_loss: f32,
+    /// Share of the values that become zero in a training step: of the embedding, and of what attention and feed-forward
+    /// network add to the residual stream.
+    pub dropout: f32,
     pub schedule: ScheduleKind,
     pub warmup: u64,
     pub floor: f32,
@@ -328,6 +331,7 @@ impl Default for TrainConfig {
             weight_decay_until: None,
             clip: 1.0,
             z_loss: 0.0,
+            dropout: 0.0,
             schedule: ScheduleKind::Cosine,
             warmup: 0,
             floor: 0.0,
@@ -448,6 +452,7 @@ impl Recipe {
             ("train.weight_decay", t.weight_decay, 0.0, 1e3),
             ("train.clip", t.clip, 0.0, f32::MAX),
             ("train.z_loss", t.z_loss, 0.0, 1.0),
+            ("train.dropout", t.dropout, 0.0, 0.9),
             ("train.floor", t.floor, 0.0, 1.0),
             ("train.decay_fraction", t.decay_fraction, 0.0, 1.0),
             ("data.val_fraction", self.data.val_fraction as f32, 0.0, 0.999),

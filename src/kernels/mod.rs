@@ -11,6 +11,7 @@ mod attention;
 mod buffer;
 mod cross_entropy;
 mod distillation;
+mod dropout;
 mod elementwise;
 mod embedding;
 mod hadamard;
@@ -46,6 +47,7 @@ pub use attention::{
 pub use buffer::Buffer;
 pub use cross_entropy::{IGNORE, Objective, cross_entropy, logits_stride, most_likely};
 pub use distillation::{Distillation, distill};
+pub use dropout::{Dropout, dropout};
 pub use elementwise::{
     absorb, add_assign, all_finite, copy, fill_zero, gelu, gelu_backward, relu2, relu2_backward, relu2_mul,
     relu2_mul_backward, silu_mul, silu_mul_backward, sum_squares,

@@ -3,6 +3,7 @@
 
 use super::Distillation;
 use crate::config::Direction;
+use crate::random::{GAMMA, splitmix64};
 use crate::ternary::TernaryMatrix;
 
 /// `C = A B`, `[m, k] [k, n]`, row-major.
@@ -158,6 +159,15 @@ pub fn distill(student: &[f64], teacher: &[f64], target: usize, how: Distillatio
     let divergence = of.iter().zip(&from).map(|(a, b)| a.exp() * (a - b)).sum::<f64>();
     let loss = cross_entropy(student, target);
     [loss, divergence, (1.0 - weight) * loss + weight * t * t * divergence]
+}
+
+/// Whether dropout sets a value to zero: 16 bits of a random number below `rate`. Seed, sequence, place in the model and position
+/// pick a stream of numbers, each of which serves four columns.
+pub fn dropped(seed: u64, [sequence, place, position]: [u64; 3], column: usize, rate: f32) -> bool {
+    let number = |stream: u64, n: u64| splitmix64(stream.wrapping_add(GAMMA.wrapping_mul(n + 1)));
+    let row = number(number(number(seed, sequence), place), position);
+    let bits = number(row, column as u64 / 4) >> (16 * (column % 4)) & 0xFFFF;
+    (bits as f64) < (65_536.0 * rate as f64).round()
 }
 
 /// Inputs of a segment: what one scale of [`linear_int8`] multiplies is the sum of at most as many, all of one group. With

@@ -3,6 +3,7 @@
 use super::attention::{Attention, AttentionSaved, Cached};
 use super::cache::KvCache;
 use super::cross_entropy::{self, Lesson, Loss};
+use super::dropout;
 use super::feed_forward::{FeedForward, FeedForwardSaved};
 use super::parts::parts;
 use super::sequences::{Rows, Sequences};
@@ -10,7 +11,7 @@ use super::weight::number;
 use super::workspace::{Context, Workspace};
 use super::{Embedding, Gradients, Latents, Linear, RmsNorm, Role, Weight};
 use crate::config::{Inputs, ModelConfig, Precision, Scope};
-use crate::kernels::{self, Buffer, Distillation, Objective, RopeTable, To};
+use crate::kernels::{self, Buffer, Distillation, Dropout, Objective, RopeTable, To};
 use crate::ternary::Grouping;
 
 /// One block: `x += attention(norm(x)); x += feed_forward(norm(x))`.
@@ -57,6 +58,7 @@ impl Block {
 
     fn forward(
         &self,
+        layer: usize,
         x: &mut Buffer,
         cx: &mut Context<'_>,
         saved: &mut BlockSaved,
@@ -65,22 +67,37 @@ impl Block {
         let mut h = cx.ws.take(x.len());
         set(&mut saved.x, x);
         self.input_layernorm.forward(x, &mut h);
-        self.self_attn.forward(&h, cx, &mut saved.attention, cached, x);
+        dropout::forward(cx, dropout::after_attention(layer), x, |cx, x| {
+            self.self_attn.forward(&h, cx, &mut saved.attention, cached, x)
+        });
         set(&mut saved.mid, x);
         self.post_attention_layernorm.forward(x, &mut h);
-        self.mlp.forward(&h, cx, &mut saved.feed_forward, x);
+        dropout::forward(cx, dropout::after_feed_forward(layer), x, |cx, x| {
+            self.mlp.forward(&h, cx, &mut saved.feed_forward, x)
+        });
         cx.ws.give(h);
     }
 
     /// Mirror of [`Block::forward`], to be read upward against it: `dx` comes in as the gradient by the block's output
     /// and leaves as the gradient by its input.
-    fn backward(&self, dx: &mut Buffer, cx: &mut Context<'_>, saved: &BlockSaved, grads: &mut Gradients) {
+    fn backward(
+        &self,
+        layer: usize,
+        dx: &mut Buffer,
+        cx: &mut Context<'_>,
+        saved: &BlockSaved,
+        grads: &mut Gradients,
+    ) {
         let (mut h, mut dh) = (cx.ws.take(dx.len()), cx.ws.take(dx.len()));
         self.post_attention_layernorm.forward(&saved.mid, &mut h);
-        self.mlp.backward(&h, cx, &saved.feed_forward, dx, &mut dh, grads);
+        dropout::backward(cx, dropout::after_feed_forward(layer), dx, |cx, dx| {
+            self.mlp.backward(&h, cx, &saved.feed_forward, dx, &mut dh, grads)
+        });
         self.post_attention_layernorm.backward(&saved.mid, &dh, dx, To::Add, grads);
         self.input_layernorm.forward(&saved.x, &mut h);
-        self.self_attn.backward(&h, cx, &saved.attention, dx, &mut dh, grads);
+        dropout::backward(cx, dropout::after_attention(layer), dx, |cx, dx| {
+            self.self_attn.backward(&h, cx, &saved.attention, dx, &mut dh, grads)
+        });
         self.input_layernorm.backward(&saved.x, &dh, dx, To::Add, grads);
         cx.ws.give(h);
         cx.ws.give(dh);
@@ -135,12 +152,14 @@ pub struct Teacher<'a> {
 pub struct Learning<'a> {
     pub objective: Objective,
     pub teacher: Option<Teacher<'a>>,
+    /// Of the model that learns; the teacher has none.
+    pub dropout: Option<Dropout<'a>>,
 }
 
 impl Learning<'_> {
     /// `scale` times the loss of the text alone.
     pub fn plain(scale: f32) -> Self {
-        Self { objective: Objective::scaled(scale), teacher: None }
+        Self { objective: Objective::scaled(scale), teacher: None, dropout: None }
     }
 }
 
@@ -319,6 +338,7 @@ impl Decoder {
         pass: &mut Pass,
         mut caches: Option<&mut [&mut KvCache]>,
         keep: bool,
+        dropout: Option<Dropout<'_>>,
     ) -> Buffer {
         assert_eq!(tokens.len(), rows.count(), "tokens of spans {:?}", rows.spans);
         let sets = if keep { self.layers.len() } else { 1 };
@@ -328,11 +348,12 @@ impl Decoder {
         let Pass { blocks, last, ws, .. } = pass;
         let mut x = ws.take(tokens.len() * self.config.hidden_size);
         self.embed_tokens.forward(tokens, &mut x);
-        let mut cx = Context::new(rows, &self.rope, ws);
+        let mut cx = Context { dropout, ..Context::new(rows, &self.rope, ws) };
+        dropout::whole(&mut cx, dropout::EMBEDDING, &mut x);
         for (layer, block) in self.layers.iter().enumerate() {
             let saved = &mut blocks[if keep { layer } else { 0 }];
             let cached = caches.as_deref_mut().map(|caches| Cached { caches, layer });
-            block.forward(&mut x, &mut cx, saved, cached);
+            block.forward(layer, &mut x, &mut cx, saved, cached);
         }
         set(last, &x);
         self.norm.forward(last, &mut x);
@@ -343,7 +364,7 @@ impl Decoder {
     /// `tokens` (`[N]`, each below `V`).
     pub fn loss(&self, tokens: &[u32], targets: &[u32], seqs: Sequences, state: &mut State) -> Loss {
         let pass = &mut state.pass;
-        let h = self.hidden(tokens, &seqs.into(), pass, None, false);
+        let h = self.hidden(tokens, &seqs.into(), pass, None, false, None);
         let loss = cross_entropy::forward(&h, self.head(), targets, &mut pass.ws);
         pass.ws.give(h);
         loss
@@ -389,6 +410,9 @@ impl Decoder {
             let (first, end) = (part * seqs.batch / parts, (part + 1) * seqs.batch / parts);
             let rows = first * seqs.len..end * seqs.len;
             let seqs = Sequences { batch: end - first, ..seqs };
+            let dropout =
+                learning.dropout.map(|all| Dropout { sequences: &all.sequences[first..end], ..all });
+            let learning = Learning { dropout, ..learning };
             self.forward_backward(&tokens[rows.clone()], &targets[rows], seqs, learning, pass, grads)
         };
         let mut work = vec![(pass, &mut *grads)];
@@ -420,13 +444,13 @@ impl Decoder {
         grads: &mut Gradients,
     ) -> Loss {
         let rows = Rows::from(seqs);
-        let Learning { objective, teacher } = learning;
+        let Learning { objective, teacher, dropout } = learning;
         let taught = teacher.map(|teacher| {
             let pass = pass.teacher.get_or_insert_default();
-            (teacher, teacher.decoder.hidden(tokens, &rows, pass, None, false))
+            (teacher, teacher.decoder.hidden(tokens, &rows, pass, None, false, None))
         });
         let lesson = taught.as_ref().map(|(t, h)| Lesson { h, head: t.decoder.head(), how: t.how });
-        let h = self.hidden(tokens, &rows, pass, None, true);
+        let h = self.hidden(tokens, &rows, pass, None, true, dropout);
         let Pass { blocks, last, ws, teacher } = pass;
 
         let mut dh = ws.take(h.len());
@@ -438,11 +462,12 @@ impl Decoder {
         let mut dx = h;
         self.norm.backward(last, &dh, &mut dx, To::Set, grads);
         grads.finished_from(&self.norm.gain);
-        let mut cx = Context::new(&rows, &self.rope, ws);
-        for (block, saved) in self.layers.iter().zip(blocks).rev() {
-            block.backward(&mut dx, &mut cx, saved, grads);
+        let mut cx = Context { dropout, ..Context::new(&rows, &self.rope, ws) };
+        for (layer, (block, saved)) in self.layers.iter().zip(blocks).enumerate().rev() {
+            block.backward(layer, &mut dx, &mut cx, saved, grads);
             grads.finished_from(&block.input_layernorm.gain);
         }
+        dropout::whole(&mut cx, dropout::EMBEDDING, &mut dx);
         self.embed_tokens.backward(tokens, &dx, grads);
         grads.finished_from(&self.embed_tokens.weight);
 
@@ -469,7 +494,7 @@ impl Decoder {
     /// The most likely token at every position, `[N]`.
     pub fn predict(&self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<u32> {
         let pass = &mut state.pass;
-        let h = self.hidden(tokens, &seqs.into(), pass, None, false);
+        let h = self.hidden(tokens, &seqs.into(), pass, None, false, None);
         let out = cross_entropy::predict(&h, self.head(), &mut pass.ws);
         pass.ws.give(h);
         out

@@ -10,6 +10,7 @@ mod convert;
 pub mod cross_entropy;
 mod decoder;
 mod directory;
+mod dropout;
 mod embedding;
 mod feed_forward;
 mod fit;

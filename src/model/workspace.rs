@@ -2,7 +2,7 @@
 
 use super::Sequences;
 use super::sequences::Rows;
-use crate::kernels::{Buffer, RopeTable};
+use crate::kernels::{Buffer, Dropout, RopeTable};
 
 /// Keeps buffers between uses: fresh memory from the system costs a page fault every 4 KiB.
 #[derive(Debug, Default)]
@@ -28,16 +28,24 @@ impl Workspace {
     }
 }
 
-/// What every layer of a pass through a model is handed: which rows there are, the angles of their positions, and memory.
+/// What every layer of a pass through a model is handed: which rows there are, the angles of their positions, what is dropped,
+/// and memory.
 pub struct Context<'a> {
     pub(super) rows: &'a Rows,
     pub(super) rope: &'a RopeTable,
+    /// In the passes of a training that has it.
+    pub(super) dropout: Option<Dropout<'a>>,
     pub(super) ws: &'a mut Workspace,
 }
 
 impl<'a> Context<'a> {
     pub(super) fn new(rows: &'a Rows, rope: &'a RopeTable, ws: &'a mut Workspace) -> Self {
-        Self { rows, rope, ws }
+        Self { rows, rope, dropout: None, ws }
+    }
+
+    /// Values of a row of `x`.
+    pub(super) fn width(&self, x: &Buffer) -> usize {
+        x.len() / self.rows.count()
     }
 }
 

@@ -160,6 +160,7 @@ fn refusal(key: &str, asked: &Recipe) -> Option<&'static str> {
         | "train.weight_decay_until"
         | "train.clip"
         | "train.z_loss"
+        | "train.dropout"
         | "train.schedule"
         | "train.warmup"
         | "train.log_every"
@@ -298,7 +299,7 @@ mod tests {
                       distill.temperature distill.weight report.max_train_loss \
                       report.min_accuracy report.prompts report.sample_tokens report.temperature report.test \
                       report.top_p train.accumulate train.batch train.beta1 train.beta2 train.cautious \
-                      train.clip train.decay_fraction train.eps train.eval_every train.eval_sequences train.floor train.keep \
+                      train.clip train.decay_fraction train.dropout train.eps train.eval_every train.eval_sequences train.floor train.keep \
                       train.log_every train.lr train.momentum train.muon_lr train.muon_steps train.precision train.save_every \
                       train.schedule train.seq train.steps train.warmup train.weight_decay train.weight_decay_until train.z_loss";
         assert_eq!(free, wanted.split_whitespace().collect::<Vec<_>>());

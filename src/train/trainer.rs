@@ -13,7 +13,7 @@ use crate::config::{Precision, Recipe};
 use crate::error::{Error, Result};
 use crate::formats::Form;
 use crate::kernels::profile::{Phase, scope};
-use crate::kernels::{self, IGNORE, Objective};
+use crate::kernels::{self, Dropout, IGNORE, Objective};
 use crate::measure::Perplexity;
 use crate::model::{self, Gradients, Latents, Learning, Loss, Model, Sequences, State, Weight};
 use crate::text::Tokenizer;
@@ -181,13 +181,13 @@ impl Trainer {
         // Costs nothing after a step that went well.
         grads.zero();
         let sequences = t.batch * t.accumulate;
-        let numbers = together.numbers(self.progress.cursor, sequences);
+        let numbers: Vec<u64> = together.numbers(self.progress.cursor, sequences).collect();
         self.inputs.resize(numbers.len() * seq, 0);
         self.targets.resize(numbers.len() * seq, 0);
         {
             let _time = scope(Phase::Data);
             let rows = self.inputs.chunks_mut(seq).zip(self.targets.chunks_mut(seq));
-            numbers.zip(rows).for_each(|(n, (inputs, targets))| self.source.fill(n, inputs, targets));
+            numbers.iter().zip(rows).for_each(|(n, (inputs, targets))| self.source.fill(*n, inputs, targets));
         }
         let scored = self.targets.iter().filter(|t| **t != IGNORE).count();
         let [scored] = together.sum([scored as f64])?;
@@ -196,12 +196,14 @@ impl Trainer {
         let (mut loss, mut not_finite) = (Loss::default(), None);
         let batches = self.inputs.chunks(t.batch * seq).zip(self.targets.chunks(t.batch * seq));
         let last = batches.len() - 1;
-        for (nth, (inputs, targets)) in batches.enumerate() {
+        for (nth, ((inputs, targets), sequences)) in batches.zip(numbers.chunks(t.batch)).enumerate() {
             if nth == last {
                 together.begin_reduction(grads);
             }
             let seqs = Sequences::new(inputs.len() / seq, seq);
-            let learning = Learning { objective, teacher };
+            let (rate, seed) = (t.dropout, self.recipe.seed);
+            let dropout = (rate > 0.0).then_some(Dropout { rate, seed, sequences });
+            let learning = Learning { objective, teacher, dropout };
             loss += decoder.learn(inputs, targets, seqs, learning, &mut self.state, grads);
             if !finite(&loss) && not_finite.is_none() {
                 let tensor = decoder.first_not_finite(&self.latents, &self.state);
