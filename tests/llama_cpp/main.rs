@@ -1,5 +1,5 @@
 //! What llama.cpp makes of the files that are written here. `TERNLM_LLAMA_PROBE` is what `probe.cpp` was compiled to; it says
-//! how. Without it these tests pass and say so.
+//! how. Without it these tests pass and say so. `TERNLM_LLAMA_PERPLEXITY` is that program, a second witness of perplexities.
 
 #[path = "../common/mod.rs"]
 mod common;
