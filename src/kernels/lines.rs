@@ -18,6 +18,9 @@ pub trait Lines: Copy + 'static {
     type Sum: Copy;
     /// Tokens of a group, 4, 8 or 12, whose sums with two vectors of rows each fill the registers.
     const TOKENS: usize;
+    /// Tokens of a group, up to 8, whose sums with one vector of rows leave registers for a line and its codes, where that is
+    /// faster than storing codes for two; 0 where it is not.
+    const DIRECT: usize = 0;
     /// Whether a look-up of [`Lines::look_up`] takes two codes, or one.
     const PAIRS: bool;
 
@@ -46,6 +49,12 @@ pub trait Lines: Copy + 'static {
     /// Adds to each row its four codes times the four bytes at `x`. A segment's products, of codes up to 2 and inputs up
     /// to 127, fit.
     unsafe fn dot(sum: Self::Sum, codes: Self::Codes, x: *const i8) -> Self::Sum;
+    /// The same sum, to which what follows is added in order: a compiler that first adds up the products of several steps has
+    /// more of them than registers.
+    #[inline(always)]
+    unsafe fn in_order(sum: Self::Sum) -> Self::Sum {
+        sum
+    }
     unsafe fn add(a: Self::Sum, b: Self::Sum) -> Self::Sum;
     /// The sums, less `offset`.
     unsafe fn total(sum: Self::Sum, offset: i32) -> <Self::F as Simd>::V;

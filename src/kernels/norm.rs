@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::elementwise::CHUNK;
 use super::isa::kernel;
 use super::profile::{Phase, scope};
 use super::simd::dot;
@@ -26,7 +27,7 @@ pub fn rms_norm(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
     assert_eq!(x.len(), y.len(), "values in and out");
     assert!(x.len().is_multiple_of(gain.len()), "{} values in rows of {}", x.len(), gain.len());
     let size = ROWS * gain.len();
-    if x.len() <= size {
+    if x.len() <= size.max(2 * CHUNK) {
         return run(x, gain, eps, y);
     }
     x.par_chunks(size).zip(y.par_chunks_mut(size)).for_each(|(x, y)| run(x, gain, eps, y));

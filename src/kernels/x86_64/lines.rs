@@ -1,5 +1,6 @@
 //! Sums of codes times inputs on AVX2, AVX-512 and AVX-512 with VNNI.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
@@ -298,6 +299,14 @@ impl Lines for Avx512Lines {
     }
 }
 
+/// No instruction, but the compiler does not see that.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn pinned(mut sum: __m256i) -> __m256i {
+    unsafe { asm!("/* {0} */", inout(ymm_reg) sum, options(pure, nomem, nostack, preserves_flags)) };
+    sum
+}
+
 /// AVX2: pairs of products in 16 bits.
 #[derive(Clone, Copy)]
 pub struct Avx2Lines;
@@ -308,6 +317,7 @@ impl Lines for Avx2Lines {
     /// Sums of two neighbouring bytes' products, in 16 bits: a segment of 128 inputs adds up to less than 2^14.
     type Sum = __m256i;
     const TOKENS: usize = 4;
+    const DIRECT: usize = 8;
     const PAIRS: bool = false;
 
     #[inline(always)]
@@ -373,6 +383,10 @@ impl Lines for Avx2Lines {
             let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
             _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, x))
         }
+    }
+    #[inline(always)]
+    unsafe fn in_order(sum: __m256i) -> __m256i {
+        unsafe { pinned(sum) }
     }
     #[inline(always)]
     unsafe fn add(a: __m256i, b: __m256i) -> __m256i {

@@ -7,8 +7,10 @@
 //! while it is in the first-level cache, for all tokens: weights are read from memory once.
 
 mod apart;
+mod direct;
 mod float;
 mod integer;
+mod interleaved;
 mod panels;
 
 use rayon::prelude::*;

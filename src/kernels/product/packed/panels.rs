@@ -2,48 +2,20 @@
 //!
 //! Codes are taken apart once for all tokens, some segments at a time, into the first-level cache, in the order of the
 //! inputs; there each pair of vectors meets four inputs of every token of a group. What is computed is what
-//! [`integer`](super::integer) computes, in the same order, to the bit.
-
-use rayon::prelude::*;
+//! [`integer`](super::integer) computes, in the same order, to the bit. Where registers are few some tokens go a way of their
+//! own, [`direct`].
 
 use super::apart::{STEP, steps, take_apart};
-use super::integer::{round_row, sum_of};
-use super::{Columns, Product, each_part_of};
+use super::interleaved::{Inputs, ROWS, Rounded};
+use super::{Columns, Product, direct, each_part_of};
 use crate::kernels::isa::lines_kernel;
 use crate::kernels::lines::Lines;
 use crate::kernels::scratch::{self, Aligned};
 use crate::kernels::simd::Simd;
 use crate::ternary::{BLOCK_ROWS, Layout, SCALE_BYTES, SEGMENT};
 
-/// Vectors of rows.
-const ROWS: usize = 2;
 /// Segments that are taken apart at a time.
 const SEGMENTS: usize = 4;
-/// Groups are a multiple of so many tokens wide.
-const NARROWEST: usize = 4;
-
-/// Some tokens whose inputs are interleaved. Those before them are whole groups: what has a place for each token holds
-/// theirs from `first` on.
-#[derive(Clone, Copy)]
-struct Group {
-    /// The first token, and how many there are.
-    first: usize,
-    tokens: usize,
-    /// Tokens that there is room for: the rest are zeros.
-    width: usize,
-}
-
-/// Inputs of a product, rounded and interleaved.
-#[derive(Default)]
-struct Rounded {
-    groups: Vec<Group>,
-    /// Of each group `[steps, width]`, four inputs each; segments begin with a step.
-    words: Aligned<u32>,
-    /// Of each group `[segments, width]`.
-    sums: Vec<i32>,
-    /// One for each token that a group has room for.
-    scales: Vec<f32>,
-}
 
 /// Codes, scales and sums of the rows at hand.
 #[derive(Default)]
@@ -54,79 +26,6 @@ struct Panel {
     scales: Aligned<f32>,
     /// Of every token `[ROWS]` vectors.
     totals: Aligned<f32>,
-}
-
-/// The groups of so many tokens, `most` each; the last is as wide as it must be.
-fn groups(tokens: usize, most: usize) -> impl Iterator<Item = Group> {
-    (0..tokens).step_by(most).map(move |first| {
-        let tokens = most.min(tokens - first);
-        Group { first, tokens, width: tokens.next_multiple_of(NARROWEST) }
-    })
-}
-
-/// The rounded rows of a group before they are interleaved.
-#[derive(Default)]
-struct Rows(Vec<i8>);
-
-impl Rounded {
-    fn fill<'a>(&'a mut self, x: &[f32], layout: &Layout) -> Inputs<'a> {
-        let segments: Vec<_> = layout.segments().collect();
-        let all: usize = segments.iter().map(|s| steps(s.len())).sum();
-        self.groups.clear();
-        self.groups.extend(groups(x.len() / layout.cols(), group_size()));
-        let padded: usize = self.groups.iter().map(|g| g.width).sum();
-        let words = self.words.first(all * padded);
-        self.sums.resize(segments.len() * padded, 0);
-        self.scales.resize(padded, 0.0);
-        let (mut rest, mut rest_sums, mut rest_scales) =
-            (&mut *words, &mut self.sums[..], &mut self.scales[..]);
-        let mut work = Vec::with_capacity(self.groups.len());
-        for group in &self.groups {
-            let words = rest.split_off_mut(..all * group.width).expect("as many as counted");
-            let sums = rest_sums.split_off_mut(..segments.len() * group.width).expect("as many as counted");
-            let scales = rest_scales.split_off_mut(..group.width).expect("as many as counted");
-            work.push((group, words, sums, scales));
-        }
-        work.into_par_iter().for_each(|(group, words, sums, scales)| {
-            scratch::with(|Rows(rows): &mut Rows| {
-                rows.resize(layout.cols() + STEP, 0);
-                for (t, scale) in scales.iter_mut().enumerate() {
-                    rows.fill(0);
-                    if t < group.tokens {
-                        let x = &x[(group.first + t) * layout.cols()..][..layout.cols()];
-                        *scale = round_row(x, &mut rows[..x.len()]);
-                    }
-                    let mut at = t;
-                    for (s, segment) in segments.iter().enumerate() {
-                        let inputs = &rows[segment.clone()];
-                        sums[s * group.width + t] = sum_of(inputs);
-                        let (whole, rest) = inputs.as_chunks::<STEP>();
-                        let mut last = [0; STEP];
-                        last[..rest.len()].copy_from_slice(rest);
-                        let fours = whole.iter().chain((!rest.is_empty()).then_some(&last));
-                        for (to, four) in words[at..].iter_mut().step_by(group.width).zip(fours) {
-                            *to = u32::from_ne_bytes(four.map(|x| x as u8));
-                        }
-                        at += steps(inputs.len()) * group.width;
-                    }
-                }
-            });
-        });
-        let (steps, segments) = (all, segments.len());
-        Inputs { groups: &self.groups, steps, words, segments, sums: &self.sums, scales: &self.scales }
-    }
-}
-
-/// [`Rounded`] as it is read.
-#[derive(Clone, Copy)]
-struct Inputs<'a> {
-    groups: &'a [Group],
-    /// Of a row, and its segments.
-    steps: usize,
-    segments: usize,
-    words: &'a [u32],
-    sums: &'a [i32],
-    scales: &'a [f32],
 }
 
 /// `y (+)= x̂ Ŵᵀ` for each.
@@ -143,12 +42,6 @@ pub fn forward(x: &[f32], several: &[Product<'_>]) {
 }
 
 lines_kernel! {
-    fn group_size<D>() -> usize {
-        D::TOKENS
-    }
-}
-
-lines_kernel! {
     fn panel_rows<D>() -> usize {
         ROWS * D::F::LANES
     }
@@ -158,7 +51,13 @@ lines_kernel! {
     /// The columns of `y` that the rows of one panel make, for all tokens.
     fn panel_of<D>(layout: &Layout, bytes: &[u8], x: Inputs<'_>, panel: usize, scratch: &mut Panel, y: Columns) {
         // SAFETY: this instruction set was found on this machine, and the bytes are those of the layout.
-        unsafe { panel_on::<D>(layout, bytes, x, panel, scratch, y) }
+        unsafe {
+            if x.direct {
+                direct::panel_on::<D>(layout, bytes, x, panel, y);
+            } else {
+                panel_on::<D>(layout, bytes, x, panel, scratch, y);
+            }
+        }
     }
 }
 
