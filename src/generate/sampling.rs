@@ -254,15 +254,20 @@ impl Sampler {
     }
 }
 
-/// The place of the greatest value, the first among equals.
+/// The place of the greatest value, the first among equals; no NaN is one.
 pub(super) fn argmax(values: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &value) in values.iter().enumerate() {
-        if value > values[best] {
-            best = i;
+    const LANES: usize = 16;
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
+    // How great it is, in lanes that become vectors, and then where.
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut tops = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for (top, value) in tops.iter_mut().zip(chunk) {
+            *top = greater(*top, *value);
         }
     }
-    best
+    let top = tops.iter().chain(rest).fold(f32::NEG_INFINITY, |top, value| greater(top, *value));
+    values.iter().position(|value| *value == top).unwrap_or(0)
 }
 
 #[cfg(test)]

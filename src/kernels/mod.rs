@@ -66,5 +66,6 @@ pub use project::{near_thresholds, project};
 pub use reduce::{add_in_order, add_in_order_bf16, from_bf16, to_bf16};
 pub use reference::AttentionShape;
 pub use rope::{RopeTable, Turn, rope};
+pub(crate) use team::share_each;
 pub(crate) use threads::side_by_side;
 pub use to::To;

@@ -179,6 +179,15 @@ pub fn share<F: Fn(usize) + Sync>(parts: usize, f: F) {
     }
 }
 
+/// Calls `f` with each of some things, among the same threads.
+pub fn share_each<T: Send>(things: impl IntoIterator<Item = T>, f: impl Fn(T) + Sync) {
+    let things: Vec<Mutex<Option<T>>> = things.into_iter().map(|thing| Mutex::new(Some(thing))).collect();
+    share(things.len(), |i| {
+        let thing = things[i].lock().ok().and_then(|mut thing| thing.take());
+        thing.into_iter().for_each(&f);
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +205,13 @@ mod tests {
                 thread::sleep(2 * AWAKE); // helpers go to sleep, and are woken
             }
         }
+    }
+
+    #[test]
+    fn everything_is_given_once() {
+        let mut values: Vec<usize> = (0..100).collect();
+        share_each(values.iter_mut(), |value| *value += 1);
+        assert!(values.iter().enumerate().all(|(i, value)| *value == i + 1), "{values:?}");
     }
 
     #[test]

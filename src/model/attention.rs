@@ -136,12 +136,15 @@ impl Attention {
     ) {
         let Cached { caches, layer } = cached;
         assert_eq!(caches.len(), cx.rows.spans.len(), "caches of spans");
-        let mut row = 0;
-        for (cache, &len) in caches.iter_mut().zip(&cx.rows.spans) {
+        let first = cx.rows.spans.iter().scan(0, |end, len| {
+            *end += len;
+            Some(*end - len)
+        });
+        let v = &saved.v;
+        kernels::share_each(caches.iter_mut().zip(first).zip(&cx.rows.spans), |((cache, row), &len)| {
             cache.write(layer, Part::Keys, k, row, len);
-            cache.write(layer, Part::Values, &saved.v, row, len);
-            row += len;
-        }
+            cache.write(layer, Part::Values, v, row, len);
+        });
         let seen = |(cache, &len): (&&mut KvCache, &usize)| (len, cache.len() + len);
         let seen: Vec<(usize, usize)> = caches.iter().zip(&cx.rows.spans).map(seen).collect();
         let pages = |part| -> Vec<Vec<KvPage<'_>>> {

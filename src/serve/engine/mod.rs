@@ -15,10 +15,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use rayon::prelude::*;
-
 use super::options::Options;
 use super::queue::{Event, Failure, Metrics, Queue};
+use crate::kernels;
 use crate::model::{Decoder, KvCache, KvPool, Span, State, Wanted};
 use crate::text::Tokenizer;
 use making::Making;
@@ -59,7 +58,7 @@ impl<'a> Engine<'a> {
     ) -> Self {
         let context = options.context.min(decoder.config.max_positions);
         // A page more for each: answers to one prompt share its last page until they write to it.
-        let each = context.next_multiple_of(crate::kernels::PAGE) + crate::kernels::PAGE;
+        let each = context.next_multiple_of(kernels::PAGE) + kernels::PAGE;
         let pool = KvPool::new(&decoder.config, options.kv, options.parallel * each);
         metrics.page_bytes.set(pool.page_bytes());
         Self {
@@ -220,8 +219,8 @@ impl<'a> Engine<'a> {
         let (of_answers, mut of_chunks) = logits.split_at_mut(making.len() * vocab);
         metrics.made.add(making.len());
         // Rows of logits are long, and a choice among them is many operations.
-        let answers = self.making[making].par_iter_mut().zip(of_answers.par_chunks_exact_mut(vocab));
-        answers.for_each(|(m, logits)| m.take(logits));
+        let answers = self.making[making].iter_mut().zip(of_answers.chunks_exact_mut(vocab));
+        kernels::share_each(answers, |(m, logits)| m.take(logits));
         for chunk in chunks {
             let r = &mut reading[chunk.reading];
             let own = r.wanted_rows(&chunk.tokens) * vocab;
