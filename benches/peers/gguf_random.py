@@ -32,7 +32,21 @@ def blocks(name, count, cols, rng):
     return out
 
 
-def write(path, shape, name):
+def add_bytes(writer, count):
+    """A vocabulary whose first 256 tokens are the bytes, as a server needs one; the rest are never met in a text."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    names = [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(names + [f"<unused {i}>" for i in range(256, count)])
+    writer.add_token_types([gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.UNUSED] * (count - 256))
+    writer.add_token_merges(["a a"])
+    writer.add_eos_token_id(count - 1)
+    writer.add_add_bos_token(False)
+
+
+def write(path, shape, name, vocabulary=False):
     """Writes the model; the number of its weights."""
     writer = gguf.GGUFWriter(path, "qwen3")
     writer.add_block_count(shape["layers"])
@@ -46,8 +60,11 @@ def write(path, shape, name):
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1e6)
     writer.add_file_type(0)
-    writer.add_tokenizer_model("no_vocab")
-    writer.add_vocab_size(shape["vocab"])
+    if vocabulary:
+        add_bytes(writer, shape["vocab"])
+    else:
+        writer.add_tokenizer_model("no_vocab")
+        writer.add_vocab_size(shape["vocab"])
     kind = gguf.GGMLQuantizationType[name]
     block, size = gguf.GGML_QUANT_SIZES[kind]
     rng, weights, all_tensors = np.random.default_rng(1), 0, tensors(shape)
@@ -75,11 +92,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--type", choices=TYPES, required=True)
+    parser.add_argument("--vocabulary", action="store_true", help="with tokens that are bytes, for a server")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     args = parser.parse_args()
     shape = fitted(SHAPES[args.shape], args.type)
     try:
-        weights = write(args.out, shape, args.type)
+        weights = write(args.out, shape, args.type, args.vocabulary)
     except OSError as error:
         print(json.dumps({"error": f"{args.out}: {error.strerror}"}))
         sys.exit(1)
