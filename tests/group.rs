@@ -178,6 +178,22 @@ fn any_number_of_processes_trains_the_same() {
 }
 
 #[test]
+fn weights_become_ternary_at_the_same_steps_in_any_number_of_processes() {
+    let lab = Lab::new();
+    let mut recipe = lab.recipe();
+    recipe.ternary.anneal = 0.25;
+    (recipe.ternary.start.attention, recipe.ternary.start.ends) = (0.2, 0.5);
+    let (one, _) = lab.train(&recipe, ONE, "one");
+    for shard in [false, true] {
+        let run = Run { size: 3, way: Way::InOrder, shard };
+        let (seen, _) = lab.train(&recipe, run, &format!("shard-{shard}"));
+        let losses = off(&seen.losses, &one.losses);
+        println!("shared out {shard}: losses off by {losses:.1e}");
+        assert!(losses < 1e-4, "shared out {shard}: {losses}");
+    }
+}
+
+#[test]
 fn any_number_of_processes_drops_the_same_values() {
     let lab = Lab::new();
     let mut recipe = lab.recipe();

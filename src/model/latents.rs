@@ -111,7 +111,9 @@ impl Latents {
             let (index, residual) = (weight.index(), residual(weight.role));
             let Form::Ternary(_, matrix) = &weight.form else { continue };
             if residual == 0.0 {
-                self.annealed.get_mut(index).map(std::mem::take);
+                if let Some(values) = self.annealed.get_mut(index) {
+                    *values = Buffer::default();
+                }
                 continue;
             }
             self.annealed.resize_with(self.values.len(), Buffer::default);
