@@ -3,10 +3,11 @@
 
 mod common;
 
+use common::lab::{Lab, TINY, records, refused, step, success};
 use common::{Rng, close, on_every_isa, on_this_isa, wide};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 use ternlm::config::{Direction, ModelConfig, Scope};
 use ternlm::kernels::{self as k, Buffer, Distillation, IGNORE, Objective, reference as r};
 use ternlm::model::cross_entropy::{self, Lesson};
@@ -193,7 +194,7 @@ fn the_loss_fused_with_both_heads_has_the_gradient_of_the_whole() {
 }
 
 fn config() -> ModelConfig {
-    let mut recipe: ternlm::config::Recipe = toml::from_str(RECIPE).unwrap();
+    let mut recipe: ternlm::config::Recipe = toml::from_str(TINY).unwrap();
     let mut config = recipe.model.take().unwrap();
     config.vocab_size = 17;
     config
@@ -286,106 +287,24 @@ fn a_softened_layer_computes_with_what_is_between_and_hardens_to_trits() {
     });
 }
 
-/// A language model of a few thousand weights on a text that the test writes.
-const RECIPE: &str = r#"
-name = "tiny"
-task = "lm"
-seed = 3
-[model]
-vocab_size = 256
-hidden_size = 48
-layers = 2
-heads = 4
-kv_heads = 2
-head_dim = 12
-intermediate_size = 80
-qk_norm = true
-tie_embeddings = true
-max_positions = 64
-[data]
-tokenizer = "bytes"
-val_fraction = 0.2
-[train]
-steps = 12
-batch = 3
-seq = 24
-accumulate = 2
-lr = 3e-3
-log_every = 3
-eval_every = 4
-save_every = 1
-"#;
-
-struct Lab {
-    dir: tempfile::TempDir,
+/// With a teacher, `teacher`: the same shape in full precision, trained a little.
+fn taught() -> Lab {
+    let lab = Lab::new("log_every = 3");
+    success(lab.train("teacher", &["--set", "ternary.scope=none", "--set", "train.steps=60"]));
+    lab
 }
 
-impl Lab {
-    /// With a teacher: the same shape in full precision, trained a little.
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("tiny.toml"), RECIPE).unwrap();
-        let mut rng = Rng::new(5);
-        let words = ["ternary", "weights", "are", "minus", "one", "zero", "or", "plus", "scale", "group"];
-        let text: Vec<&str> = (0..1200).map(|_| words[rng.below(words.len())]).collect();
-        fs::write(dir.path().join("text.txt"), text.join(" ")).unwrap();
-        let lab = Self { dir };
-        success(lab.train("teacher", &["--set", "ternary.scope=none", "--set", "train.steps=60"]));
-        lab
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn train(&self, out: &str, more: &[&str]) -> Output {
-        let args = [&["train", "tiny.toml", "--data", "text.txt", "--out", out], more].concat();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
-        command
-            .current_dir(self.dir.path())
-            .args(args)
-            .env("TERNLM_CACHE", self.path("cache"))
-            .output()
-            .unwrap()
-    }
-
-    /// Learns from the teacher, starting at its weights.
-    fn learn(&self, out: &str, more: &[&str]) -> Output {
-        let from = ["--init", "teacher/model", "--teacher", "teacher/model"];
-        self.train(out, &[&from, more].concat())
-    }
-}
-
-fn text(out: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
-}
-
-#[track_caller]
-fn success(out: Output) -> String {
-    assert!(out.status.success(), "{}", text(&out));
-    text(&out)
-}
-
-#[track_caller]
-fn refused(out: Output, wanted: &str) {
-    assert!(!out.status.success() && text(&out).contains(wanted), "wanted {wanted:?}: {}", text(&out));
-}
-
-fn step(run: &Path, n: u64) -> PathBuf {
-    run.join(format!("checkpoints/step-{n:08}"))
-}
-
-fn records(run: &Path, kind: &str) -> Vec<serde_json::Value> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let all = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    all.filter(|record| record["kind"] == kind).collect()
+/// A training that learns from the teacher, starting at its weights.
+fn learn(lab: &Lab, out: &str, more: &[&str]) -> Output {
+    let from = ["--init", "teacher/model", "--teacher", "teacher/model"];
+    lab.train(out, &[&from, more].concat())
 }
 
 #[test]
 fn a_taught_and_annealed_training_resumes_bit_for_bit_and_ends_ternary() {
-    let lab = Lab::new();
+    let lab = taught();
     let sets = ["--set", "distill.temperature=2", "--set", "ternary.anneal=0.5"];
-    success(lab.learn("run", &sets));
+    success(learn(&lab, "run", &sets));
     let run = lab.path("run");
     let (last, kept) = (step(&run, 12), lab.path("kept"));
     fs::rename(&last, &kept).unwrap();
@@ -397,7 +316,7 @@ fn a_taught_and_annealed_training_resumes_bit_for_bit_and_ends_ternary() {
         }
     };
     same(&last, &kept);
-    success(lab.learn("again", &[&sets[..], &["--set", "train.keep=20"]].concat()));
+    success(learn(&lab, "again", &[&sets[..], &["--set", "train.keep=20"]].concat()));
     let again = lab.path("again");
     for n in 4..=12 {
         fs::remove_dir_all(step(&again, n)).unwrap();
@@ -425,8 +344,8 @@ fn a_taught_and_annealed_training_resumes_bit_for_bit_and_ends_ternary() {
 
 #[test]
 fn a_teacher_teaches() {
-    let lab = Lab::new();
-    success(lab.learn("taught", &["--set", "distill.weight=1", "--set", "train.steps=40"]));
+    let lab = taught();
+    success(learn(&lab, "taught", &["--set", "distill.weight=1", "--set", "train.steps=40"]));
     let divergences: Vec<f64> =
         records(&lab.path("taught"), "train").iter().map(|r| r["divergence"].as_f64().unwrap()).collect();
     let (first, last) = (divergences[0], divergences[divergences.len() - 1]);
@@ -435,7 +354,7 @@ fn a_teacher_teaches() {
 
 #[test]
 fn without_a_teacher_and_with_one_of_no_weight_the_bits_are_the_same() {
-    let lab = Lab::new();
+    let lab = taught();
     let init = ["--init", "teacher/model"];
     success(lab.train("plain", &init));
     // A teacher without weight is not even read.
@@ -443,25 +362,25 @@ fn without_a_teacher_and_with_one_of_no_weight_the_bits_are_the_same() {
     success(lab.train("none", &[&init[..], &none].concat()));
     let read = |run: &str| fs::read(step(&lab.path(run), 12).join("model.safetensors")).unwrap();
     assert!(read("plain") == read("none"));
-    success(lab.learn("taught", &[]));
+    success(learn(&lab, "taught", &[]));
     assert!(read("plain") != read("taught"));
 }
 
 #[test]
 fn what_a_teacher_must_be_is_said() {
-    let lab = Lab::new();
+    let lab = taught();
     let fit = "--set";
     refused(
         lab.train("a", &[fit, "distill.weight=0.5"]),
         "distill.teacher: found nothing, wanted the model to learn from",
     );
-    refused(lab.learn("b", &[fit, "distill.weight=1.5"]), "distill.weight: found 1.5, wanted 0 to 1");
-    refused(lab.learn("c", &[fit, "distill.temperature=0"]), "distill.temperature: found 0");
+    refused(learn(&lab, "b", &[fit, "distill.weight=1.5"]), "distill.weight: found 1.5, wanted 0 to 1");
+    refused(learn(&lab, "c", &[fit, "distill.temperature=0"]), "distill.temperature: found 0");
     refused(
-        lab.learn("d", &[fit, "distill.direction=sideways"]),
+        learn(&lab, "d", &[fit, "distill.direction=sideways"]),
         "`sideways`, expected `forward` or `reverse`",
     );
-    refused(lab.learn("e", &[fit, "ternary.anneal=1"]), "ternary.anneal: found 1, wanted 0 to 0.9");
+    refused(learn(&lab, "e", &[fit, "ternary.anneal=1"]), "ternary.anneal: found 1, wanted 0 to 0.9");
     refused(lab.train("f", &["--teacher", "nowhere"]), "nowhere");
     // Another vocabulary, by size and by token.
     success(lab.train("wide", &[fit, "model.vocab_size=300", fit, "train.steps=1"]));
@@ -480,8 +399,8 @@ fn what_a_teacher_must_be_is_said() {
 
 #[test]
 fn a_resumed_training_keeps_its_teacher() {
-    let lab = Lab::new();
-    success(lab.learn("run", &[]));
+    let lab = taught();
+    success(learn(&lab, "run", &[]));
     fs::remove_dir_all(step(&lab.path("run"), 12)).unwrap();
     success(lab.train("other", &["--set", "ternary.scope=none", "--set", "train.steps=20"]));
     refused(

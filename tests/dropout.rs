@@ -2,10 +2,9 @@
 
 mod common;
 
+use common::lab::{Lab, records, refused, step, success};
 use common::{Rng, close, on_every_isa, on_this_isa, wide};
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, Output};
 use ternlm::config::{Activation, ModelConfig, Scope};
 use ternlm::kernels::{self as k, AttentionShape, Dropout, IGNORE, To, reference as r};
 use ternlm::model::{Decoder, Gradients, Latents, Learning, Loss, Sequences, State, Weight};
@@ -231,112 +230,46 @@ fn a_batch_in_parts_drops_what_its_sequences_drop() {
     }
 }
 
-/// A language model of a few thousand weights on a text that the test writes.
-const RECIPE: &str = r#"
-name = "tiny"
-task = "lm"
-seed = 3
-[model]
-vocab_size = 256
-hidden_size = 48
-layers = 2
-heads = 4
-kv_heads = 2
-head_dim = 12
-intermediate_size = 80
-tie_embeddings = true
-max_positions = 64
-[data]
-tokenizer = "bytes"
-val_fraction = 0.2
-[train]
-steps = 12
-batch = 3
-seq = 24
-accumulate = 2
-lr = 3e-3
-dropout = 0.2
-log_every = 1
-eval_every = 4
-save_every = 1
-keep = 20
-"#;
+/// Of `[train]`.
+const KEYS: &str = "dropout = 0.2\nlog_every = 1\nkeep = 20";
 
-struct Lab {
-    dir: tempfile::TempDir,
+/// The last checkpoint of a run.
+fn last(lab: &Lab, run: &str) -> [Vec<u8>; 3] {
+    let file = |name: &str| fs::read(step(&lab.path(run), 12).join(name)).unwrap();
+    ["model.safetensors", "optimizer.safetensors", "ternary.json"].map(file)
 }
 
-impl Lab {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("tiny.toml"), RECIPE).unwrap();
-        let mut rng = Rng::new(5);
-        let words = ["ternary", "weights", "are", "minus", "one", "zero", "or", "plus", "scale", "group"];
-        let text: Vec<&str> = (0..1200).map(|_| words[rng.below(words.len())]).collect();
-        fs::write(dir.path().join("text.txt"), text.join(" ")).unwrap();
-        Self { dir }
-    }
-
-    fn train(&self, out: &str, more: &[&str]) -> Output {
-        let args = [&["train", "tiny.toml", "--data", "text.txt", "--out", out], more].concat();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
-        command.current_dir(self.dir.path()).args(args).env("TERNLM_CACHE", self.dir.path().join("cache"));
-        command.output().unwrap()
-    }
-
-    /// [`Lab::train`], which succeeds.
-    #[track_caller]
-    fn trained(&self, out: &str, more: &[&str]) {
-        let found = self.train(out, more);
-        assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
-    }
-
-    fn step(&self, run: &str, n: u64) -> PathBuf {
-        self.dir.path().join(run).join(format!("checkpoints/step-{n:08}"))
-    }
-
-    /// The last checkpoint of a run.
-    fn last(&self, run: &str) -> [Vec<u8>; 3] {
-        let file = |name: &str| fs::read(self.step(run, 12).join(name)).unwrap();
-        ["model.safetensors", "optimizer.safetensors", "ternary.json"].map(file)
-    }
-
-    fn numbers(&self, run: &str, kind: &str, key: &str) -> Vec<f64> {
-        let text = fs::read_to_string(self.dir.path().join(run).join("metrics.jsonl")).unwrap();
-        let all = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        all.filter(|r| r["kind"] == kind).map(|r| r[key].as_f64().unwrap()).collect()
-    }
+fn numbers(lab: &Lab, run: &str, kind: &str, key: &str) -> Vec<f64> {
+    records(&lab.path(run), kind).iter().map(|r| r[key].as_f64().unwrap()).collect()
 }
 
 #[test]
 fn a_resumed_training_on_other_threads_drops_the_same() {
-    let lab = Lab::new();
-    lab.trained("whole", &["--threads", "2"]);
-    lab.trained("part", &["--threads", "1"]);
-    assert!(lab.last("whole") == lab.last("part"), "threads");
+    let lab = Lab::new(KEYS);
+    success(lab.train("whole", &["--threads", "2"]));
+    success(lab.train("part", &["--threads", "1"]));
+    assert!(last(&lab, "whole") == last(&lab, "part"), "threads");
     for n in 6..=12 {
-        fs::remove_dir_all(lab.step("part", n)).unwrap();
+        fs::remove_dir_all(step(&lab.path("part"), n)).unwrap();
     }
-    lab.trained("part", &["--resume"]);
-    assert!(lab.last("whole") == lab.last("part"), "resumed");
-    lab.trained("none", &["--set", "train.dropout=0"]);
-    assert!(lab.last("whole") != lab.last("none"), "nothing was dropped");
+    success(lab.train("part", &["--resume"]));
+    assert!(last(&lab, "whole") == last(&lab, "part"), "resumed");
+    success(lab.train("none", &["--set", "train.dropout=0"]));
+    assert!(last(&lab, "whole") != last(&lab, "none"), "nothing was dropped");
     // How much is dropped may change on the way.
-    fs::remove_dir_all(lab.step("part", 12)).unwrap();
-    lab.trained("part", &["--resume", "--set", "train.dropout=0.5"]);
-    assert!(lab.last("whole") != lab.last("part"), "it was not taken up");
+    fs::remove_dir_all(step(&lab.path("part"), 12)).unwrap();
+    success(lab.train("part", &["--resume", "--set", "train.dropout=0.5"]));
+    assert!(last(&lab, "whole") != last(&lab, "part"), "it was not taken up");
 }
 
 #[test]
 fn validations_and_finished_models_drop_nothing() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     // Weights that never change.
-    lab.trained("dropped", &["--set", "train.lr=0", "--set", "train.dropout=0.5"]);
-    lab.trained("none", &["--set", "train.lr=0", "--set", "train.dropout=0"]);
-    assert_eq!(lab.numbers("dropped", "val", "nll"), lab.numbers("none", "val", "nll"));
-    let [dropped, none] = ["dropped", "none"].map(|run| lab.numbers(run, "train", "loss"));
+    success(lab.train("dropped", &["--set", "train.lr=0", "--set", "train.dropout=0.5"]));
+    success(lab.train("none", &["--set", "train.lr=0", "--set", "train.dropout=0"]));
+    assert_eq!(numbers(&lab, "dropped", "val", "nll"), numbers(&lab, "none", "val", "nll"));
+    let [dropped, none] = ["dropped", "none"].map(|run| numbers(&lab, run, "train", "loss"));
     assert!(dropped.iter().zip(&none).all(|(a, b)| a != b), "{dropped:?}, {none:?}");
-    let refused = lab.train("all", &["--set", "train.dropout=1"]);
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains("train.dropout: found 1, wanted 0 to 0.9"), "{said}");
+    refused(lab.train("all", &["--set", "train.dropout=1"]), "train.dropout: found 1, wanted 0 to 0.9");
 }

@@ -2,101 +2,18 @@
 
 mod common;
 
-use common::{Rng, close, on_this_isa};
+use common::lab::{Lab, TINY, records, refused, step, success};
+use common::{close, on_this_isa};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 use ternlm::config::{Recipe, Scope, StartConfig, TernaryConfig};
 use ternlm::kernels::Values;
 use ternlm::model::{Decoder, Latents, Role};
 use ternlm::ternary::Grouping;
 use ternlm::train::Residuals;
 
-/// A language model of a few thousand weights on a text that the test writes.
-const RECIPE: &str = r#"
-name = "tiny"
-task = "lm"
-seed = 3
-[model]
-vocab_size = 256
-hidden_size = 48
-layers = 2
-heads = 4
-kv_heads = 2
-head_dim = 12
-intermediate_size = 80
-qk_norm = true
-tie_embeddings = true
-max_positions = 64
-[data]
-tokenizer = "bytes"
-val_fraction = 0.2
-[train]
-steps = 12
-batch = 3
-seq = 24
-accumulate = 2
-lr = 3e-3
-log_every = 3
-eval_every = 4
-save_every = 1
-"#;
-
-/// Trainings in a folder of their own.
-struct Lab {
-    dir: tempfile::TempDir,
-}
-
-impl Lab {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("tiny.toml"), RECIPE).unwrap();
-        let mut rng = Rng::new(5);
-        let words = ["ternary", "weights", "are", "minus", "one", "zero", "or", "plus", "scale", "group"];
-        let text: Vec<&str> = (0..1200).map(|_| words[rng.below(words.len())]).collect();
-        fs::write(dir.path().join("text.txt"), text.join(" ")).unwrap();
-        Self { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
-        command.current_dir(self.dir.path()).args(args).env("TERNLM_CACHE", self.path("cache"));
-        command.output().unwrap()
-    }
-
-    fn train(&self, out: &str, more: &[&str]) -> Output {
-        self.command(&[&["train", "tiny.toml", "--data", "text.txt", "--out", out], more].concat())
-    }
-}
-
-fn text(out: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
-}
-
-#[track_caller]
-fn success(out: Output) -> String {
-    assert!(out.status.success(), "{}", text(&out));
-    text(&out)
-}
-
-#[track_caller]
-fn refused(out: Output, wanted: &str) {
-    assert!(!out.status.success() && text(&out).contains(wanted), "wanted {wanted:?}: {}", text(&out));
-}
-
-fn step(run: &Path, n: u64) -> PathBuf {
-    run.join(format!("checkpoints/step-{n:08}"))
-}
-
-fn records(run: &Path, kind: &str) -> Vec<serde_json::Value> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let all = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    all.filter(|record| record["kind"] == kind).collect()
-}
+/// Of `[train]`.
+const KEYS: &str = "log_every = 3";
 
 /// Twelve steps, annealed over three: what is left of the latents, worked out by hand (half a cosine of thirds).
 const STAGES: [(&str, [f64; 12]); 3] = [
@@ -114,7 +31,7 @@ fn staged() -> TernaryConfig {
 fn each_kind_of_weight_becomes_ternary_at_its_own_step() {
     let _isa = on_this_isa();
     for tied in [true, false] {
-        let mut config = toml::from_str::<Recipe>(RECIPE).unwrap().model.unwrap();
+        let mut config = toml::from_str::<Recipe>(TINY).unwrap().model.unwrap();
         (config.vocab_size, config.tie_embeddings) = (17, tied);
         let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(16));
         let mut latents = Latents::random(decoder.weights_mut(), 7, None).unwrap();
@@ -153,7 +70,7 @@ fn each_kind_of_weight_becomes_ternary_at_its_own_step() {
 
 #[test]
 fn a_staged_training_resumes_bit_for_bit_in_every_stage_and_ends_ternary() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     let start = ["ternary.anneal=0.25", "ternary.start.attention=0.25", "ternary.start.ends=0.5"];
     let sets = start.iter().flat_map(|set| ["--set", *set]);
     let sets: Vec<&str> = sets.chain(["--set", "train.keep=20", "--set", "train.log_every=1"]).collect();
@@ -183,7 +100,7 @@ fn a_staged_training_resumes_bit_for_bit_in_every_stage_and_ends_ternary() {
     let report = fs::read_to_string(whole.join("report.json")).unwrap();
     assert!(report.contains("\"pass\": true"), "{report}");
     assert!(fs::read_to_string(whole.join("report.html")).unwrap().contains("Left of the latents"));
-    assert!(success(lab.command(&["verify", "whole/model"])).contains("PASS"));
+    assert!(lab.ok(&["verify", "whole/model"]).contains("PASS"));
     refused(
         lab.train("part", &["--resume", "--set", "ternary.start.attention=0"]),
         "ternary.start.attention: found 0.0, wanted 0.25, as at the start",
@@ -192,7 +109,7 @@ fn a_staged_training_resumes_bit_for_bit_in_every_stage_and_ends_ternary() {
 
 #[test]
 fn before_their_start_weights_are_those_of_the_full_precision_twin() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     let every = ["--set", "train.log_every=1", "--set", "train.weight_decay=0.1"];
     let late = ["feed_forward", "attention", "ends"].map(|kind| format!("ternary.start.{kind}=0.5"));
     let late: Vec<&str> = late.iter().flat_map(|set| ["--set", set]).collect();
@@ -209,7 +126,7 @@ fn before_their_start_weights_are_those_of_the_full_precision_twin() {
 
 #[test]
 fn a_stage_that_would_come_too_late_is_refused() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     let set = "--set";
     let late = [set, "ternary.anneal=0.25", set, "ternary.start.attention=0.7"];
     refused(

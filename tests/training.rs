@@ -3,8 +3,9 @@
 mod common;
 
 use common::Rng;
+use common::lab::{Lab, TINY, step, success, text};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -13,93 +14,8 @@ use ternlm::measure::Perplexity;
 use ternlm::train::{self, Observer, Outcome, StepReport};
 use ternlm::{finish, report};
 
-/// A language model of a few thousand weights on a text that the test writes.
-const RECIPE: &str = r#"
-name = "tiny"
-task = "lm"
-seed = 3
-[model]
-vocab_size = 256
-hidden_size = 48
-layers = 2
-heads = 4
-kv_heads = 2
-head_dim = 12
-intermediate_size = 80
-qk_norm = true
-tie_embeddings = true
-max_positions = 64
-[data]
-tokenizer = "bytes"
-val_fraction = 0.2
-[train]
-steps = 12
-batch = 3
-seq = 24
-accumulate = 2
-lr = 3e-3
-weight_decay = 0.1
-weight_decay_until = 8
-warmup = 3
-log_every = 5
-eval_every = 4
-save_every = 1
-keep = 2
-"#;
-
-struct Lab {
-    dir: tempfile::TempDir,
-}
-
-impl Lab {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("tiny.toml"), RECIPE).unwrap();
-        let mut rng = Rng::new(5);
-        let words = ["ternary", "weights", "are", "minus", "one", "zero", "or", "plus", "scale", "group"];
-        let text: Vec<String> = (0..60)
-            .map(|_| (0..20).map(|_| words[rng.below(words.len())]).collect::<Vec<_>>().join(" "))
-            .collect();
-        fs::write(dir.path().join("text.txt"), text.join("\n\n")).unwrap();
-        Self { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
-        command.current_dir(self.dir.path()).args(args).env("TERNLM_CACHE", self.path("cache"));
-        command
-    }
-
-    /// `train tiny.toml --data text.txt --out OUT`, and more.
-    fn train(&self, out: &str, more: &[&str]) -> Output {
-        let args = [&["train", "tiny.toml", "--data", "text.txt", "--out", out], more].concat();
-        self.command(&args).output().unwrap()
-    }
-
-    fn ok(&self, args: &[&str]) -> String {
-        let out = self.command(args).output().unwrap();
-        assert!(out.status.success(), "{args:?}: {}", text(&out));
-        String::from_utf8(out.stdout).unwrap()
-    }
-}
-
-fn text(out: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
-}
-
-#[track_caller]
-fn success(out: Output) -> String {
-    assert!(out.status.success(), "{}", text(&out));
-    text(&out)
-}
-
-fn step(run: &Path, n: u64) -> PathBuf {
-    run.join(format!("checkpoints/step-{n:08}"))
-}
+/// Of `[train]`.
+const KEYS: &str = "weight_decay = 0.1\nweight_decay_until = 8\nwarmup = 3\nlog_every = 5\nkeep = 2";
 
 /// Same latents, same optimizer state.
 #[track_caller]
@@ -124,7 +40,7 @@ fn losses(run: &Path) -> Vec<String> {
 
 #[test]
 fn killed_at_any_moment_and_resumed_is_uninterrupted() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     success(lab.train("whole", &[]));
     let whole = lab.path("whole");
     assert!(!step(&whole, 10).exists() && step(&whole, 11).exists(), "the newest two are kept");
@@ -171,7 +87,7 @@ fn killed_at_any_moment_and_resumed_is_uninterrupted() {
 
 #[test]
 fn a_kill_between_save_and_tidying_is_made_good_by_the_next_start() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     success(lab.train("run", &[]));
     let run = lab.path("run");
     // The newest is saved, an older one not yet removed, another in the middle of it.
@@ -190,7 +106,7 @@ fn a_kill_between_save_and_tidying_is_made_good_by_the_next_start() {
 
 #[test]
 fn moments_of_8_bits_resume_and_share_out_bit_for_bit() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     for (optimizer, more) in [("adamw", "train.lr=1e-2"), ("sgd", "train.lr=0.3"), ("muon", "train.lr=1e-2")]
     {
         let kind = format!("train.optimizer={optimizer}");
@@ -222,7 +138,7 @@ fn moments_of_8_bits_resume_and_share_out_bit_for_bit() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_saves_and_exits() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     let mut child = lab
         .command(&["train", "tiny.toml", "--data", "text.txt", "--out", "run", "--set", "train.steps=100000"])
         .args(["--set", "train.save_every=0"])
@@ -245,7 +161,7 @@ fn ctrl_c_saves_and_exits() {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     // The larger batch is taken in two parts, on one thread, on a thread each, and on more than there are parts.
     let larger = ["--set", "train.batch=12", "--set", "train.seq=48"];
     let bf16_muon = ["--set", "train.precision=bf16", "--set", "train.optimizer=muon"];
@@ -262,7 +178,7 @@ fn the_number_of_threads_changes_no_bit() {
 
 #[test]
 fn every_optimizer_and_scope_learns() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     for (name, more) in [
         ("adamw", &["train.optimizer=adamw", "train.lr=1e-2"][..]),
         ("sgd", &["train.optimizer=sgd", "train.lr=0.3", "train.momentum=0.9"]),
@@ -299,7 +215,7 @@ fn every_optimizer_and_scope_learns() {
 
 #[test]
 fn the_copy_task_is_learned_in_bf16() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     let sets = ["train.precision=bf16", "train.steps=300", "report.min_accuracy=1"];
     let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
     lab.ok(&[&["train", "copy", "--out", "copy"], &sets[..]].concat());
@@ -311,7 +227,7 @@ fn the_copy_task_is_learned_in_bf16() {
 
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     let out = lab.train(
         "run",
         &[
@@ -334,7 +250,7 @@ fn a_loss_that_is_not_finite_stops_the_run() {
 
 #[test]
 fn an_existing_run_is_never_overwritten() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     success(lab.train("run", &[]));
     let before = fs::read(step(&lab.path("run"), 12).join("model.safetensors")).unwrap();
     let out = lab.train("run", &[]);
@@ -381,7 +297,7 @@ fn edit_json(path: &Path, change: impl FnOnce(&mut serde_json::Value)) {
 
 #[test]
 fn verify_fails_on_every_kind_of_tampering() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     success(lab.train("run", &[]));
     let q = "model.layers.0.self_attn.q_proj.weight";
     let norm = "model.norm.weight";
@@ -438,8 +354,8 @@ impl Observer for Silent {
 
 #[test]
 fn a_run_from_start_to_report_needs_no_command_line() {
-    let lab = Lab::new();
-    let mut recipe: Recipe = toml::from_str(RECIPE).unwrap();
+    let lab = Lab::new(KEYS);
+    let mut recipe: Recipe = toml::from_str(TINY).unwrap();
     recipe.train.steps = 2;
     recipe.data.train = vec![lab.path("text.txt")];
     recipe.report.test = Some(lab.path("text.txt"));
@@ -464,7 +380,7 @@ fn a_run_from_start_to_report_needs_no_command_line() {
 
 #[test]
 fn a_bar_that_is_missed_fails_the_process() {
-    let lab = Lab::new();
+    let lab = Lab::new(KEYS);
     let train = |out: &str, steps: &str| {
         lab.command(&["train", "copy", "--out", out, "--set", steps, "--set", "train.log_every=10"])
             .output()

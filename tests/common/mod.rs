@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod gguf;
+pub mod lab;
 pub mod models;
 
 use std::path::{Path, PathBuf};

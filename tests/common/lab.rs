@@ -1,0 +1,106 @@
+//! Trainings of a language model of a few thousand weights, as a user runs them, in a folder of their own.
+
+use super::Rng;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Twelve steps; more keys of `[train]` may follow.
+pub const TINY: &str = r#"
+name = "tiny"
+task = "lm"
+seed = 3
+[model]
+vocab_size = 256
+hidden_size = 48
+layers = 2
+heads = 4
+kv_heads = 2
+head_dim = 12
+intermediate_size = 80
+qk_norm = true
+tie_embeddings = true
+max_positions = 64
+[data]
+tokenizer = "bytes"
+val_fraction = 0.2
+[train]
+steps = 12
+batch = 3
+seq = 24
+accumulate = 2
+lr = 3e-3
+eval_every = 4
+save_every = 1
+"#;
+
+/// The recipe `tiny.toml`, a text `text.txt`, and what trainings make of them.
+pub struct Lab {
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    /// `keys` are more lines of the recipe's `[train]`.
+    pub fn new(keys: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("tiny.toml"), format!("{TINY}{keys}\n")).unwrap();
+        let mut rng = Rng::new(5);
+        let words = ["ternary", "weights", "are", "minus", "one", "zero", "or", "plus", "scale", "group"];
+        let text: Vec<String> = (0..60)
+            .map(|_| (0..20).map(|_| words[rng.below(words.len())]).collect::<Vec<_>>().join(" "))
+            .collect();
+        fs::write(dir.path().join("text.txt"), text.join("\n\n")).unwrap();
+        Self { dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
+        command.current_dir(self.dir.path()).args(args).env("TERNLM_CACHE", self.path("cache"));
+        command
+    }
+
+    /// What a command that succeeds prints.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        let out = self.command(args).output().unwrap();
+        assert!(out.status.success(), "{args:?}: {}", text(&out));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// `train tiny.toml --data text.txt --out OUT`, and more.
+    pub fn train(&self, out: &str, more: &[&str]) -> Output {
+        let args = [&["train", "tiny.toml", "--data", "text.txt", "--out", out], more].concat();
+        self.command(&args).output().unwrap()
+    }
+}
+
+pub fn text(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+#[track_caller]
+pub fn success(out: Output) -> String {
+    assert!(out.status.success(), "{}", text(&out));
+    text(&out)
+}
+
+#[track_caller]
+pub fn refused(out: Output, wanted: &str) {
+    assert!(!out.status.success() && text(&out).contains(wanted), "wanted {wanted:?}: {}", text(&out));
+}
+
+/// The checkpoint of a run after step `n`.
+pub fn step(run: &Path, n: u64) -> PathBuf {
+    run.join(format!("checkpoints/step-{n:08}"))
+}
+
+/// What a run has written down of a kind.
+pub fn records(run: &Path, kind: &str) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let all = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    all.filter(|record| record["kind"] == kind).collect()
+}
