@@ -5,8 +5,7 @@
 #   tests/two_hosts/run.sh [TERNLM] [what …]
 #
 # Needs root, Linux with /dev/net/tun, iproute2, python3 and Open MPI (Debian: openmpi-bin). What there is, all of it unless named:
-#   speed    steps of wiki-75m with and without --reduce bf16, beside what the link could do; where the kernel has veth and
-#            tbf, over a link of theirs without delay, which takes no processor's time from the training (KERNEL_LINK=no: not)
+#   speed    steps of wiki-75m with and without --reduce bf16, beside what the link could do
 #   stall    no packet arrives for 30 seconds: the training goes on
 #   gone     the link is taken away: both processes end with a reason, and the last checkpoint is whole
 set -euo pipefail
@@ -35,20 +34,6 @@ make_link() {
     disown
     until grep -q up "$scratch/link"; do kill -0 $link; sleep 0.1; done
 }
-# The kernel's own link of 1 Gbit/s each way.
-make_kernel_link() {
-    ip -n $a link add tlm-a type veth peer name tlm-b netns $b 2>/dev/null || return
-    local end
-    for end in "$a tlm-a 1" "$b tlm-b 2"; do
-        set -- $end
-        ip -n "$1" addr add $net."$3"/24 dev "$2"
-        ip -n "$1" link set "$2" up
-        ip netns exec "$1" tc qdisc add dev "$2" root tbf rate 1gbit burst 256kb latency 50ms 2>/dev/null || {
-            ip -n $a link del tlm-a
-            return 1
-        }
-    done
-}
 for host in $a $b; do
     ip netns add $host
     ip -n $host link set lo up
@@ -62,6 +47,7 @@ host=\$1; shift
 exec ip netns exec $b unshare --uts sh -c 'hostname ternlm-b; exec sh -c "\$*"' sh "\$@"
 END
 chmod +x "$scratch/agent"
+# Both hosts are one machine: bound, each would have the same first core.
 on_two() {
     ip netns exec $a unshare --uts env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
         sh -c 'hostname ternlm-a; exec "$@"' sh "$mpirun" --host $net.1:1,$net.2:1 -n 2 --map-by node --bind-to none \
@@ -92,21 +78,12 @@ ours() {
 for each in $what; do
     case $each in
     speed)
-        if [[ ${KERNEL_LINK:-yes} == yes ]]; then
-            kill $link
-            while ip -n $a link show tlm-a > /dev/null 2>&1; do sleep 0.1; done
-            if make_kernel_link; then echo "the kernel's link"; else make_link; fi
-        fi
         ip netns exec $a ping -qc 5 -i 0.2 $net.2 | tail -1
         for more in "" "--deterministic" "--reduce bf16" "--shard-optimizer"; do
             echo "== wiki-75m, two hosts $more"
             on_two "$ternlm" bench train --recipe wiki-75m --threads 1 --steps ${STEPS:-4} --patience 60 $more |
                 grep -E 'tokens/s|processes'
         done
-        if ! kill -0 $link 2> /dev/null; then
-            ip -n $a link del tlm-a
-            make_link
-        fi
         ;;
     stall)
         # A connection tries again after ever longer times: up to 51 s after the beginning of such a stall.
