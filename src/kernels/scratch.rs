@@ -13,17 +13,27 @@ thread_local! {
 /// Calls `f` with this thread's `K`, as the last call left it. A call for the same kind inside of `f`, from a task that the
 /// thread took over while it waited, gets a new one.
 pub(super) fn with<K: Default + 'static, R>(f: impl FnOnce(&mut K) -> R) -> R {
+    let mut one = take();
+    let out = f(&mut one);
+    give(one);
+    out
+}
+
+/// This thread's `K` as it was given back last, for as long as it takes.
+pub(super) fn take<K: Default + 'static>() -> K {
     let kept = KEPT.with_borrow_mut(|all| {
         let at = all.iter().position(|one| one.is::<K>())?;
         all.swap_remove(at).downcast::<K>().ok()
     });
-    let mut one = kept.unwrap_or_default();
-    let out = f(&mut one);
+    kept.map_or_else(K::default, |kept| *kept)
+}
+
+/// Keeps one for the next call.
+pub(super) fn give<K: 'static>(one: K) {
     KEPT.with_borrow_mut(|all| match all.iter().position(|other| other.is::<K>()) {
-        Some(at) => all[at] = one,
-        None => all.push(one),
+        Some(at) => all[at] = Box::new(one),
+        None => all.push(Box::new(one)),
     });
-    out
 }
 
 /// Values that begin at a cache line, and grow but never shrink: vectors that span two lines are loaded twice.
@@ -37,8 +47,18 @@ impl<T: Copy + Default> Aligned<T> {
         if self.0.len() < len + spare {
             self.0.resize(len + spare, T::default());
         }
-        let at = self.0.as_ptr().align_offset(LINE).min(spare);
+        let at = self.start();
         &mut self.0[at..at + len]
+    }
+
+    /// What [`Aligned::first`] gave.
+    pub fn as_slice(&self, len: usize) -> &[T] {
+        let at = self.start();
+        &self.0[at..at + len]
+    }
+
+    fn start(&self) -> usize {
+        self.0.as_ptr().align_offset(LINE).min(LINE / size_of::<T>())
     }
 }
 

@@ -175,7 +175,7 @@ impl Attention {
         let (mut q, mut k) = (cx.ws.take(saved.q.len()), cx.ws.take(saved.k.len()));
         let mut dmixed = cx.ws.take(saved.out.len());
         let mixed = normed(&self.attn_sub_norm, &saved.out, &mut q);
-        self.o_proj.backward(mixed, dout, &mut dmixed, To::Set, grads);
+        self.o_proj.backward(mixed, dout, &mut dmixed, grads);
         normed_backward(&self.attn_sub_norm, &saved.out, &mut dmixed, &mut q, grads);
 
         rotate(&self.q_norm, &saved.q, heads, cx, &mut q);
@@ -189,9 +189,8 @@ impl Attention {
         // The rotated queries and keys are no longer needed: their buffers take the gradients before the rotation.
         rotate_backward(&self.k_norm, &saved.k, kv_heads, cx, (&mut dk, &mut k), grads);
         rotate_backward(&self.q_norm, &saved.q, heads, cx, (&mut dq, &mut q), grads);
-        self.v_proj.backward(h, &dv, dh, To::Set, grads);
-        self.k_proj.backward(h, &k, dh, To::Add, grads);
-        self.q_proj.backward(h, &q, dh, To::Add, grads);
+        let several: [(_, &[f32]); 3] = [(&self.q_proj, &q), (&self.k_proj, &k), (&self.v_proj, &dv)];
+        Linear::backward_each(h, &several, dh, grads);
         for buffer in [dmixed, q, k, dq, dk, dv] {
             cx.ws.give(buffer);
         }

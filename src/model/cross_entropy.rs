@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{Gradients, Weight, Workspace};
+use crate::kernels::head::Head;
 use crate::kernels::{self, Buffer, Distillation, IGNORE, Objective, Target, To, linear, logits_stride};
 
 /// Bytes of logits of a part of a batch that may exist at once.
@@ -87,6 +88,15 @@ pub fn forward_backward(
     let mut loss = Loss::default();
     let dw = grads.of(head);
     let mut losses = ws.take(targets.len());
+    if lesson.is_none()
+        && let Some(w) = kernels::head::with_loss(targets.len(), head.matrix())
+    {
+        let head = Head { x: h, w, targets, objective, losses: &mut losses, dx: dh, dw };
+        kernels::head::loss_and_gradients(head);
+        let loss = summed(&losses, targets);
+        ws.give(losses);
+        return loss;
+    }
     let mut taught = lesson.map(|lesson| Taught::new(lesson, vocab, targets.len(), ws));
     each_chunk(h, head, ws, |logits, rows| {
         let (targets, losses) = (&targets[rows.clone()], losses.rows_mut(1, rows.clone()));

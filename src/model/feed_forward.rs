@@ -77,7 +77,7 @@ impl FeedForward {
         let mut scratch = cx.ws.take(self.normed_len(len));
         self.activate(saved, &mut act);
         let inner = normed(&self.ffn_sub_norm, &act, &mut scratch);
-        self.down_proj.backward(inner, dout, &mut d, To::Set, grads);
+        self.down_proj.backward(inner, dout, &mut d, grads);
         normed_backward(&self.ffn_sub_norm, &act, &mut d, &mut scratch, grads);
         match self.activation {
             Activation::Relu2Glu => kernels::relu2_mul_backward(&saved.gate, &saved.up, &mut d, &mut act),
@@ -85,11 +85,10 @@ impl FeedForward {
             Activation::Gelu => kernels::gelu_backward(&saved.up, &mut d),
             Activation::Relu2 => kernels::relu2_backward(&saved.up, &mut d),
         }
-        self.up_proj.backward(h, &d, dh, To::Set, grads);
-        if let Some(gate) = &self.gate_proj {
-            // `act` holds the gate's gradient now.
-            gate.backward(h, &act, dh, To::Add, grads);
-        }
+        // `act` holds the gate's gradient now.
+        let gated = self.gate_proj.iter().map(|gate| (gate, &act[..]));
+        let several: Vec<(&Linear, &[f32])> = gated.chain([(&self.up_proj, &d[..])]).collect();
+        Linear::backward_each(h, &several, dh, grads);
         for buffer in [act, d, scratch] {
             cx.ws.give(buffer);
         }

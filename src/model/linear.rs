@@ -92,16 +92,28 @@ impl Linear {
         }
     }
 
-    /// `dx (+)= dy W`, `dW += dyᵀ x`, `db += sum of dy`.
-    pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], to: To, grads: &mut Gradients) {
-        let (w, precision) = (self.weight.matrix(), self.weight.precision);
-        let shape = [w.rows(), w.cols()];
-        if let Some(bias) = &self.bias {
-            kernel::backward_bias(dy, grads.of(bias));
+    /// `dx = dy W`, `dW += dyᵀ x`, `db += sum of dy`.
+    pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], grads: &mut Gradients) {
+        Self::backward_each(x, &[(self, dy)], dx, grads);
+    }
+
+    /// Mirror of [`Linear::forward_each`]: from the `dy` of each the gradients of all weights, and `dx`, their sum.
+    pub fn backward_each(x: &[f32], several: &[(&Linear, &[f32])], dx: &mut [f32], grads: &mut Gradients) {
+        let first = several[0].0.weight.matrix();
+        let outs = several.iter().map(|(linear, _)| linear.weight.shape[0]);
+        kernel::as_used(x, first, |x| {
+            let x = kernel::SharedInputs::new(x, outs, first.cols(), first.precision());
+            for (linear, dy) in several {
+                let out = linear.weight.shape[0];
+                x.backward_weight(dy, out, grads.of(&linear.weight), out);
+            }
+        });
+        for (nth, (linear, dy)) in several.iter().enumerate() {
+            if let Some(bias) = &linear.bias {
+                kernel::backward_bias(dy, grads.of(bias));
+            }
+            kernel::backward_input(dy, linear.weight.matrix(), dx, To::Set.part(nth == 0));
         }
-        let dw = grads.of(&self.weight);
-        kernel::as_used(x, w, |x| kernel::backward_weight(dy, x, dw, shape, precision));
-        kernel::backward_input(dy, w, dx, to);
     }
 
     pub fn weights(&self) -> impl Iterator<Item = &Weight> {

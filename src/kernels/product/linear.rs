@@ -132,7 +132,6 @@ pub fn backward_weight(
     [out, inputs]: [usize; 2],
     precision: Precision,
 ) {
-    assert_eq!(x.len() / inputs * out, dy.len(), "rows of {inputs} and of {out}");
     backward_weight_from(dy, out, x, dw, [out, inputs], precision);
 }
 
@@ -145,13 +144,52 @@ pub fn backward_weight_from(
     [out, inputs]: [usize; 2],
     precision: Precision,
 ) {
-    let _time = scope(Phase::WeightGradient);
-    let n = x.len() / inputs;
-    assert_eq!((x.len(), dw.len()), (n * inputs, out * inputs), "x [{n}, {inputs}], dW [{out}, {inputs}]");
-    assert!(stride >= out, "rows of {out}, {stride} apart");
-    let target = Target { data: dw, stride: inputs, to: To::Add };
-    let view = |data, stride| View::rows(data, stride).rounded(precision);
-    gemm(out, inputs, n, view(dy, stride).t(), Rhs::Dense(view(x, inputs)), target, Threads::All);
+    SharedInputs::new(x, [out], inputs, precision).backward_weight(dy, stride, dw, out);
+}
+
+/// Inputs that several layers share, prepared once for the gradients of all their weights.
+pub struct SharedInputs<'a> {
+    x: View<'a>,
+    n: usize,
+    inputs: usize,
+    laid: Option<tiles::Laid>,
+}
+
+impl<'a> SharedInputs<'a> {
+    /// `x` is `[n, in]`, and is rounded to `precision`, as the gradients by the outputs are; `outs` are the numbers of outputs
+    /// of the layers.
+    pub fn new(
+        x: &'a [f32],
+        outs: impl IntoIterator<Item = usize>,
+        inputs: usize,
+        precision: Precision,
+    ) -> Self {
+        let _time = scope(Phase::WeightGradient);
+        let n = x.len() / inputs;
+        assert_eq!(x.len(), n * inputs, "x [{n}, {inputs}]");
+        let view = View::rows(x, inputs).rounded(precision);
+        // In three parts it is no faster: PERFORMANCE.md.
+        let laid = precision == Precision::Bf16
+            && outs.into_iter().all(|out| way::weight_gradient(out, inputs, n, precision) == Way::Tiles);
+        Self { x: view, n, inputs, laid: laid.then(|| tiles::Laid::new(view, n, inputs)) }
+    }
+
+    /// [`backward_weight_from`] with these inputs.
+    pub fn backward_weight(&self, dy: &[f32], stride: usize, dw: &mut [f32], out: usize) {
+        let _time = scope(Phase::WeightGradient);
+        let Self { x, n, inputs, ref laid } = *self;
+        assert_eq!(dw.len(), out * inputs, "dW [{out}, {inputs}]");
+        assert!(stride >= out, "rows of {out}, {stride} apart");
+        let (dy, target) = (
+            View::rows(dy, stride).rounded(x.precision).t(),
+            Target { data: dw, stride: inputs, to: To::Add },
+        );
+        dy.check(out, n);
+        match laid {
+            Some(laid) => laid.times(tiles::Left::Dense(dy), out, target),
+            None => gemm(out, inputs, n, dy, Rhs::Dense(x), target, Threads::All),
+        }
+    }
 }
 
 /// Calls `f` with `x` as [`forward`] by `w` uses it, which is where the gradient by the weights is taken: rounded to 8

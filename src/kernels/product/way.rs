@@ -58,6 +58,15 @@ pub fn backward_input(n: usize, w: Matrix<'_>) -> Way {
     }
 }
 
+/// `dyᵀ x` for `n` rows: tiles, or a product like any other.
+pub fn weight_gradient(out: usize, inputs: usize, n: usize, precision: Precision) -> Way {
+    if tiles_pay(Sizes { m: out, n: inputs, k: n }, Inputs::F32, precision) {
+        Way::Tiles
+    } else {
+        Way::Blocked
+    }
+}
+
 /// `A B`, and what [`forward`] and [`backward_input`] call blocked, which with dense values is that.
 pub fn gemm(size: Sizes, a: View<'_>, b: Rhs<'_>) -> Way {
     match b {
@@ -68,6 +77,18 @@ pub fn gemm(size: Sizes, a: View<'_>, b: Rhs<'_>) -> Way {
         }
         _ => Way::Blocked,
     }
+}
+
+/// Outputs of a head from which on its logits do not stay in the cache.
+const MANY_OUTPUTS: usize = 2048;
+
+/// Whether a head of `n` rows is multiplied and its loss taken in one go.
+pub fn head(n: usize, w: Matrix<'_>, t: &TernaryMatrix) -> bool {
+    let (inputs, precision) = (w.inputs(), w.precision());
+    t.rows() >= MANY_OUTPUTS
+        && inputs == Inputs::F32
+        && precision == Precision::Bf16
+        && fit_tiles(n, t, inputs, precision)
 }
 
 fn tiles_pay(size: Sizes, inputs: Inputs, precision: Precision) -> bool {

@@ -176,7 +176,8 @@ macro_rules! tile_kernel {
     };
 }
 
-/// Loads the upper or the lower tile of a panel's part.
+/// Loads the upper or the lower tile of a panel's part. What is streamed goes past the first-level cache: a panel of `A` meets
+/// many of `B`, which would push it out.
 macro_rules! load {
     (A $part:literal upper) => {
         concat!("tileloadd tmm4, [{a} + {row}*1 + 2048*", $part, "]")
@@ -185,11 +186,19 @@ macro_rules! load {
         concat!("tileloadd tmm5, [{a} + {row}*1 + 2048*", $part, " + 1024]")
     };
     (B $part:literal) => {
+        load!(B "tileloadd" $part)
+    };
+    (B streamed $part:literal) => {
+        load!(B "tileloaddt1" $part)
+    };
+    (B $load:literal $part:literal) => {
         concat!(
-            "tileloadd tmm6, [{b} + {row}*1 + 2048*",
+            $load,
+            " tmm6, [{b} + {row}*1 + 2048*",
             $part,
             "]\n",
-            "tileloadd tmm7, [{b} + {row}*1 + 2048*",
+            $load,
+            " tmm7, [{b} + {row}*1 + 2048*",
             $part,
             " + 1024]"
         )
@@ -244,7 +253,7 @@ tile_kernel! {
     /// # Safety
     /// `a` and `b` hold `steps * STEP` lines; `to` 32 rows of 32 values.
     times_rounded, 2048, 2048, [
-        load!(B "0"),
+        load!(B streamed "0"),
         load!(A "0" upper), multiply!("tdpbf16ps" upper), load!(A "0" lower), multiply!("tdpbf16ps" lower),
     ]
 }

@@ -11,10 +11,13 @@
 //! - Forward with inputs in 8 bits: whole numbers, of trits or of packed trits, which each task takes apart itself.
 //! - Input gradient, `dx = dy Ŵ`: the sum runs over rows, whose scales differ, so `dy` is scaled while it is split, once
 //!   for each group of columns.
-//! - Weight gradient and whatever else is dense: [`gemm`].
+//! - Weight gradient and whatever else is dense: [`mod@gemm`].
+//! - An output head with its loss and gradients, of rounded operands: [`head`].
 //!
 //! Tasks are rectangles of the result, packed and multiplied by one thread; each element is summed over `k` in one order.
 
+mod gemm;
+mod head;
 mod int8;
 mod packed;
 mod split;
@@ -36,6 +39,8 @@ use crate::ternary::TernaryMatrix;
 
 use self::unit::Unit;
 
+pub use gemm::{Laid, Left, gemm};
+pub use head::loss_and_gradients;
 pub use int8::{forward as forward_int8, forward_packed};
 pub use trits::fits;
 
@@ -68,7 +73,7 @@ struct Scratch {
     a: Aligned<Line>,
     b: Aligned<Line>,
     factors: Aligned<f32>,
-    /// One panel times another, where the result does not take whole tiles; of 8-bit inputs, sums of some segments.
+    /// One panel times another, where the result does not take whole tiles; sums of some segments.
     square: Aligned<Line>,
     /// Of 8-bit inputs: sums of earlier segments, scaled, and the scales of rows.
     totals: Aligned<Line>,
@@ -145,32 +150,36 @@ fn forward_task<const PARTS: usize>(
     let unit = unsafe { Unit::current() };
     let Scratch { a, b, factors, square, .. } = scratch;
     let panels = rows.len().div_ceil(PANEL);
-    let square = square.first(2 * PANEL).as_mut_ptr();
-    let square = Accumulators { at: square.cast(), stride: 4 * PANEL, to: To::Set };
+    let squares = square.first(SUMMED * 2 * PANEL).as_mut_ptr().cast();
     for (block, segments) in segments.chunks(TOGETHER).enumerate() {
-        let steps: Vec<usize> = segments.iter().map(|s| s.len().div_ceil(DEPTH)).collect();
-        let a = a.first(panels * lines(PARTS) * steps.iter().sum::<usize>());
+        let steps =
+            |segments: &[Range<usize>]| segments.iter().map(|s| s.len().div_ceil(DEPTH)).sum::<usize>();
+        let a = a.first(panels * lines(PARTS) * steps(segments));
         let mut rest = &mut *a;
-        for (segment, steps) in segments.iter().zip(&steps) {
+        for segment in segments {
             let part;
-            (part, rest) = rest.split_at_mut(panels * lines(PARTS) * steps);
+            (part, rest) = rest.split_at_mut(panels * lines(PARTS) * segment.len().div_ceil(DEPTH));
             split::pack::<PARTS>(x, Side::A, rows.start, segment.start, segment.len(), None, part);
         }
         for j0 in columns.clone().step_by(SOME_COLUMNS) {
             let some = (columns.end - j0).min(SOME_COLUMNS);
             let across = some.div_ceil(PANEL);
             let mut rest = &*a;
-            for (at, (segment, &steps)) in segments.iter().zip(&steps).enumerate() {
+            for (at, segments) in segments.chunks(summed(PARTS)).enumerate() {
                 let a;
-                (a, rest) = rest.split_at(panels * lines(PARTS) * steps);
-                let b = b.first(across * STEP * steps);
-                trits::pack_rows(w, j0, segment.start, segment.len(), b);
-                let scales = factors.first(across * PANEL);
-                scales_of(w, j0..j0 + some, segment.start / w.group(), scales);
+                (a, rest) = rest.split_at(panels * lines(PARTS) * steps(segments));
+                let b = b.first(across * STEP * steps(segments));
+                let scales = factors.first(segments.len() * across * PANEL);
+                let mut to = &mut *b;
+                for (segment, scales) in segments.iter().zip(scales.chunks_exact_mut(across * PANEL)) {
+                    let part;
+                    (part, to) = to.split_at_mut(across * STEP * segment.len().div_ceil(DEPTH));
+                    trits::pack_rows(w, j0, segment.start, segment.len(), part);
+                    scales_of(w, j0..j0 + some, segment.start / w.group(), scales);
+                }
                 let first = block + at == 0;
-                let y = y.part(first);
-                let part = Part { rows: rows.clone(), columns: j0..j0 + some, first, steps };
-                scaled_panels::<PARTS>(&unit, a, b, scales, square, y, part);
+                let part = Part { rows: rows.clone(), columns: j0..j0 + some, first };
+                scaled_panels::<PARTS>(&unit, (a, b), segments, scales, squares, y.part(first), part);
             }
         }
     }
@@ -182,51 +191,123 @@ struct Part {
     columns: Range<usize>,
     /// Whether it is the first of a sum.
     first: bool,
-    /// Of each panel.
-    steps: usize,
 }
 
-/// Every panel of `A` times every panel of `B`, trits, and times the scales of its columns.
+/// Every panel of `A` times every panel of `B`, trits, and times the scales of its columns: the sum over some segments, of
+/// which both hold all panels one after the other.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn scaled_panels<const PARTS: usize>(
     unit: &Unit,
-    a: &[Line],
-    b: &[Line],
+    (a, b): (&[Line], &[Line]),
+    segments: &[Range<usize>],
     scales: &[f32],
-    square: Accumulators,
+    squares: *mut f32,
     y: Output,
     part: Part,
 ) {
-    let Part { rows, columns, first, steps } = part;
-    for (p, a) in a.chunks_exact(lines(PARTS) * steps).enumerate() {
+    let Part { rows, columns, first } = part;
+    let (panels, across) = (rows.len().div_ceil(PANEL), columns.len().div_ceil(PANEL));
+    for p in 0..panels {
         let i = rows.start + p * PANEL;
-        for (q, b) in b.chunks_exact(STEP * steps).enumerate() {
+        for q in 0..across {
             let j = columns.start + q * PANEL;
             let size = ((rows.end - i).min(PANEL), (columns.end - j).min(PANEL));
             if first {
                 y.fetch_below(i, j);
             }
-            // SAFETY: the panels hold `steps` steps, and the square 32 rows of 32 values; the rectangle of the result is
-            // this task's alone.
+            // SAFETY: the panels hold the steps of their segment, a square has 32 rows of 32 values; the rectangle of the
+            // result is this task's alone.
             unsafe {
-                unit.times_trits::<PARTS>(steps, a, b, square);
-                let scales = scales[q * PANEL..].as_ptr();
-                scale_into(square.at, scales, size, y.at(i, j), y.stride, y.to);
+                sums_of_segments::<PARTS>(unit, (a, p, panels), (b, q, across), segments, squares);
+                let mut factors = [std::ptr::null(); SUMMED];
+                for (nth, factors) in factors.iter_mut().enumerate().take(segments.len()) {
+                    *factors = scales[(nth * across + q) * PANEL..].as_ptr();
+                }
+                scale_into(squares, &factors[..segments.len()], size, y.at(i, j), y.stride, y.to);
             }
         }
     }
 }
 
-/// `y[i, j] (+)= scale[j] * square[i, j]` for `size`, rows and columns, of 32 by 32.
+/// One panel of `A` times one of `B`, trits, of each of some segments: the panel `p` of `panels` and `q` of `across`.
 ///
 /// # Safety
-/// `square` holds 32 rows of 32 values, `scales` 32 values, and `y` that many rows and columns, `stride` apart.
+/// `a` and `b` hold the panels of all segments, one segment after the other; `squares` a square for each.
+#[inline(always)]
+unsafe fn sums_of_segments<const PARTS: usize>(
+    unit: &Unit,
+    (a, p, panels): (&[Line], usize, usize),
+    (b, q, across): (&[Line], usize, usize),
+    segments: &[Range<usize>],
+    squares: *mut f32,
+) {
+    let mut before = 0;
+    for (nth, segment) in segments.iter().enumerate() {
+        let steps = segment.len().div_ceil(DEPTH);
+        let a = &a[lines(PARTS) * (panels * before + p * steps)..][..lines(PARTS) * steps];
+        let b = &b[STEP * (across * before + q * steps)..][..STEP * steps];
+        // SAFETY: by the caller's word.
+        unsafe { unit.times_trits::<PARTS>(steps, a, b, square(squares, nth)) };
+        before += steps;
+    }
+}
+
+/// Squares of 32 by 32 sums, one for each of some segments, that are scaled and added up in one pass.
+const SUMMED: usize = 4;
+
+/// Segments whose sums wait for one another: their panels of `A` stay in the first-level cache together.
+const fn summed(parts: usize) -> usize {
+    if parts == ROUNDED { SUMMED } else { 1 }
+}
+
+/// Values of a square.
+const SQUARE: usize = PANEL * PANEL;
+
+/// Where the sums of segment `nth` go.
+///
+/// # Safety
+/// `squares` has room for as many squares.
+#[inline(always)]
+unsafe fn square(squares: *mut f32, nth: usize) -> Accumulators {
+    // SAFETY: by the caller's word.
+    Accumulators { at: unsafe { squares.add(nth * SQUARE) }, stride: 4 * PANEL, to: To::Set }
+}
+
+/// `y[i, j] (+)=` the sum of `scale[j] * square[i, j]` over some squares, for `size`, rows and columns, of 32 by 32.
+///
+/// # Safety
+/// `squares` holds as many squares as there are `scales`, one after the other, each of which points at 32 values; `y` has
+/// that many rows and columns, `stride` apart.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn scale_into(
-    square: *const f32,
-    scales: *const f32,
+    squares: *const f32,
+    scales: &[*const f32],
+    size: (usize, usize),
+    y: *mut f32,
+    stride: usize,
+    to: To,
+) {
+    // SAFETY: by the caller's word.
+    unsafe {
+        match *scales {
+            [a] => scale_some(squares, [a], size, y, stride, to),
+            [a, b] => scale_some(squares, [a, b], size, y, stride, to),
+            [a, b, c] => scale_some(squares, [a, b, c], size, y, stride, to),
+            [a, b, c, d] => scale_some(squares, [a, b, c, d], size, y, stride, to),
+            _ => unreachable!("one to {SUMMED} squares"),
+        }
+    }
+}
+
+/// # Safety
+/// As [`scale_into`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn scale_some<const N: usize>(
+    squares: *const f32,
+    scales: [*const f32; N],
     size: (usize, usize),
     y: *mut f32,
     stride: usize,
@@ -237,22 +318,24 @@ unsafe fn scale_into(
         let mask = (1u32 << left).wrapping_sub(1) as u16;
         // SAFETY: by the caller's word; lanes behind the mask are not touched.
         unsafe {
-            let scale = _mm512_loadu_ps(scales.add(half));
-            let (mut from, mut at) = (square.add(half), y.wrapping_add(half));
+            let mut factors = [_mm512_setzero_ps(); N];
+            for (factor, scales) in factors.iter_mut().zip(scales) {
+                *factor = _mm512_loadu_ps(scales.add(half));
+            }
+            let (mut from, mut at) = (squares.add(half), y.wrapping_add(half));
             for _ in 0..size.0 {
-                let sum = _mm512_load_ps(from);
+                let mut sum = match to {
+                    To::Add if left == TILE => _mm512_loadu_ps(at),
+                    To::Add => _mm512_maskz_loadu_ps(mask, at),
+                    To::Set => _mm512_setzero_ps(),
+                };
+                for (nth, factor) in factors.iter().enumerate() {
+                    sum = _mm512_fmadd_ps(_mm512_load_ps(from.wrapping_add(nth * SQUARE)), *factor, sum);
+                }
                 if left == TILE {
-                    let value = match to {
-                        To::Add => _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(at)),
-                        To::Set => _mm512_mul_ps(sum, scale),
-                    };
-                    _mm512_storeu_ps(at, value);
+                    _mm512_storeu_ps(at, sum);
                 } else {
-                    let value = match to {
-                        To::Add => _mm512_fmadd_ps(sum, scale, _mm512_maskz_loadu_ps(mask, at)),
-                        To::Set => _mm512_mul_ps(sum, scale),
-                    };
-                    _mm512_mask_storeu_ps(at, mask, value);
+                    _mm512_mask_storeu_ps(at, mask, sum);
                 }
                 (from, at) = (from.wrapping_add(PANEL), at.wrapping_add(stride));
             }
@@ -320,7 +403,7 @@ fn backward_input_task<const PARTS: usize>(
             trits::pack_columns(w, start, end, k0, kc, b);
             for i in rows.clone().step_by(PANEL) {
                 split::pack::<PARTS>(dy, Side::A, i, k0, kc, Some(scales), a);
-                let part = Part { rows: i..rows.end, columns: start..end, first: k0 == 0, steps };
+                let part = Part { rows: i..rows.end, columns: start..end, first: k0 == 0 };
                 // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
                 unsafe {
                     panel_times(STEP * steps, b, dx, part, square, |b, to| {
@@ -392,56 +475,4 @@ unsafe fn into(
     }
     kernel(Accumulators { at: square, stride: 4 * PANEL, to });
     copy(true);
-}
-
-/// `C (+)= A B` as [`gemm`](super::gemm), whose checks have been made; both operands are contiguous. Cut into as many tasks
-/// as `wanted`, on this thread alone where that is 1.
-pub fn gemm(size: Sizes, a: View<'_>, b: View<'_>, c: Target<'_>, wanted: usize) {
-    match a.precision {
-        Precision::F32 => gemm_of::<WHOLE>(size, a, b, c, wanted),
-        Precision::Bf16 => gemm_of::<ROUNDED>(size, a, b, c, wanted),
-    }
-}
-
-fn gemm_of<const PARTS: usize>(size: Sizes, a: View<'_>, b: View<'_>, c: Target<'_>, wanted: usize) {
-    let Sizes { m, n, k } = size;
-    let (a, b) = (Operand::a(a, m, k), Operand::b(b, k, n));
-    let c = Output::new(c, m, n);
-    // SAFETY: this instruction set was found on this machine.
-    let task = |rows: Range<usize>, columns: Range<usize>, scratch: &mut Scratch| unsafe {
-        gemm_task::<PARTS>(a, b, k, rows, columns, c, scratch)
-    };
-    each(c, ROWS, COLUMNS, wanted, task);
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn gemm_task<const PARTS: usize>(
-    a: Operand<'_>,
-    b: Operand<'_>,
-    k: usize,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    c: Output,
-    scratch: &mut Scratch,
-) {
-    // SAFETY: this instruction set was found on this machine.
-    let unit = unsafe { Unit::current() };
-    for k0 in (0..k).step_by(block(PARTS)) {
-        let kc = (k - k0).min(block(PARTS));
-        let steps = kc.div_ceil(DEPTH);
-        let c = c.part(k0 == 0);
-        let b_packed = scratch.b.first(columns.len().div_ceil(PANEL) * lines(PARTS) * steps);
-        split::pack::<PARTS>(b, Side::B, columns.start, k0, kc, None, b_packed);
-        let a_packed = scratch.a.first(lines(PARTS) * steps);
-        for i in rows.clone().step_by(PANEL) {
-            split::pack::<PARTS>(a, Side::A, i, k0, kc, None, a_packed);
-            let part = Part { rows: i..rows.end, columns: columns.clone(), first: k0 == 0, steps };
-            // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
-            unsafe {
-                panel_times(lines(PARTS) * steps, b_packed, c, part, &mut scratch.square, |b, to| {
-                    unit.times_dense::<PARTS>(steps, a_packed, b, to)
-                });
-            }
-        }
-    }
 }

@@ -110,20 +110,15 @@ fn pack_in<const PARTS: usize, const NARROWS: bool>(
     // SAFETY: lines lie inside `to`, whose length has been looked at; what is read belongs to the operand.
     unsafe {
         if operand.along_k {
-            let factors = factors.map_or(std::ptr::null(), |f| f.as_ptr());
             for p in 0..panels {
                 for r in 0..PANEL {
                     let i = first + p * PANEL + r;
                     let kc = if i < operand.len { kc } else { 0 };
                     let x = operand.data.as_ptr().wrapping_add(i * operand.stride + k0);
-                    for s in 0..steps {
-                        let depth = kc.saturating_sub(s * DEPTH).min(DEPTH);
-                        let factors =
-                            if factors.is_null() { factors } else { factors.wrapping_add(s * DEPTH) };
-                        let x = x.wrapping_add(s * DEPTH);
-                        fetch(x.wrapping_add(ROWS_AHEAD * operand.stride));
-                        fetch(x.wrapping_add(ROWS_AHEAD * operand.stride + TILE));
-                        along::<PARTS, NARROWS>(x, depth, factors, at.add(line(p, s, r)));
+                    let to = at.add(line(p, 0, r));
+                    match factors {
+                        None => row::<PARTS, NARROWS, false>(x, kc, steps, operand.stride, x, to),
+                        Some(f) => row::<PARTS, NARROWS, true>(x, kc, steps, operand.stride, f.as_ptr(), to),
                     }
                 }
             }
@@ -153,16 +148,21 @@ fn pack_in<const PARTS: usize, const NARROWS: bool>(
             }
         }
         if operand.along_k != (side == Side::A) {
-            for tile in to.chunks_exact_mut(TILE) {
-                let mut src = [std::ptr::null(); TILE];
-                for (src, line) in src.iter_mut().zip(&*tile) {
-                    *src = line.0.as_ptr().cast();
-                }
-                // Reads all before it writes.
-                Avx512::transpose(&src, tile.as_mut_ptr().cast(), TILE);
-            }
+            to.chunks_exact_mut(TILE).for_each(|tile| transpose(tile));
         }
     }
+}
+
+/// Rows of a tile become its columns, pairs staying together.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn transpose(tile: &mut [Line]) {
+    let mut src = [std::ptr::null(); TILE];
+    for (src, line) in src.iter_mut().zip(&*tile) {
+        *src = line.0.as_ptr().cast();
+    }
+    // SAFETY: a tile has sixteen lines; all are read before one is written.
+    unsafe { Avx512::transpose(&src, tile.as_mut_ptr().cast(), TILE) };
 }
 
 /// Asks for a line of memory; any address will do.
@@ -200,25 +200,56 @@ fn split<const PARTS: usize>(x: __m512) -> [__m512i; PARTS] {
     parts
 }
 
-/// `depth` values in a row, at most 32, as one line for each part, [`PANEL`] apart.
+/// `kc` values in a row, in `steps` steps whose lines are those of a panel apart; with `FACTORS` times one factor each.
 ///
 /// # Safety
-/// `x` points at `depth` values, `factors` too, unless it is null; the lines at `to` may be written.
+/// `x` points at `kc` values, `factors` too where there are `FACTORS`; the lines at `to` may be written.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn along<const PARTS: usize, const NARROWS: bool>(
+unsafe fn row<const PARTS: usize, const NARROWS: bool, const FACTORS: bool>(
     x: *const f32,
-    depth: usize,
+    kc: usize,
+    steps: usize,
+    stride: usize,
     factors: *const f32,
     to: *mut Line,
 ) {
-    // SAFETY: masked loads touch nothing past `depth`, of values and factors; the rest by the caller's word.
+    let whole = kc / DEPTH;
+    // SAFETY: whole steps lie inside the row, and masked loads touch nothing past its end; the rest by the caller's word.
     unsafe {
-        let (mut lo, mut hi) = load_row(x, depth);
-        if !factors.is_null() {
-            let (f_lo, f_hi) = load_row(factors, depth);
-            (lo, hi) = (_mm512_mul_ps(lo, f_lo), _mm512_mul_ps(hi, f_hi));
+        for s in 0..whole {
+            let x = x.add(s * DEPTH);
+            fetch(x.wrapping_add(ROWS_AHEAD * stride));
+            fetch(x.wrapping_add(ROWS_AHEAD * stride + TILE));
+            let (mut lo, mut hi) = (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(TILE)));
+            if FACTORS {
+                let factors = factors.add(s * DEPTH);
+                lo = _mm512_mul_ps(lo, _mm512_loadu_ps(factors));
+                hi = _mm512_mul_ps(hi, _mm512_loadu_ps(factors.add(TILE)));
+            }
+            along::<PARTS, NARROWS>(lo, hi, to.add(s * lines(PARTS)));
         }
+        for s in whole..steps {
+            let (at, left) = (s * DEPTH, kc.saturating_sub(s * DEPTH));
+            let (mut lo, mut hi) = load_row(x.wrapping_add(at), left);
+            if FACTORS {
+                let (f_lo, f_hi) = load_row(factors.wrapping_add(at), left);
+                (lo, hi) = (_mm512_mul_ps(lo, f_lo), _mm512_mul_ps(hi, f_hi));
+            }
+            along::<PARTS, NARROWS>(lo, hi, to.add(s * lines(PARTS)));
+        }
+    }
+}
+
+/// 32 values in a row as one line for each part, [`PANEL`] apart.
+///
+/// # Safety
+/// The lines at `to` may be written.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn along<const PARTS: usize, const NARROWS: bool>(lo: __m512, hi: __m512, to: *mut Line) {
+    // SAFETY: by the caller's word.
+    unsafe {
         if NARROWS {
             _mm512_store_si512(to.cast(), amx::narrow(lo, hi));
             return;
@@ -231,20 +262,17 @@ unsafe fn along<const PARTS: usize, const NARROWS: bool>(
     }
 }
 
-/// Two vectors of a row, zeros past `depth`.
+/// Two vectors of a row, zeros past `depth`, which is less than 32.
 ///
 /// # Safety
 /// `x` points at `depth` values.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn load_row(x: *const f32, depth: usize) -> (__m512, __m512) {
+    let mask = ((1u64 << depth) - 1) as u32;
     // SAFETY: masked loads touch nothing past `depth`.
     unsafe {
-        if depth == DEPTH {
-            return (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16)));
-        }
-        let mask = ((1u64 << depth) - 1) as u32;
-        let hi = _mm512_maskz_loadu_ps((mask >> 16) as u16, x.wrapping_add(16));
+        let hi = _mm512_maskz_loadu_ps((mask >> 16) as u16, x.wrapping_add(TILE));
         (_mm512_maskz_loadu_ps(mask as u16, x), hi)
     }
 }

@@ -1,0 +1,195 @@
+//! Products of two dense matrices on tiles.
+
+use rayon::prelude::*;
+use std::ops::Range;
+
+use super::split::{self, DEPTH, Operand, ROUNDED, Side, WHOLE, lines};
+use super::unit::Unit;
+use super::{COLUMNS, Part, ROWS, Scratch, block, each, panel_times};
+use crate::config::Precision;
+use crate::kernels::product::operands::{Output, Sizes, Target, View};
+use crate::kernels::scratch::{self, Aligned};
+use crate::kernels::threads;
+use crate::kernels::x86_64::amx::{Line, PANEL};
+
+/// `C (+)= A B` as [`gemm`](crate::kernels::gemm), whose checks have been made; both operands are contiguous. Cut into as
+/// many tasks as `wanted`, on this thread alone where that is 1.
+pub fn gemm(size: Sizes, a: View<'_>, b: View<'_>, c: Target<'_>, wanted: usize) {
+    match a.precision {
+        Precision::F32 => gemm_of::<WHOLE>(size, a, b, c, wanted),
+        Precision::Bf16 => gemm_of::<ROUNDED>(size, a, b, c, wanted),
+    }
+}
+
+fn gemm_of<const PARTS: usize>(size: Sizes, a: View<'_>, b: View<'_>, c: Target<'_>, wanted: usize) {
+    let Sizes { m, n, k } = size;
+    let (a, b) = (Operand::a(a, m, k), Operand::b(b, k, n));
+    let c = Output::new(c, m, n);
+    // SAFETY: this instruction set was found on this machine.
+    let task = |rows: Range<usize>, columns: Range<usize>, scratch: &mut Scratch| unsafe {
+        gemm_task::<PARTS>(a, b, k, rows, columns, c, scratch)
+    };
+    each(c, ROWS, COLUMNS, wanted, task);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn gemm_task<const PARTS: usize>(
+    a: Operand<'_>,
+    b: Operand<'_>,
+    k: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    c: Output,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: this instruction set was found on this machine.
+    let unit = unsafe { Unit::current() };
+    for k0 in (0..k).step_by(block(PARTS)) {
+        let kc = (k - k0).min(block(PARTS));
+        let steps = kc.div_ceil(DEPTH);
+        let c = c.part(k0 == 0);
+        let b_packed = scratch.b.first(columns.len().div_ceil(PANEL) * lines(PARTS) * steps);
+        split::pack::<PARTS>(b, Side::B, columns.start, k0, kc, None, b_packed);
+        let a_packed = scratch.a.first(lines(PARTS) * steps);
+        for i in rows.clone().step_by(PANEL) {
+            split::pack::<PARTS>(a, Side::A, i, k0, kc, None, a_packed);
+            let part = Part { rows: i..rows.end, columns: columns.clone(), first: k0 == 0 };
+            // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
+            unsafe {
+                panel_times(lines(PARTS) * steps, b_packed, c, part, &mut scratch.square, |b, to| {
+                    unit.times_dense::<PARTS>(steps, a_packed, b, to)
+                });
+            }
+        }
+    }
+}
+
+/// `B` of a product, in parts and laid out once for all products and tasks that multiply by it.
+pub struct Laid {
+    kept: Kept,
+    k: usize,
+    n: usize,
+    parts: usize,
+    /// Of a block, whole steps.
+    depth: usize,
+}
+
+/// Blocks along `k`, in each the panels of all columns.
+#[derive(Default)]
+struct Kept(Aligned<Line>);
+
+impl Drop for Laid {
+    fn drop(&mut self) {
+        scratch::give(std::mem::take(&mut self.kept));
+    }
+}
+
+/// `A` of such a product.
+#[derive(Clone, Copy)]
+pub enum Left<'a> {
+    /// As it lies in memory.
+    Dense(View<'a>),
+    /// Laid out too: blocks along `k`, so many lines apart, in each the panels of all rows.
+    Laid(&'a [Line], usize),
+}
+
+impl Laid {
+    /// `B` is `[k, n]` and contiguous.
+    pub fn new(b: View<'_>, k: usize, n: usize) -> Self {
+        match b.precision {
+            Precision::F32 => Self::of::<WHOLE>(b, k, n, block(WHOLE)),
+            Precision::Bf16 => Self::of::<ROUNDED>(b, k, n, block(ROUNDED)),
+        }
+    }
+
+    /// [`Laid::new`] in blocks of `depth`.
+    pub fn of<const PARTS: usize>(b: View<'_>, k: usize, n: usize, depth: usize) -> Self {
+        let b = Operand::b(b, k, n);
+        let across = n.div_ceil(PANEL) * lines(PARTS);
+        let mut kept: Kept = scratch::take();
+        let all = kept.0.first(across * k.div_ceil(DEPTH));
+        let blocks = all.chunks_mut(across * depth / DEPTH).zip((0..k).step_by(depth));
+        // SAFETY: this instruction set was found on this machine.
+        let run = |(to, k0): (&mut [Line], usize)| unsafe {
+            split::pack::<PARTS>(b, Side::B, 0, k0, depth.min(k - k0), None, to);
+        };
+        if threads::count() > 1 {
+            blocks.par_bridge().for_each(run)
+        } else {
+            blocks.for_each(run)
+        }
+        Self { kept, k, n, parts: PARTS, depth }
+    }
+
+    fn lines(&self) -> &[Line] {
+        self.kept.0.as_slice(self.n.div_ceil(PANEL) * lines(self.parts) * self.k.div_ceil(DEPTH))
+    }
+
+    /// Steps of the block at `k0`.
+    fn steps(&self, k0: usize) -> usize {
+        self.depth.min(self.k - k0).div_ceil(DEPTH)
+    }
+
+    /// `C (+)= A B`, `A` `[m, k]`.
+    pub fn times(&self, a: Left<'_>, m: usize, c: Target<'_>) {
+        match self.parts {
+            ROUNDED => self.times_of::<ROUNDED>(a, m, c),
+            _ => self.times_of::<WHOLE>(a, m, c),
+        }
+    }
+
+    fn times_of<const PARTS: usize>(&self, a: Left<'_>, m: usize, c: Target<'_>) {
+        let c = Output::new(c, m, self.n);
+        // A panel of `A` is packed once for all columns of its task: those are cut last.
+        threads::rectangles(
+            (m, self.n),
+            (ROWS, COLUMNS),
+            (PANEL, COLUMNS),
+            threads::tasks(),
+            |rows, columns| {
+                scratch::with(|scratch| {
+                    // SAFETY: this instruction set was found on this machine.
+                    unsafe { self.task::<PARTS>(a, rows, columns, c, scratch) }
+                });
+            },
+        );
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn task<const PARTS: usize>(
+        &self,
+        a: Left<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        c: Output,
+        scratch: &mut Scratch,
+    ) {
+        // SAFETY: this instruction set was found on this machine.
+        let unit = unsafe { Unit::current() };
+        let Scratch { a: packed, square, .. } = scratch;
+        for (block, k0) in (0..self.k).step_by(self.depth).enumerate() {
+            let (c, steps) = (c.part(k0 == 0), self.steps(k0));
+            let panel = lines(PARTS) * steps;
+            let b = self.n.div_ceil(PANEL) * lines(PARTS) * (k0 / DEPTH) + columns.start / PANEL * panel;
+            let b = &self.lines()[b..b + columns.len().div_ceil(PANEL) * panel];
+            for i in rows.clone().step_by(PANEL) {
+                let a = match a {
+                    Left::Laid(a, stride) => &a[block * stride + i / PANEL * panel..][..panel],
+                    Left::Dense(a) => {
+                        let packed = packed.first(panel);
+                        let kc = self.depth.min(self.k - k0);
+                        split::pack::<PARTS>(Operand::a(a, c.rows, self.k), Side::A, i, k0, kc, None, packed);
+                        packed
+                    }
+                };
+                let part = Part { rows: i..rows.end, columns: columns.clone(), first: k0 == 0 };
+                // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
+                unsafe {
+                    panel_times(panel, b, c, part, square, |b, to| {
+                        unit.times_dense::<PARTS>(steps, a, b, to)
+                    });
+                }
+            }
+        }
+    }
+}
