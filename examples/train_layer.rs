@@ -33,7 +33,7 @@ fn main() -> ternlm::Result<()> {
         let loss = kernels::sum_squares(&y) / N as f64;
         let dy: Vec<f32> = y.iter().map(|error| 2.0 * error / N as f32).collect();
 
-        student.backward(&x, &dy, &mut dx, To::Set, &mut grads);
+        student.backward(&x, &dy, &mut dx, &mut grads);
         let rule = Rule::AdamW(AdamW {
             lr: 5e-3 * (1.0 - step as f32 / STEPS as f32),
             beta1: 0.9,

@@ -272,7 +272,7 @@ fn a_softened_layer_computes_with_what_is_between_and_hardens_to_trits() {
         assert_ne!(soft, hard);
         close(&soft, &r::linear(&wide(&x), &w, None, inputs), inputs, "y");
         let (mut dx, mut grads) = (vec![0.0; x.len()], Gradients::zeros(layer.weights()));
-        layer.backward(&x, &dy, &mut dx, k::To::Set, &mut grads);
+        layer.backward(&x, &dy, &mut dx, &mut grads);
         let dot = |y: Vec<f64>| y.iter().zip(&dy).map(|(y, d)| y * *d as f64).sum::<f64>();
         is_gradient("dx", &dx, &differences(&wide(&x), |x| dot(r::linear(x, &w, None, inputs))), 0.0);
         // The derivative of (1 - ε) ŵ + ε w by w, straight through ŵ, is 1.

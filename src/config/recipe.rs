@@ -293,6 +293,8 @@ pub struct TrainConfig {
     /// Share of the values that become zero in a training step: of the embedding, and of what attention and feed-forward
     /// network add to the residual stream.
     pub dropout: f32,
+    /// The backward pass makes the projections of a block again, to the bit, and none are kept: less memory, more time.
+    pub recompute: bool,
     pub schedule: ScheduleKind,
     pub warmup: u64,
     pub floor: f32,
@@ -331,6 +333,7 @@ impl Default for TrainConfig {
             weight_decay_until: None,
             clip: 1.0,
             z_loss: 0.0,
+            recompute: false,
             dropout: 0.0,
             schedule: ScheduleKind::Cosine,
             warmup: 0,

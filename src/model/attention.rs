@@ -29,22 +29,34 @@ pub struct Cached<'a, 'b> {
     pub(super) layer: usize,
 }
 
-/// What the backward pass needs of the forward pass. Queries and keys are kept as projected; norm and rotation are
-/// cheap enough to be done again.
+/// What the backward pass needs of the forward pass.
 #[derive(Debug, Default)]
 pub struct AttentionSaved {
-    q: Buffer,
-    k: Buffer,
-    v: Buffer,
+    projected: Projected,
     /// Before the output projection and its norm.
     out: Buffer,
     /// Log-sum-exp of the scores, `[B, H, T]`.
     lse: Buffer,
 }
 
+/// Queries, keys and values as projected, which the backward pass may make again; norm and rotation are always done again.
+#[derive(Debug, Default)]
+struct Projected {
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+}
+
+impl Projected {
+    fn give(self, cx: &mut Context<'_>) {
+        [self.q, self.k, self.v].into_iter().for_each(|buffer| cx.ws.give(buffer));
+    }
+}
+
 impl AttentionSaved {
     pub(super) fn parts(&self) -> impl Iterator<Item = (&'static str, &Buffer)> {
-        [("queries", &self.q), ("keys", &self.k), ("values", &self.v), ("attention", &self.out)].into_iter()
+        let Projected { q, k, v } = &self.projected;
+        [("queries", q), ("keys", k), ("values", v), ("attention", &self.out)].into_iter()
     }
 
     #[cfg(test)]
@@ -102,37 +114,53 @@ impl Attention {
         out: &mut [f32],
     ) {
         let (n, Heads { heads, kv_heads, dim, .. }) = (cx.rows.count(), self.heads);
-        saved.q.resize(n * heads * dim);
-        saved.k.resize(n * kv_heads * dim);
-        saved.v.resize(n * kv_heads * dim);
-        saved.out.resize(n * heads * dim);
-        saved.lse.resize(n * heads);
-        let AttentionSaved { q, k, v, .. } = saved;
-        Linear::forward_each(h, [(&self.q_proj, q), (&self.k_proj, k), (&self.v_proj, v)]);
-        let (mut q, mut k) = (cx.ws.take(saved.q.len()), cx.ws.take(saved.k.len()));
-        rotate(&self.q_norm, &saved.q, heads, cx, &mut q);
-        rotate(&self.k_norm, &saved.k, kv_heads, cx, &mut k);
+        let AttentionSaved { projected, out: mixed, lse } = saved;
+        let mut passing = cx.recompute.then(|| self.take(cx));
+        let projected = passing.as_mut().unwrap_or(projected);
+        self.project(h, n, projected);
+        mixed.resize(n * heads * dim);
+        lse.resize(n * heads);
+        let (mut q, mut k) = (cx.ws.take(projected.q.len()), cx.ws.take(projected.k.len()));
+        rotate(&self.q_norm, &projected.q, heads, cx, &mut q);
+        rotate(&self.k_norm, &projected.k, kv_heads, cx, &mut k);
         match cached {
             None => {
                 let shape = self.shape(cx);
-                let AttentionSaved { v, out, lse, .. } = saved;
-                kernels::attention(&shape, self.heads.precision, &q, &k, v, out, lse);
+                kernels::attention(&shape, self.heads.precision, &q, &k, &projected.v, mixed, lse);
             }
-            Some(cached) => self.attend_cached(cached, cx, &q, &k, saved),
+            Some(cached) => self.attend_cached(cached, cx, [&q, &k, &projected.v], mixed, lse),
         }
         cx.ws.give(k);
+        passing.into_iter().for_each(|passing| passing.give(cx));
         // The rotated queries are no longer needed: their buffer takes the norm of what attention gave.
-        self.o_proj.forward(normed(&self.attn_sub_norm, &saved.out, &mut q), out, To::Add);
+        self.o_proj.forward(normed(&self.attn_sub_norm, mixed, &mut q), out, To::Add);
         cx.ws.give(q);
+    }
+
+    /// Queries, keys and values of `n` rows.
+    fn project(&self, h: &[f32], n: usize, projected: &mut Projected) {
+        let Heads { heads, kv_heads, dim, .. } = self.heads;
+        let Projected { q, k, v } = projected;
+        q.resize(n * heads * dim);
+        k.resize(n * kv_heads * dim);
+        v.resize(n * kv_heads * dim);
+        Linear::forward_each(h, [(&self.q_proj, q), (&self.k_proj, k), (&self.v_proj, v)]);
+    }
+
+    /// Room for all three, for as long as they are needed.
+    fn take(&self, cx: &mut Context<'_>) -> Projected {
+        let (n, Heads { heads, kv_heads, dim, .. }) = (cx.rows.count(), self.heads);
+        let mut room = |heads| cx.ws.take(n * heads * dim);
+        Projected { q: room(heads), k: room(kv_heads), v: room(kv_heads) }
     }
 
     fn attend_cached(
         &self,
         cached: Cached<'_, '_>,
         cx: &Context<'_>,
-        q: &Buffer,
-        k: &Buffer,
-        saved: &mut AttentionSaved,
+        [q, k, v]: [&Buffer; 3],
+        out: &mut Buffer,
+        lse: &mut Buffer,
     ) {
         let Cached { caches, layer } = cached;
         assert_eq!(caches.len(), cx.rows.spans.len(), "caches of spans");
@@ -140,7 +168,6 @@ impl Attention {
             *end += len;
             Some(*end - len)
         });
-        let v = &saved.v;
         kernels::share_each(caches.iter_mut().zip(first).zip(&cx.rows.spans), |((cache, row), &len)| {
             cache.write(layer, Part::Keys, k, row, len);
             cache.write(layer, Part::Values, v, row, len);
@@ -158,7 +185,7 @@ impl Attention {
             v: Positions::Pages(&v[i]),
         };
         let spans: Vec<AttentionSpan<'_>> = seen.iter().enumerate().map(span).collect();
-        kernels::attention_spans(self.heads, &spans, q, &mut saved.out, &mut saved.lse);
+        kernels::attention_spans(self.heads, &spans, q, out, lse);
     }
 
     /// Mirror of [`Attention::forward`] without caches: from `dout` the gradients of all weights, and `dh`.
@@ -172,28 +199,36 @@ impl Attention {
         grads: &mut Gradients,
     ) {
         let Heads { heads, kv_heads, .. } = self.heads;
-        let (mut q, mut k) = (cx.ws.take(saved.q.len()), cx.ws.take(saved.k.len()));
-        let mut dmixed = cx.ws.take(saved.out.len());
-        let mixed = normed(&self.attn_sub_norm, &saved.out, &mut q);
+        let again = cx.recompute.then(|| {
+            let mut again = self.take(cx);
+            self.project(h, cx.rows.count(), &mut again);
+            again
+        });
+        let AttentionSaved { projected, out, lse } = saved;
+        let projected = again.as_ref().unwrap_or(projected);
+        let (mut q, mut k) = (cx.ws.take(projected.q.len()), cx.ws.take(projected.k.len()));
+        let mut dmixed = cx.ws.take(out.len());
+        let mixed = normed(&self.attn_sub_norm, out, &mut q);
         self.o_proj.backward(mixed, dout, &mut dmixed, grads);
-        normed_backward(&self.attn_sub_norm, &saved.out, &mut dmixed, &mut q, grads);
+        normed_backward(&self.attn_sub_norm, out, &mut dmixed, &mut q, grads);
 
-        rotate(&self.q_norm, &saved.q, heads, cx, &mut q);
-        rotate(&self.k_norm, &saved.k, kv_heads, cx, &mut k);
-        let (mut dq, mut dk) = (cx.ws.take(saved.q.len()), cx.ws.take(saved.k.len()));
-        let mut dv = cx.ws.take(saved.v.len());
-        let forward = Attended { q: &q, k: &k, v: &saved.v, out: &saved.out, lse: &saved.lse };
+        rotate(&self.q_norm, &projected.q, heads, cx, &mut q);
+        rotate(&self.k_norm, &projected.k, kv_heads, cx, &mut k);
+        let (mut dq, mut dk) = (cx.ws.take(q.len()), cx.ws.take(k.len()));
+        let mut dv = cx.ws.take(projected.v.len());
+        let forward = Attended { q: &q, k: &k, v: &projected.v, out, lse };
         let gradients = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
         kernels::attention_backward(&self.shape(cx), self.heads.precision, forward, &dmixed, gradients);
 
         // The rotated queries and keys are no longer needed: their buffers take the gradients before the rotation.
-        rotate_backward(&self.k_norm, &saved.k, kv_heads, cx, (&mut dk, &mut k), grads);
-        rotate_backward(&self.q_norm, &saved.q, heads, cx, (&mut dq, &mut q), grads);
+        rotate_backward(&self.k_norm, &projected.k, kv_heads, cx, (&mut dk, &mut k), grads);
+        rotate_backward(&self.q_norm, &projected.q, heads, cx, (&mut dq, &mut q), grads);
         let several: [(_, &[f32]); 3] = [(&self.q_proj, &q), (&self.k_proj, &k), (&self.v_proj, &dv)];
         Linear::backward_each(h, &several, dh, grads);
         for buffer in [dmixed, q, k, dq, dk, dv] {
             cx.ws.give(buffer);
         }
+        again.into_iter().for_each(|again| again.give(cx));
     }
 
     pub fn weights(&self) -> impl Iterator<Item = &Weight> {

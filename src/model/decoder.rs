@@ -246,6 +246,7 @@ pub struct Decoder {
     pub grouping: Grouping,
     inputs: Inputs,
     precision: Precision,
+    recompute: bool,
     pub embed_tokens: Embedding,
     pub layers: Vec<Block>,
     pub norm: RmsNorm,
@@ -274,6 +275,7 @@ impl Decoder {
             grouping,
             inputs: Inputs::F32,
             precision: Precision::F32,
+            recompute: false,
             embed_tokens: Embedding::new("model.embed_tokens", c.vocab_size, c.hidden_size, ends),
             layers: (0..c.layers).map(|i| Block::new(&format!("model.layers.{i}"), c, blocks)).collect(),
             norm: RmsNorm::new("model.norm", c.hidden_size, c.rms_norm_eps),
@@ -302,8 +304,19 @@ impl Decoder {
         self.layers.iter_mut().for_each(|block| block.self_attn.set_precision(precision));
     }
 
+    /// Whether logits of so many rows of a batch exist, some at a time; otherwise the loss is taken with the head.
+    pub fn keeps_logits(&self, rows: usize) -> bool {
+        kernels::head::with_loss(rows, self.head().matrix()).is_none()
+    }
+
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// Whether a backward pass makes the projections of each block again, bit for bit, and none are kept from the forward
+    /// pass; off in a new decoder. It costs a third of the blocks' forward products and saves most of what a batch keeps.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// Every tensor once, in a fixed order.
@@ -348,7 +361,8 @@ impl Decoder {
         let Pass { blocks, last, ws, .. } = pass;
         let mut x = ws.take(tokens.len() * self.config.hidden_size);
         self.embed_tokens.forward(tokens, &mut x);
-        let mut cx = Context { dropout, ..Context::new(rows, &self.rope, ws) };
+        let recompute = self.recompute && keep;
+        let mut cx = Context { dropout, recompute, ..Context::new(rows, &self.rope, ws) };
         dropout::whole(&mut cx, dropout::EMBEDDING, &mut x);
         for (layer, block) in self.layers.iter().enumerate() {
             let saved = &mut blocks[if keep { layer } else { 0 }];
@@ -462,7 +476,8 @@ impl Decoder {
         let mut dx = h;
         self.norm.backward(last, &dh, &mut dx, To::Set, grads);
         grads.finished_from(&self.norm.gain);
-        let mut cx = Context { dropout, ..Context::new(&rows, &self.rope, ws) };
+        let recompute = self.recompute;
+        let mut cx = Context { dropout, recompute, ..Context::new(&rows, &self.rope, ws) };
         for (layer, (block, saved)) in self.layers.iter().zip(blocks).enumerate().rev() {
             block.backward(layer, &mut dx, &mut cx, saved, grads);
             grads.finished_from(&block.input_layernorm.gain);

@@ -17,7 +17,7 @@ pub struct FeedForward {
     activation: Activation,
 }
 
-/// What the backward pass needs: both projections as they came; the activation is done again.
+/// What the backward pass needs: both projections as they came, unless it makes them again; the activation is done again.
 #[derive(Debug, Default)]
 pub struct FeedForwardSaved {
     gate: Buffer,
@@ -27,6 +27,11 @@ pub struct FeedForwardSaved {
 impl FeedForwardSaved {
     pub(super) fn parts(&self) -> impl Iterator<Item = (&'static str, &Buffer)> {
         [("gate", &self.gate), ("up projection", &self.up)].into_iter()
+    }
+
+    fn give(self, cx: &mut Context<'_>) {
+        cx.ws.give(self.gate);
+        cx.ws.give(self.up);
     }
 }
 
@@ -48,17 +53,33 @@ impl FeedForward {
 
     /// `out += down(norm(act(h)))` for `h` `[n, C]`.
     pub fn forward(&self, h: &[f32], cx: &mut Context<'_>, saved: &mut FeedForwardSaved, out: &mut [f32]) {
-        let len = cx.rows.count() * self.up_proj.weight.shape[0];
-        let FeedForwardSaved { gate, up } = saved;
-        gate.resize(if self.gate_proj.is_some() { len } else { 0 });
-        up.resize(len);
-        let gated = self.gate_proj.iter().zip([gate]);
-        Linear::forward_each(h, gated.chain([(&self.up_proj, up)]));
+        let mut passing = cx.recompute.then(|| self.take(cx));
+        let saved = passing.as_mut().unwrap_or(saved);
+        self.project(h, cx.rows.count(), saved);
+        let len = saved.up.len();
         let (mut act, mut h) = (cx.ws.take(len), cx.ws.take(self.normed_len(len)));
         self.activate(saved, &mut act);
         self.down_proj.forward(normed(&self.ffn_sub_norm, &act, &mut h), out, To::Add);
         cx.ws.give(act);
         cx.ws.give(h);
+        passing.into_iter().for_each(|passing| passing.give(cx));
+    }
+
+    /// Gate and up projection of `n` rows.
+    fn project(&self, h: &[f32], n: usize, projected: &mut FeedForwardSaved) {
+        let len = n * self.up_proj.weight.shape[0];
+        let FeedForwardSaved { gate, up } = projected;
+        gate.resize(if self.gate_proj.is_some() { len } else { 0 });
+        up.resize(len);
+        let gated = self.gate_proj.iter().zip([gate]);
+        Linear::forward_each(h, gated.chain([(&self.up_proj, up)]));
+    }
+
+    /// Room for both projections, for as long as they are needed.
+    fn take(&self, cx: &mut Context<'_>) -> FeedForwardSaved {
+        let len = cx.rows.count() * self.up_proj.weight.shape[0];
+        let gate = if self.gate_proj.is_some() { len } else { 0 };
+        FeedForwardSaved { gate: cx.ws.take(gate), up: cx.ws.take(len) }
     }
 
     /// Mirror of [`FeedForward::forward`]: from `dout` the gradients of all weights, and `dh`.
@@ -71,6 +92,12 @@ impl FeedForward {
         dh: &mut [f32],
         grads: &mut Gradients,
     ) {
+        let again = cx.recompute.then(|| {
+            let mut again = self.take(cx);
+            self.project(h, cx.rows.count(), &mut again);
+            again
+        });
+        let saved = again.as_ref().unwrap_or(saved);
         let len = saved.up.len();
         // `d` is the gradient by the activation, then that by the up projection.
         let (mut act, mut d) = (cx.ws.take(len), cx.ws.take(len));
@@ -92,6 +119,7 @@ impl FeedForward {
         for buffer in [act, d, scratch] {
             cx.ws.give(buffer);
         }
+        again.into_iter().for_each(|again| again.give(cx));
     }
 
     /// Values that the norm before the last projection needs room for.

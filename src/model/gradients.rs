@@ -11,13 +11,12 @@ use crate::kernels::{self, Buffer};
 /// A backward pass reads the weights and adds to these. Several passes share the weights, each with gradients of its own.
 ///
 /// ```
-/// use ternlm::kernels::To;
 /// use ternlm::model::{Gradients, Latents, Linear, Role};
 /// let mut layer = Linear::new("layer", 256, 8, Role::FeedForward, Some(Default::default()), false);
 /// let mut latents = Latents::random(layer.weights_mut(), 0, None)?;
 /// let mut grads = Gradients::zeros(layer.weights());
 /// let (x, dy, mut dx) = ([1.0; 256], [0.5; 8], [0.0; 256]);
-/// layer.backward(&x, &dy, &mut dx, To::Set, &mut grads);
+/// layer.backward(&x, &dy, &mut dx, &mut grads);
 /// assert!(grads.get(&layer.weight).iter().all(|g| *g == 0.5));
 /// # Ok::<(), ternlm::Error>(())
 /// ```

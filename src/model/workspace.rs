@@ -35,12 +35,14 @@ pub struct Context<'a> {
     pub(super) rope: &'a RopeTable,
     /// In the passes of a training that has it.
     pub(super) dropout: Option<Dropout<'a>>,
+    /// Whether projections are made again in the backward pass, in place of being kept.
+    pub(super) recompute: bool,
     pub(super) ws: &'a mut Workspace,
 }
 
 impl<'a> Context<'a> {
     pub(super) fn new(rows: &'a Rows, rope: &'a RopeTable, ws: &'a mut Workspace) -> Self {
-        Self { rows, rope, dropout: None, ws }
+        Self { rows, rope, dropout: None, recompute: false, ws }
     }
 
     /// Values of a row of `x`.

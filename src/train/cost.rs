@@ -46,10 +46,11 @@ pub fn flops_per_token(c: &ModelConfig, seq: usize) -> f64 {
 }
 
 /// Values that a block keeps of a row for the backward pass: two residual streams, queries, keys, values, attention's
-/// output and its log-sum-exps, and the projections to the width of the feed-forward network.
-pub fn saved_by_block(c: &ModelConfig) -> usize {
-    let attention = (2 * c.heads + 2 * c.kv_heads) * c.head_dim + c.heads;
-    2 * c.hidden_size + attention + widening(c) * c.intermediate_size
+/// output and its log-sum-exps, and the projections to the width of the feed-forward network; with `recompute` no
+/// projections.
+pub fn saved_by_block(c: &ModelConfig, recompute: bool) -> usize {
+    let projections = (c.heads + 2 * c.kv_heads) * c.head_dim + widening(c) * c.intermediate_size;
+    2 * c.hidden_size + c.heads * (c.head_dim + 1) + if recompute { 0 } else { projections }
 }
 
 /// Bytes of what an optimizer remembers.
@@ -96,7 +97,7 @@ pub fn annealed_bytes(c: &ModelConfig, t: &TernaryConfig) -> u128 {
 /// Bytes of a teacher's pass over `rows` tokens, without its weights: the activations of a block, and logits.
 pub fn teacher_pass_bytes(c: &ModelConfig, rows: u128) -> u128 {
     let logits = cross_entropy::logits_at_once(c.vocab_size, usize::try_from(rows).unwrap_or(usize::MAX));
-    4 * rows * (saved_by_block(c) + passing(c)) as u128 + 4 * logits as u128
+    4 * rows * (saved_by_block(c, false) + passing(c)) as u128 + 4 * logits as u128
 }
 
 /// Beside what blocks save, some buffers of the width of the residual stream; values of a row.
@@ -107,7 +108,8 @@ fn passing(c: &ModelConfig) -> usize {
 /// Bytes of a training that takes `rows` tokens at a time, in each of `among` processes that share the moments out: latents,
 /// gradients, moments and saved activations.
 pub fn training_bytes(c: &ModelConfig, t: &TrainConfig, rows: u128, among: usize) -> u128 {
-    let activations = 4 * rows * (c.layers as u128 * saved_by_block(c) as u128 + passing(c) as u128);
+    let activations =
+        4 * rows * (c.layers as u128 * saved_by_block(c, t.recompute) as u128 + passing(c) as u128);
     8 * c.parameters() + own_moment_bytes(c, t, among) + activations
 }
 
@@ -120,7 +122,13 @@ pub fn least_traffic(trainer: &Trainer) -> f64 {
     let c = &decoder.config;
     let seqs = Sequences::new(t.batch, trainer.source.seq());
     let parts = decoder.parts(seqs);
-    let chunks = seqs.rows().div_ceil(parts).div_ceil(cross_entropy::rows_at_once(c.vocab_size));
+    let of_part = seqs.rows().div_ceil(parts);
+    // Where no logits are kept, their gradients are, in two bytes each.
+    let (chunks, logits) = if trainer.teacher.is_none() && !decoder.keeps_logits(of_part) {
+        (1, c.vocab_size)
+    } else {
+        (of_part.div_ceil(cross_entropy::rows_at_once(c.vocab_size)), 5 * c.vocab_size)
+    };
 
     // Of the update: gradients are zeroed, read for the norm and read again; weights are read and written, moments too.
     let (mut once, mut each_batch) = (2 * moment_bytes(c, t) as usize, 0);
@@ -148,7 +156,7 @@ pub fn least_traffic(trainer: &Trainer) -> f64 {
         each_batch += (parts - 1) * 4 * 4 * w.len();
     }
     // Logits are made, replaced by their gradient, and read by two products.
-    each_batch += 4 * seqs.rows() * (5 * c.vocab_size + 2 * c.layers * saved_by_block(c));
+    each_batch += 4 * seqs.rows() * (logits + 2 * c.layers * saved_by_block(c, t.recompute));
     (once + t.accumulate * each_batch) as f64
 }
 
@@ -236,11 +244,15 @@ mod tests {
     #[test]
     fn blocks_save_what_the_formula_says() {
         for c in shapes() {
-            let decoder = Decoder::new(&c, Scope::Blocks, Grouping::default());
-            let (mut state, mut grads) = (State::default(), Gradients::zeros(decoder.weights()));
-            let (tokens, seqs) = ([1; 12], Sequences::new(2, 6));
-            decoder.loss_and_gradient(&tokens, &tokens, seqs, 1.0, &mut state, &mut grads);
-            assert_eq!(state.saved_by_blocks(), vec![seqs.rows() * saved_by_block(&c); c.layers], "{c:?}");
+            for recompute in [false, true] {
+                let mut decoder = Decoder::new(&c, Scope::Blocks, Grouping::default());
+                decoder.set_recompute(recompute);
+                let (mut state, mut grads) = (State::default(), Gradients::zeros(decoder.weights()));
+                let (tokens, seqs) = ([1; 12], Sequences::new(2, 6));
+                decoder.loss_and_gradient(&tokens, &tokens, seqs, 1.0, &mut state, &mut grads);
+                let saved = seqs.rows() * saved_by_block(&c, recompute);
+                assert_eq!(state.saved_by_blocks(), vec![saved; c.layers], "{c:?}");
+            }
         }
     }
 

@@ -155,6 +155,7 @@ fn refusal(key: &str, asked: &Recipe) -> Option<&'static str> {
         | "train.batch"
         | "train.accumulate"
         | "train.precision"
+        | "train.recompute"
         | "train.lr"
         | "train.weight_decay"
         | "train.weight_decay_until"
@@ -300,8 +301,8 @@ mod tests {
                       report.min_accuracy report.prompts report.sample_tokens report.temperature report.test \
                       report.top_p train.accumulate train.batch train.beta1 train.beta2 train.cautious \
                       train.clip train.decay_fraction train.dropout train.eps train.eval_every train.eval_sequences train.floor train.keep \
-                      train.log_every train.lr train.momentum train.muon_lr train.muon_steps train.precision train.save_every \
-                      train.schedule train.seq train.steps train.warmup train.weight_decay train.weight_decay_until train.z_loss";
+                      train.log_every train.lr train.momentum train.muon_lr train.muon_steps train.precision train.recompute \
+                      train.save_every train.schedule train.seq train.steps train.warmup train.weight_decay train.weight_decay_until train.z_loss";
         assert_eq!(free, wanted.split_whitespace().collect::<Vec<_>>());
     }
 

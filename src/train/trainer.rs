@@ -176,6 +176,7 @@ impl Trainer {
         let (t, seq) = (&self.recipe.train, self.source.seq());
         let (decoder, grads, together) = (&mut self.model.decoder, &mut self.grads, &mut self.together);
         decoder.set_precision(t.precision);
+        decoder.set_recompute(t.recompute);
         let teacher = self.teacher.as_mut().zip(self.recipe.taught());
         let teacher = teacher.map(|(teacher, how)| teacher.at(t.precision, how));
         // Costs nothing after a step that went well.

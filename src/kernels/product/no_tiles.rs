@@ -54,4 +54,8 @@ impl Laid {
     pub fn times(&self, _: Left<'_>, _: usize, _: Target<'_>) {
         unreachable!("{NONE}");
     }
+
+    pub fn times_above_diagonal(&self, _: Left<'_>, _: usize, _: Target<'_>) {
+        unreachable!("{NONE}");
+    }
 }

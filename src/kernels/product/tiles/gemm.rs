@@ -155,6 +155,23 @@ impl Laid {
         );
     }
 
+    /// As [`Laid::times`], strips of the rows from their place on the diagonal on.
+    pub fn times_above_diagonal(&self, a: Left<'_>, strip: usize, c: Target<'_>) {
+        let c = Output::new(c, self.n, self.n);
+        let strips = (0..self.n).step_by(strip);
+        let run = |first: usize| {
+            let rows = first..self.n.min(first + strip);
+            // SAFETY: this instruction set was found on this machine.
+            scratch::with(|scratch| unsafe {
+                match self.parts {
+                    ROUNDED => self.task::<ROUNDED>(a, rows, first..self.n, c, scratch),
+                    _ => self.task::<WHOLE>(a, rows, first..self.n, c, scratch),
+                }
+            });
+        };
+        if threads::count() > 1 { strips.par_bridge().for_each(run) } else { strips.for_each(run) }
+    }
+
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn task<const PARTS: usize>(
         &self,
