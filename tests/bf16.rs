@@ -161,6 +161,52 @@ fn products_equal_the_reference_of_rounded_operands() {
 }
 
 #[test]
+fn a_matrix_kept_in_bf16_is_multiplied_by_its_transpose_and_by_square_ones() {
+    on_every_isa(|rng| {
+        for (rows, cols) in [(8, 20), (33, 40), (40, 33), (96, 96), (130, 300), (300, 130), (1100, 64)] {
+            let (x, n) = (rng.normal(rows * cols), rows.min(cols));
+            let mut halves = k::Halves::scaled(0.25, &x, rows, cols);
+            let used: Vec<f64> = x.iter().map(|x| reference::bf16(0.25 * x) as f64).collect();
+            let turned: Vec<f64> = (0..rows * cols).map(|i| used[i % rows * cols + i / rows]).collect();
+            let mut gram = vec![f32::NAN; n * n];
+            halves.gram(&mut gram);
+            let want = if rows <= cols {
+                reference::matmul(&used, &turned, rows, cols, rows)
+            } else {
+                reference::matmul(&turned, &used, cols, rows, cols)
+            };
+            close(&gram, &want, rows.max(cols), &format!("gram of {rows} x {cols}"));
+
+            // Not symmetric: the side counts.
+            let p = rng.normal(n * n);
+            let p_used: Vec<f64> = p.iter().map(|p| reference::bf16(*p) as f64).collect();
+            let product = if rows <= cols {
+                reference::matmul(&p_used, &used, rows, rows, cols)
+            } else {
+                reference::matmul(&used, &p_used, rows, cols, cols)
+            };
+            let run = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut halves = k::Halves::scaled(0.25, &x, rows, cols);
+                let mut got = vec![0.0; rows * cols];
+                pool.install(|| halves.multiply_add(&p, -1.5));
+                halves.widen(&mut got);
+                got
+            };
+            let got = run(1);
+            assert!(got == run(3), "the same for any number of threads");
+            for (at, ((got, x), product)) in got.iter().zip(&used).zip(&product).enumerate() {
+                let want = product - 1.5 * x;
+                // Half of the last of eight digits, and what sums are off by.
+                let bound = want.abs() / 256.0 + 1e-4;
+                assert!((*got as f64 - want).abs() <= bound, "{rows} x {cols}, {at}: {got}, {want}");
+                assert_eq!(reference::bf16(*got), *got);
+            }
+        }
+    });
+}
+
+#[test]
 fn products_are_the_same_for_any_number_of_threads_and_keep_what_is_not_finite() {
     on_every_isa(|rng| {
         let (n, out, inputs) = (130, 257, 400);

@@ -61,7 +61,7 @@ pub use memory::LargePages;
 pub use moments::{BLOCK, Codes, Moments, dither_key};
 pub use norm::{rms_norm, rms_norm_backward};
 pub use optimizer::{AdamW, Latents, Pass, Rule, Updated, cautious, scale_add, update};
-pub use product::{Rhs, Target, Threads, View, gemm, head, linear, pack, symmetric_gemm};
+pub use product::{Halves, Rhs, Target, Threads, View, gemm, head, linear, pack, symmetric_gemm};
 pub use project::{near_thresholds, project};
 pub use reduce::{add_in_order, add_in_order_bf16, from_bf16, to_bf16};
 pub use reference::AttentionShape;

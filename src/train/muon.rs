@@ -2,7 +2,7 @@
 
 use crate::config::Precision;
 use crate::error::Result;
-use crate::kernels::{self, Latents, Moments, Pass, Rhs, Rule, Target, Threads, To, Updated, View};
+use crate::kernels::{self, Halves, Latents, Moments, Pass, Rhs, Rule, Target, Threads, To, Updated, View};
 
 /// Coefficients of the quintic, chosen by its authors for speed at zero rather than for convergence to 1.
 const QUINTIC: (f32, f32, f32) = (3.4445, -4.7750, 2.0315);
@@ -52,8 +52,8 @@ pub fn apply(rule: &Muon, matrix: Latents<'_>, update: &mut [f32], pass: Pass) -
 }
 
 /// Replaces `x` by nearly `U Vᵀ` of its singular value decomposition `U S Vᵀ`: after five `steps` singular values stand between
-/// 0.7 and 1.2, but for those that were tiny; each step makes these 3.4 times as large. The operands of its products are rounded
-/// to `precision`.
+/// 0.7 and 1.2, but for those that were tiny; each step makes these 3.4 times as large. In bf16 the operands of all products are rounded,
+/// and `X` after each step, as its authors do.
 ///
 /// A Newton–Schulz step is `X := a X + B X` with `A = X Xᵀ` and `B = b A + c A²`. The square matrices of all steps are
 /// polynomials of the first `A`: they are symmetric and commute, and half of each is computed.
@@ -62,25 +62,35 @@ pub fn orthogonalise(rows: usize, cols: usize, x: &mut [f32], steps: u32, precis
     if norm == 0.0 {
         return;
     }
-    let mut next = vec![0f32; x.len()];
-    kernels::scale_add(1.0 / (norm * 1.0001), x, 0.0, &next);
+    let factor = 1.0 / (norm * 1.0001);
     // On the short side: A = X Xᵀ, or Xᵀ X and multiplication from the right.
     let (n, k) = (rows.min(cols), rows.max(cols));
     let square = Square { n, precision };
     let (mut a, mut p) = (vec![0f32; n * n], vec![0f32; n * n]);
+    if precision == Precision::Bf16 {
+        let mut halves = Halves::scaled(factor, x, rows, cols);
+        for _ in 0..steps {
+            halves.gram(&mut a);
+            square.polynomial(&a, &mut p);
+            halves.multiply_add(&p, QUINTIC.0);
+        }
+        return halves.widen(x);
+    }
+    let mut next = vec![0f32; x.len()];
+    kernels::scale_add(factor, x, 0.0, &next);
     let gram = |x: &[f32], a: &mut [f32]| {
-        let view = View::rows(x, cols).rounded(precision);
+        let view = View::rows(x, cols);
         let (left, right) = if rows <= cols { (view, view.t()) } else { (view.t(), view) };
         kernels::symmetric_gemm(n, k, left, right, a, Threads::All);
     };
     let multiply = |p: &[f32], x: &[f32], out: &mut [f32]| {
-        let (p, x) = (View::rows(p, n).rounded(precision), View::rows(x, cols).rounded(precision));
+        let (p, x) = (View::rows(p, n), View::rows(x, cols));
         let ((left, right), data) = (if rows <= cols { (p, x) } else { (x, p) }, out);
         let target = Target { data, stride: cols, to: To::Set };
         kernels::gemm(rows, cols, n, left, Rhs::Dense(right), target, Threads::All);
     };
     gram(x, &mut a);
-    if precision == Precision::F32 && k > n {
+    if k > n {
         // The factors `P = a I + B` of all steps are multiplied, and the long side meets their product once. Where `A` is
         // small, what rounding left there grows by a² a step: to some 1e-4 in f32, beyond all bounds in bf16.
         let mut all = vec![0f32; n * n];

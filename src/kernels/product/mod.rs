@@ -19,6 +19,7 @@
 
 mod blocked;
 mod dots;
+mod halves;
 pub mod head;
 pub mod linear;
 mod lookup;
@@ -35,6 +36,7 @@ mod tiles;
 mod tiles;
 mod way;
 
+pub use halves::Halves;
 pub use operands::{Rhs, Target, Threads, View};
 pub(super) use pack::decode;
 pub use packed::pack;

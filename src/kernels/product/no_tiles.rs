@@ -36,6 +36,14 @@ pub fn gemm(_: Sizes, _: View<'_>, _: View<'_>, _: Target<'_>, _: usize) {
     unreachable!("{NONE}");
 }
 
+pub fn gram(_: &[u16], _: [usize; 2], _: usize, _: &mut [f32]) {
+    unreachable!("{NONE}");
+}
+
+pub fn multiply_add(_: &[f32], _: f32, _: &mut [u16], _: [usize; 2]) {
+    unreachable!("{NONE}");
+}
+
 pub fn loss_and_gradients(_: Head<'_>) {
     unreachable!("{NONE}");
 }

@@ -9,7 +9,7 @@ use crate::kernels::isa::kernel;
 use crate::kernels::to::To;
 
 /// Rows computed together, from the diagonal on: fewer leave less to compute below it, more are multiplied faster.
-const STRIP: usize = 128;
+pub(super) const STRIP: usize = 128;
 /// `C = A B`, `A` `[n, k]`, `B` `[k, n]`, `C` `[n, n]`, of which what is on and above the diagonal is computed.
 ///
 /// ```
@@ -43,7 +43,7 @@ pub fn symmetric_gemm(n: usize, k: usize, a: View<'_>, b: View<'_>, c: &mut [f32
 
 kernel! {
     /// What is below the diagonal becomes what is above it.
-    fn mirror<S>(n: usize, c: &mut [f32]) {
+    pub(super) fn mirror<S>(n: usize, c: &mut [f32]) {
         assert_eq!(c.len(), n * n);
         let whole = n / S::LANES * S::LANES;
         for i in (0..n).step_by(S::LANES) {

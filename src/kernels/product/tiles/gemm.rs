@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use std::ops::Range;
 
-use super::split::{self, DEPTH, Operand, ROUNDED, Side, WHOLE, lines};
+use super::split::{self, DEPTH, Element, Operand, ROUNDED, Side, WHOLE, lines};
 use super::unit::Unit;
 use super::{COLUMNS, Part, ROWS, Scratch, block, each, panel_times};
 use crate::config::Precision;
@@ -49,10 +49,10 @@ fn gemm_task<const PARTS: usize>(
         let steps = kc.div_ceil(DEPTH);
         let c = c.part(k0 == 0);
         let b_packed = scratch.b.first(columns.len().div_ceil(PANEL) * lines(PARTS) * steps);
-        split::pack::<PARTS>(b, Side::B, columns.start, k0, kc, None, b_packed);
+        split::pack::<PARTS, _>(b, Side::B, columns.start, k0, kc, None, b_packed);
         let a_packed = scratch.a.first(lines(PARTS) * steps);
         for i in rows.clone().step_by(PANEL) {
-            split::pack::<PARTS>(a, Side::A, i, k0, kc, None, a_packed);
+            split::pack::<PARTS, _>(a, Side::A, i, k0, kc, None, a_packed);
             let part = Part { rows: i..rows.end, columns: columns.clone(), first: k0 == 0 };
             // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
             unsafe {
@@ -89,6 +89,8 @@ impl Drop for Laid {
 pub enum Left<'a> {
     /// As it lies in memory.
     Dense(View<'a>),
+    /// Rounded before, as it lies in memory.
+    Halves(Operand<'a, u16>),
     /// Laid out too: blocks along `k`, so many lines apart, in each the panels of all rows.
     Laid(&'a [Line], usize),
 }
@@ -104,14 +106,23 @@ impl Laid {
 
     /// [`Laid::new`] in blocks of `depth`.
     pub fn of<const PARTS: usize>(b: View<'_>, k: usize, n: usize, depth: usize) -> Self {
-        let b = Operand::b(b, k, n);
+        Self::of_operand::<PARTS, _>(Operand::b(b, k, n), k, n, depth)
+    }
+
+    /// [`Laid::of`] columns of `B`.
+    pub fn of_operand<const PARTS: usize, T: Element>(
+        b: Operand<'_, T>,
+        k: usize,
+        n: usize,
+        depth: usize,
+    ) -> Self {
         let across = n.div_ceil(PANEL) * lines(PARTS);
         let mut kept: Kept = scratch::take();
         let all = kept.0.first(across * k.div_ceil(DEPTH));
         let blocks = all.chunks_mut(across * depth / DEPTH).zip((0..k).step_by(depth));
         // SAFETY: this instruction set was found on this machine.
         let run = |(to, k0): (&mut [Line], usize)| unsafe {
-            split::pack::<PARTS>(b, Side::B, 0, k0, depth.min(k - k0), None, to);
+            split::pack::<PARTS, _>(b, Side::B, 0, k0, depth.min(k - k0), None, to);
         };
         if threads::count() > 1 {
             blocks.par_bridge().for_each(run)
@@ -121,7 +132,8 @@ impl Laid {
         Self { kept, k, n, parts: PARTS, depth }
     }
 
-    fn lines(&self) -> &[Line] {
+    /// The panels of all columns, block by block.
+    pub fn lines(&self) -> &[Line] {
         self.kept.0.as_slice(self.n.div_ceil(PANEL) * lines(self.parts) * self.k.div_ceil(DEPTH))
     }
 
@@ -192,10 +204,24 @@ impl Laid {
             for i in rows.clone().step_by(PANEL) {
                 let a = match a {
                     Left::Laid(a, stride) => &a[block * stride + i / PANEL * panel..][..panel],
+                    Left::Halves(a) => {
+                        let packed = packed.first(panel);
+                        let kc = self.depth.min(self.k - k0);
+                        split::pack::<ROUNDED, _>(a, Side::A, i, k0, kc, None, packed);
+                        packed
+                    }
                     Left::Dense(a) => {
                         let packed = packed.first(panel);
                         let kc = self.depth.min(self.k - k0);
-                        split::pack::<PARTS>(Operand::a(a, c.rows, self.k), Side::A, i, k0, kc, None, packed);
+                        split::pack::<PARTS, _>(
+                            Operand::a(a, c.rows, self.k),
+                            Side::A,
+                            i,
+                            k0,
+                            kc,
+                            None,
+                            packed,
+                        );
                         packed
                     }
                 };

@@ -218,7 +218,7 @@ fn gradients_task(
                 for j in (0..some.len()).step_by(PANEL) {
                     let at = STEP * ((some.start - outputs.start + j) / PANEL * steps + step);
                     let to = &mut gradients[at..at + STEP];
-                    split::pack::<ROUNDED>(turned, Side::A, j, 0, rows.len(), None, to);
+                    split::pack::<ROUNDED, _>(turned, Side::A, j, 0, rows.len(), None, to);
                 }
             }
             let _time = scope(Phase::InputGradient);
@@ -230,7 +230,7 @@ fn gradients_task(
                 (b, rest) = rest.split_at(across(&columns));
                 let scales = &scales[(cut.segments.len() + g) * OUTPUTS..];
                 let a = scaled.first(lines(ROUNDED) * steps);
-                split::pack::<ROUNDED>(operand, Side::A, 0, 0, some.len(), Some(scales), a);
+                split::pack::<ROUNDED, _>(operand, Side::A, 0, 0, some.len(), Some(scales), a);
                 let part = Part { rows: rows.clone(), columns, first: false };
                 // SAFETY: the panels hold `steps` steps; these rows of the result are this task's alone.
                 unsafe {
@@ -253,7 +253,7 @@ fn lay_out(cut: &Cut<'_>, x: &[f32], n: usize, scratch: &mut Scratch) {
     for segment in &cut.segments {
         let part;
         (part, rest) = rest.split_at_mut(panels * lines(ROUNDED) * Cut::steps(segment));
-        split::pack::<ROUNDED>(operand, Side::A, 0, segment.start, segment.len(), None, part);
+        split::pack::<ROUNDED, _>(operand, Side::A, 0, segment.start, segment.len(), None, part);
     }
 }
 

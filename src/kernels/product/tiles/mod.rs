@@ -17,6 +17,7 @@
 //! Tasks are rectangles of the result, packed and multiplied by one thread; each element is summed over `k` in one order.
 
 mod gemm;
+mod halves;
 mod head;
 mod int8;
 mod packed;
@@ -40,6 +41,7 @@ use crate::ternary::TernaryMatrix;
 use self::unit::Unit;
 
 pub use gemm::{Laid, Left, gemm};
+pub use halves::{gram, multiply_add};
 pub use head::loss_and_gradients;
 pub use int8::{forward as forward_int8, forward_packed};
 pub use trits::fits;
@@ -159,7 +161,7 @@ fn forward_task<const PARTS: usize>(
         for segment in segments {
             let part;
             (part, rest) = rest.split_at_mut(panels * lines(PARTS) * segment.len().div_ceil(DEPTH));
-            split::pack::<PARTS>(x, Side::A, rows.start, segment.start, segment.len(), None, part);
+            split::pack::<PARTS, _>(x, Side::A, rows.start, segment.start, segment.len(), None, part);
         }
         for j0 in columns.clone().step_by(SOME_COLUMNS) {
             let some = (columns.end - j0).min(SOME_COLUMNS);
@@ -402,7 +404,7 @@ fn backward_input_task<const PARTS: usize>(
             let b = b.first((end - start).div_ceil(PANEL) * STEP * steps);
             trits::pack_columns(w, start, end, k0, kc, b);
             for i in rows.clone().step_by(PANEL) {
-                split::pack::<PARTS>(dy, Side::A, i, k0, kc, Some(scales), a);
+                split::pack::<PARTS, _>(dy, Side::A, i, k0, kc, Some(scales), a);
                 let part = Part { rows: i..rows.end, columns: start..end, first: k0 == 0 };
                 // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
                 unsafe {

@@ -27,8 +27,8 @@ pub const fn lines(parts: usize) -> usize {
 
 /// Rows of `A`, or columns of `B`, as they lie in memory.
 #[derive(Clone, Copy)]
-pub struct Operand<'a> {
-    data: &'a [f32],
+pub struct Operand<'a, T = f32> {
+    data: &'a [T],
     /// Between neighbours across `k`, or along it: the other distance is 1.
     stride: usize,
     /// Whether neighbours in memory are neighbours along `k`.
@@ -69,11 +69,117 @@ impl<'a> Operand<'a> {
     }
 }
 
+impl<'a> Operand<'a, u16> {
+    /// Rows of bf16, which are rows of `A`, or columns of `B`, as they are; `turned`, their columns are.
+    pub fn halves(data: &'a [u16], [rows, cols]: [usize; 2], turned: bool) -> Self {
+        assert_eq!(data.len(), rows * cols, "values of [{rows}, {cols}]");
+        let (len, depth) = if turned { (cols, rows) } else { (rows, cols) };
+        Self { data, stride: cols, along_k: !turned, len, depth }
+    }
+}
+
+/// Values that panels are packed from.
+pub trait Element: Copy + Sync {
+    /// As [`row`].
+    ///
+    /// # Safety
+    /// As [`row`].
+    unsafe fn row<const PARTS: usize, const NARROWS: bool, const FACTORS: bool>(
+        x: *const Self,
+        kc: usize,
+        steps: usize,
+        stride: usize,
+        factors: *const f32,
+        to: *mut Line,
+    );
+
+    /// As [`across`].
+    ///
+    /// # Safety
+    /// As [`across`].
+    unsafe fn across<const PARTS: usize, const NARROWS: bool>(
+        upper: *const Self,
+        uppers: usize,
+        lower: *const Self,
+        lowers: usize,
+        to: *mut Line,
+    );
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn row<const PARTS: usize, const NARROWS: bool, const FACTORS: bool>(
+        x: *const f32,
+        kc: usize,
+        steps: usize,
+        stride: usize,
+        factors: *const f32,
+        to: *mut Line,
+    ) {
+        // SAFETY: by the caller's word, who has AVX-512.
+        unsafe { row::<PARTS, NARROWS, FACTORS>(x, kc, steps, stride, factors, to) }
+    }
+
+    #[inline(always)]
+    unsafe fn across<const PARTS: usize, const NARROWS: bool>(
+        upper: *const f32,
+        uppers: usize,
+        lower: *const f32,
+        lowers: usize,
+        to: *mut Line,
+    ) {
+        // SAFETY: as above.
+        unsafe { across::<PARTS, NARROWS>(upper, uppers, lower, lowers, to) }
+    }
+}
+
+/// A bf16, which is its one part.
+impl Element for u16 {
+    #[inline(always)]
+    unsafe fn row<const PARTS: usize, const NARROWS: bool, const FACTORS: bool>(
+        x: *const u16,
+        kc: usize,
+        steps: usize,
+        stride: usize,
+        _: *const f32,
+        to: *mut Line,
+    ) {
+        const { assert!(PARTS == ROUNDED) };
+        assert!(!FACTORS, "factors of values that are rounded already");
+        for s in 0..steps {
+            let x = x.wrapping_add(s * DEPTH);
+            let mask = ((1u64 << kc.saturating_sub(s * DEPTH).min(DEPTH)) - 1) as u32;
+            fetch(x.wrapping_add(2 * ROWS_AHEAD * stride).cast());
+            // SAFETY: lanes behind the mask are not touched; the lines by the caller's word.
+            unsafe {
+                _mm512_store_si512(to.add(s * lines(PARTS)).cast(), _mm512_maskz_loadu_epi16(mask, x.cast()))
+            };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn across<const PARTS: usize, const NARROWS: bool>(
+        upper: *const u16,
+        uppers: usize,
+        lower: *const u16,
+        lowers: usize,
+        to: *mut Line,
+    ) {
+        let mask = |len: usize| ((1u32 << len) - 1) as u16;
+        // SAFETY: lanes behind the masks are not touched; the line by the caller's word.
+        unsafe {
+            let upper = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask(uppers), upper.cast()));
+            let lower = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask(lowers), lower.cast()));
+            _mm512_store_si512(to.cast(), _mm512_or_si512(upper, _mm512_slli_epi32::<16>(lower)));
+        }
+    }
+}
+
 /// Panels from row (or column) `first` on, as many as `to` holds, of `k0 .. k0 + kc`, in `PARTS` parts; rows and `k` past
 /// the end are zeros. With `factors`, one for each `k`, the values are multiplied by these first.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub fn pack<const PARTS: usize>(
-    operand: Operand<'_>,
+pub fn pack<const PARTS: usize, T: Element>(
+    operand: Operand<'_, T>,
     side: Side,
     first: usize,
     k0: usize,
@@ -82,16 +188,16 @@ pub fn pack<const PARTS: usize>(
     to: &mut [Line],
 ) {
     if PARTS == ROUNDED && amx::narrows() {
-        pack_in::<PARTS, true>(operand, side, first, k0, kc, factors, to)
+        pack_in::<PARTS, true, T>(operand, side, first, k0, kc, factors, to)
     } else {
-        pack_in::<PARTS, false>(operand, side, first, k0, kc, factors, to)
+        pack_in::<PARTS, false, T>(operand, side, first, k0, kc, factors, to)
     }
 }
 
 /// [`pack`], `NARROWS` with the instruction for it.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn pack_in<const PARTS: usize, const NARROWS: bool>(
-    operand: Operand<'_>,
+fn pack_in<const PARTS: usize, const NARROWS: bool, T: Element>(
+    operand: Operand<'_, T>,
     side: Side,
     first: usize,
     k0: usize,
@@ -117,8 +223,17 @@ fn pack_in<const PARTS: usize, const NARROWS: bool>(
                     let x = operand.data.as_ptr().wrapping_add(i * operand.stride + k0);
                     let to = at.add(line(p, 0, r));
                     match factors {
-                        None => row::<PARTS, NARROWS, false>(x, kc, steps, operand.stride, x, to),
-                        Some(f) => row::<PARTS, NARROWS, true>(x, kc, steps, operand.stride, f.as_ptr(), to),
+                        None => T::row::<PARTS, NARROWS, false>(
+                            x,
+                            kc,
+                            steps,
+                            operand.stride,
+                            std::ptr::null(),
+                            to,
+                        ),
+                        Some(f) => {
+                            T::row::<PARTS, NARROWS, true>(x, kc, steps, operand.stride, f.as_ptr(), to)
+                        }
                     }
                 }
             }
@@ -138,10 +253,10 @@ fn pack_in<const PARTS: usize, const NARROWS: bool>(
                             let (upper_len, lower_len) =
                                 (if k < kc { len } else { 0 }, if k + 1 < kc { len } else { 0 });
                             let (upper, lower) = (upper.wrapping_add(i), lower.wrapping_add(i));
-                            fetch(upper.wrapping_add(ahead));
-                            fetch(lower.wrapping_add(ahead));
+                            fetch(upper.wrapping_add(ahead).cast());
+                            fetch(lower.wrapping_add(ahead).cast());
                             let to = at.add(line(p, s, half + r));
-                            across::<PARTS, NARROWS>(upper, upper_len, lower, lower_len, to);
+                            T::across::<PARTS, NARROWS>(upper, upper_len, lower, lower_len, to);
                         }
                     }
                 }
@@ -170,6 +285,26 @@ fn transpose(tile: &mut [Line]) {
 fn fetch(at: *const f32) {
     // SAFETY: a hint; no address can make it fault.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+}
+
+/// The nearest bf16 of 32 values, in order.
+///
+/// # Safety
+/// `to` takes `len` values, at most 32.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub unsafe fn narrow_into(lo: __m512, hi: __m512, to: *mut u16, len: usize) {
+    let mut line = Line::ZERO;
+    // SAFETY: the machine has the instruction where it says so; lanes behind the mask are not touched.
+    unsafe {
+        if amx::narrows() {
+            along::<ROUNDED, true>(lo, hi, &mut line);
+        } else {
+            along::<ROUNDED, false>(lo, hi, &mut line);
+        }
+        let mask = ((1u64 << len) - 1) as u32;
+        _mm512_mask_storeu_epi16(to.cast(), mask, _mm512_load_si512(line.0.as_ptr().cast()));
+    }
 }
 
 const UPPER: i32 = 0xFFFF_0000u32 as i32;
@@ -366,11 +501,11 @@ mod tests {
                     let mut ways = vec![vec![Line([0x55; 16]); 2 * steps * lines(ROUNDED)]];
                     // SAFETY: the machine has AVX-512, and the instruction where it says so.
                     unsafe {
-                        pack_in::<ROUNDED, false>(operand, side, 0, 0, depth, factors, &mut ways[0]);
+                        pack_in::<ROUNDED, false, f32>(operand, side, 0, 0, depth, factors, &mut ways[0]);
                         if amx::narrows() {
                             ways.push(ways[0].clone());
                             ways[1].fill(Line::ZERO);
-                            pack_in::<ROUNDED, true>(operand, side, 0, 0, depth, factors, &mut ways[1]);
+                            pack_in::<ROUNDED, true, f32>(operand, side, 0, 0, depth, factors, &mut ways[1]);
                         }
                     }
                     for lines in ways {
