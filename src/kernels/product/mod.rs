@@ -11,7 +11,7 @@
 //! | `x Wᵀ`, `dy W`, `W` ternary | any | 32 rows, 64 outputs, groups of 64, or more of each | look-up (`lookup/`) |
 //! | `dy W`, `W` ternary, in bf16 | any | any other | look-up |
 //! | `A B`, both dense | AMX; in bf16 also AVX-512 BF16 | enough of each | tiles |
-//! | a head and its loss, rounded | AMX, AVX-512 BF16 | thousands of outputs | tiles, no logits kept (`tiles/head.rs`) |
+//! | a head and its loss, rounded | AMX | thousands of outputs | tiles, no logits kept (`tiles/head.rs`) |
 //! | any | any | any other | blocked (`blocked.rs`), trits decoded on the way |
 //!
 //! The first line that fits holds; [`way`] is that table. Rounded operands take the same ways, which round them where they

@@ -82,13 +82,13 @@ pub fn gemm(size: Sizes, a: View<'_>, b: Rhs<'_>) -> Way {
 /// Outputs of a head from which on its logits do not stay in the cache.
 const MANY_OUTPUTS: usize = 2048;
 
-/// Whether a head of `n` rows is multiplied and its loss taken in one go.
+/// Whether a head of `n` rows is multiplied and its loss taken in one go: it costs a product more, which is cheap on tiles
+/// alone.
 pub fn head(n: usize, w: Matrix<'_>, t: &TernaryMatrix) -> bool {
-    let (inputs, precision) = (w.inputs(), w.precision());
-    t.rows() >= MANY_OUTPUTS
-        && inputs == Inputs::F32
-        && precision == Precision::Bf16
-        && fit_tiles(n, t, inputs, precision)
+    Isa::current() == Isa::Amx
+        && t.rows() >= MANY_OUTPUTS
+        && (w.inputs(), w.precision()) == (Inputs::F32, Precision::Bf16)
+        && fit_tiles(n, t, w.inputs(), w.precision())
 }
 
 fn tiles_pay(size: Sizes, inputs: Inputs, precision: Precision) -> bool {

@@ -1,6 +1,8 @@
 //! Products of two dense matrices on tiles.
 
 use rayon::prelude::*;
+use std::arch::x86_64::*;
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::split::{self, DEPTH, Element, Operand, ROUNDED, Side, WHOLE, lines};
@@ -82,6 +84,13 @@ impl Drop for Laid {
     fn drop(&mut self) {
         scratch::give(std::mem::take(&mut self.kept));
     }
+}
+
+/// Asks for a line, into the second-level cache.
+#[inline(always)]
+fn fetch_line(line: &Line) {
+    // SAFETY: a hint.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(line).cast()) };
 }
 
 /// `A` of such a product.
@@ -202,33 +211,34 @@ impl Laid {
             let b = self.n.div_ceil(PANEL) * lines(PARTS) * (k0 / DEPTH) + columns.start / PANEL * panel;
             let b = &self.lines()[b..b + columns.len().div_ceil(PANEL) * panel];
             for i in rows.clone().step_by(PANEL) {
+                let kc = self.depth.min(self.k - k0);
+                // What another thread has laid out is in its cache: the next panel is asked for while this one is used.
+                let mut next: &[Line] = &[];
                 let a = match a {
-                    Left::Laid(a, stride) => &a[block * stride + i / PANEL * panel..][..panel],
+                    Left::Laid(a, stride) => {
+                        let a = &a[block * stride..];
+                        if i + PANEL < rows.end {
+                            next = &a[(i / PANEL + 1) * panel..][..panel];
+                        }
+                        &a[i / PANEL * panel..][..panel]
+                    }
                     Left::Halves(a) => {
                         let packed = packed.first(panel);
-                        let kc = self.depth.min(self.k - k0);
                         split::pack::<ROUNDED, _>(a, Side::A, i, k0, kc, None, packed);
                         packed
                     }
                     Left::Dense(a) => {
-                        let packed = packed.first(panel);
-                        let kc = self.depth.min(self.k - k0);
-                        split::pack::<PARTS, _>(
-                            Operand::a(a, c.rows, self.k),
-                            Side::A,
-                            i,
-                            k0,
-                            kc,
-                            None,
-                            packed,
-                        );
+                        let (a, packed) = (Operand::a(a, c.rows, self.k), packed.first(panel));
+                        split::pack::<PARTS, _>(a, Side::A, i, k0, kc, None, packed);
                         packed
                     }
                 };
+                let (asked, some) = (Cell::new(0), next.len().div_ceil(columns.len().div_ceil(PANEL)));
                 let part = Part { rows: i..rows.end, columns: columns.clone(), first: k0 == 0 };
                 // SAFETY: the panels hold `steps` steps; the rectangle of the result is this task's alone.
                 unsafe {
                     panel_times(panel, b, c, part, square, |b, to| {
+                        next.iter().skip(asked.replace(asked.get() + some)).take(some).for_each(fetch_line);
                         unit.times_dense::<PARTS>(steps, a, b, to)
                     });
                 }

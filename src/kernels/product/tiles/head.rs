@@ -79,13 +79,14 @@ pub fn loss_and_gradients(head: Head<'_>) {
     let (out, inputs, n) = (w.rows(), w.cols(), targets.len());
     let outputs = (WEIGHTS / inputs / PANEL * PANEL).clamp(PANEL, OUTPUTS);
     let cut = Cut { w, segments: segments(w).collect(), outputs };
-    let mut sums = vec![LogSumExp::default(); n];
+    // `ln Z` of each row.
+    let mut lse = vec![0f32; n];
     let rows = x.par_chunks(ROWS * inputs).zip(targets.par_chunks(ROWS)).with_max_len(1);
-    rows.clone().zip(sums.par_chunks_mut(ROWS)).zip(losses.par_chunks_mut(ROWS)).for_each(
-        |(((x, targets), sums), losses)| {
+    rows.clone().zip(lse.par_chunks_mut(ROWS)).zip(losses.par_chunks_mut(ROWS)).for_each(
+        |(((x, targets), lse), losses)| {
             scratch::with(|scratch: &mut Scratch| {
                 // SAFETY: this instruction set was found on this machine.
-                unsafe { losses_task(&cut, x, targets, sums, losses, scratch) }
+                unsafe { losses_task(&cut, x, targets, lse, losses, scratch) }
             });
         },
     );
@@ -102,11 +103,11 @@ pub fn loss_and_gradients(head: Head<'_>) {
         for first in (0..out).step_by(strip) {
             let some = first..out.min(first + strip);
             rows.clone()
-                .zip(sums.par_chunks(ROWS))
+                .zip(lse.par_chunks(ROWS))
                 .zip(dx.par_chunks_mut(ROWS * inputs).zip(gradients.par_chunks_mut(of_task)))
-                .for_each(|(((x, targets), sums), (dx, gradients))| {
+                .for_each(|(((x, targets), lse), (dx, gradients))| {
                     scratch::with(|scratch: &mut Scratch| {
-                        let task = Gradients { targets, sums, objective, outputs: some.clone() };
+                        let task = Gradients { targets, lse, objective, outputs: some.clone() };
                         // SAFETY: as above.
                         unsafe { gradients_task(&cut, x, task, dx, gradients, scratch) }
                     });
@@ -128,12 +129,13 @@ fn losses_task(
     cut: &Cut<'_>,
     x: &[f32],
     targets: &[u32],
-    sums: &mut [LogSumExp],
+    lse: &mut [f32],
     losses: &mut [f32],
     scratch: &mut Scratch,
 ) {
     // SAFETY: this instruction set was found on this machine.
     let unit = unsafe { Unit::current() };
+    let mut sums = [LogSumExp::default(); ROWS];
     lay_out(cut, x, targets.len(), scratch);
     for first in (0..cut.w.rows()).step_by(cut.outputs) {
         let some = first..cut.w.rows().min(first + cut.outputs);
@@ -150,15 +152,16 @@ fn losses_task(
             }
         }
     }
-    for ((loss, sum), &target) in losses.iter_mut().zip(sums).zip(targets) {
-        *loss = if target == IGNORE { 0.0 } else { sum.value() - *loss };
+    for (((loss, lse), sum), &target) in losses.iter_mut().zip(lse).zip(sums).zip(targets) {
+        *lse = sum.value();
+        *loss = if target == IGNORE { 0.0 } else { *lse - *loss };
     }
 }
 
 /// Of a task: what it takes gradients of.
 struct Gradients<'a> {
     targets: &'a [u32],
-    sums: &'a [LogSumExp],
+    lse: &'a [f32],
     objective: Objective,
     outputs: Range<usize>,
 }
@@ -175,7 +178,7 @@ fn gradients_task(
 ) {
     // SAFETY: this instruction set was found on this machine.
     let unit = unsafe { Unit::current() };
-    let Gradients { targets, sums, objective, outputs } = task;
+    let Gradients { targets, lse, objective, outputs } = task;
     let (w, n) = (cut.w, targets.len());
     let (inputs, group) = (w.cols(), w.group());
     lay_out(cut, x, n, scratch);
@@ -208,7 +211,7 @@ fn gradients_task(
                     let logits = &mut logits[..some.len()];
                     let target = targets[row];
                     let at = some.contains(&(target as usize)).then(|| target as usize - some.start);
-                    gradient_of_row(logits, target != IGNORE, at, sums[row].value(), objective);
+                    gradient_of_row(logits, target != IGNORE, at, lse[row], objective);
                 }
             }
             {
