@@ -165,7 +165,7 @@ fn a_matrix_kept_in_bf16_is_multiplied_by_its_transpose_and_by_square_ones() {
     on_every_isa(|rng| {
         for (rows, cols) in [(8, 20), (33, 40), (40, 33), (96, 96), (130, 300), (300, 130), (1100, 64)] {
             let (x, n) = (rng.normal(rows * cols), rows.min(cols));
-            let mut halves = k::Halves::scaled(0.25, &x, rows, cols);
+            let halves = k::Halves::scaled(0.25, &x, rows, cols);
             let used: Vec<f64> = x.iter().map(|x| reference::bf16(0.25 * x) as f64).collect();
             let turned: Vec<f64> = (0..rows * cols).map(|i| used[i % rows * cols + i / rows]).collect();
             let mut gram = vec![f32::NAN; n * n];
