@@ -223,7 +223,7 @@ impl Attention {
         // The rotated queries and keys are no longer needed: their buffers take the gradients before the rotation.
         rotate_backward(&self.k_norm, &projected.k, kv_heads, cx, (&mut dk, &mut k), grads);
         rotate_backward(&self.q_norm, &projected.q, heads, cx, (&mut dq, &mut q), grads);
-        let several: [(_, &[f32]); 3] = [(&self.q_proj, &q), (&self.k_proj, &k), (&self.v_proj, &dv)];
+        let several = [(&self.q_proj, &q), (&self.k_proj, &k), (&self.v_proj, &dv)];
         Linear::backward_each(h, &several, dh, grads);
         for buffer in [dmixed, q, k, dq, dk, dv] {
             cx.ws.give(buffer);

@@ -113,8 +113,8 @@ impl FeedForward {
             Activation::Relu2 => kernels::relu2_backward(&saved.up, &mut d),
         }
         // `act` holds the gate's gradient now.
-        let gated = self.gate_proj.iter().map(|gate| (gate, &act[..]));
-        let several: Vec<(&Linear, &[f32])> = gated.chain([(&self.up_proj, &d[..])]).collect();
+        let gated = self.gate_proj.iter().map(|gate| (gate, &act));
+        let several: Vec<_> = gated.chain([(&self.up_proj, &d)]).collect();
         Linear::backward_each(h, &several, dh, grads);
         for buffer in [act, d, scratch] {
             cx.ws.give(buffer);

@@ -1,5 +1,7 @@
 //! Linear layers, full-precision and ternary, behind one interface.
 
+use std::ops::Deref;
+
 use super::{Gradients, Role, Weight};
 use crate::kernels::{Buffer, To, linear as kernel};
 use crate::ternary::Grouping;
@@ -94,11 +96,16 @@ impl Linear {
 
     /// `dx = dy W`, `dW += dyᵀ x`, `db += sum of dy`.
     pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], grads: &mut Gradients) {
-        Self::backward_each(x, &[(self, dy)], dx, grads);
+        Self::backward_each(x, &[(self, &dy)], dx, grads);
     }
 
     /// Mirror of [`Linear::forward_each`]: from the `dy` of each the gradients of all weights, and `dx`, their sum.
-    pub fn backward_each(x: &[f32], several: &[(&Linear, &[f32])], dx: &mut [f32], grads: &mut Gradients) {
+    pub fn backward_each<D: Deref<Target = [f32]>>(
+        x: &[f32],
+        several: &[(&Linear, &D)],
+        dx: &mut [f32],
+        grads: &mut Gradients,
+    ) {
         let first = several[0].0.weight.matrix();
         let outs = several.iter().map(|(linear, _)| linear.weight.shape[0]);
         kernel::as_used(x, first, |x| {

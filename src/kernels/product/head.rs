@@ -1,27 +1,10 @@
 //! An output head together with the loss over its outputs: both passes in one product, where no logits are kept.
 
-use super::tiles;
-use super::way;
-use crate::kernels::cross_entropy::Objective;
+pub use super::operands::Head;
+use super::{tiles, way};
+use crate::kernels::cross_entropy::IGNORE;
 use crate::kernels::matrix::{Matrix, Values};
 use crate::ternary::TernaryMatrix;
-
-/// What a ternary head is given, and what it owes. Operands of its products are rounded to bf16.
-pub struct Head<'a> {
-    /// `[n, in]`
-    pub x: &'a [f32],
-    /// `[out, in]`
-    pub w: &'a TernaryMatrix,
-    /// `[n]`, of the outputs; [`IGNORE`](crate::kernels::IGNORE) where nothing is asked.
-    pub targets: &'a [u32],
-    pub objective: Objective,
-    /// `[n]`: set to each row's loss, 0 where nothing is asked.
-    pub losses: &'a mut [f32],
-    /// `[n, in]`: set.
-    pub dx: &'a mut [f32],
-    /// `[out, in]`: added to.
-    pub dw: &'a mut [f32],
-}
 
 /// The weights of a head whose loss is best made with it, for `n` rows.
 pub fn with_loss(n: usize, w: Matrix<'_>) -> Option<&TernaryMatrix> {
@@ -39,7 +22,7 @@ pub fn loss_and_gradients(head: Head<'_>) {
     let (n, out, inputs) = (head.targets.len(), head.w.rows(), head.w.cols());
     assert_eq!((head.x.len(), head.dx.len()), (n * inputs, n * inputs), "x and dx [{n}, {inputs}]");
     assert_eq!((head.losses.len(), head.dw.len()), (n, out * inputs), "losses [{n}], dW [{out}, {inputs}]");
-    let known = |target: &u32| *target == super::super::IGNORE || (*target as usize) < out;
+    let known = |target: &u32| *target == IGNORE || (*target as usize) < out;
     assert!(head.targets.iter().all(known), "targets below {out}");
     tiles::loss_and_gradients(head);
 }

@@ -1,7 +1,6 @@
 //! The door of tiles on processors that have none: they never pay.
 
-use super::head::Head;
-use super::operands::{Sizes, Target, View};
+use super::operands::{Head, Sizes, Target, View};
 use crate::config::Precision;
 use crate::kernels::to::To;
 use crate::ternary::{PackedMatrix, TernaryMatrix};

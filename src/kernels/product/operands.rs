@@ -1,6 +1,7 @@
 //! What is multiplied, and where the product goes.
 
 use crate::config::Precision;
+use crate::kernels::cross_entropy::Objective;
 use crate::kernels::to::To;
 use crate::ternary::TernaryMatrix;
 
@@ -104,6 +105,23 @@ impl Target<'_> {
             data.len()
         );
     }
+}
+
+/// What a ternary head is given, and what it owes. Operands of its products are rounded to bf16.
+pub struct Head<'a> {
+    /// `[n, in]`
+    pub x: &'a [f32],
+    /// `[out, in]`
+    pub w: &'a TernaryMatrix,
+    /// `[n]`, of the outputs; [`IGNORE`](crate::kernels::IGNORE) where nothing is asked.
+    pub targets: &'a [u32],
+    pub objective: Objective,
+    /// `[n]`: set to each row's loss, 0 where nothing is asked.
+    pub losses: &'a mut [f32],
+    /// `[n, in]`: set.
+    pub dx: &'a mut [f32],
+    /// `[out, in]`: added to.
+    pub dw: &'a mut [f32],
 }
 
 /// A result that tasks write disjoint rectangles of.
