@@ -167,20 +167,10 @@ pub(super) fn maximum(row: &[f32]) -> f32 {
     tops.iter().fold(tail, |a, &b| if b > a { b } else { a })
 }
 
-kernel! {
-    /// `ln sum e^x`
-    fn log_sum_exp<S>(row: &[f32]) -> f32 {
-        let max = maximum(row);
-        let mut sums = [0f32; 16];
-        let chunks = row.chunks_exact(16);
-        let tail: f32 = chunks.remainder().iter().map(|&x| exp::<S>(x - max)).sum();
-        for chunk in chunks {
-            for i in 0..16 {
-                sums[i] += exp::<S>(chunk[i] - max);
-            }
-        }
-        max + (sums.iter().sum::<f32>() + tail).ln()
-    }
+/// `ln sum e^x`
+fn log_sum_exp(row: &[f32]) -> f32 {
+    let (max, sum) = shifted_sum(row, f32::NEG_INFINITY);
+    max + sum.ln()
 }
 
 kernel! {
