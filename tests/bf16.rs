@@ -161,6 +161,23 @@ fn products_equal_the_reference_of_rounded_operands() {
 }
 
 #[test]
+fn a_symmetric_product_equals_the_reference_of_rounded_operands() {
+    on_every_isa(|rng| {
+        // Strips of 128 rows.
+        for (n, depth) in [(33, 20), (130, 70), (257, 400)] {
+            let x = rng.normal(n * depth);
+            let turned = transpose(&x, n, depth);
+            let want = reference::matmul(&wide(&rounded(&x)), &wide(&rounded(&turned)), n, depth, n);
+            for x in [View::rows(&x, depth), View::rows(&turned, n).t()] {
+                let (x, mut c) = (x.rounded(Bf16), vec![f32::NAN; n * n]);
+                k::symmetric_gemm(n, depth, x, x.t(), &mut c);
+                close(&c, &want, depth, "symmetric product");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_matrix_kept_in_bf16_is_multiplied_by_its_transpose_and_by_square_ones() {
     on_every_isa(|rng| {
         for (rows, cols) in [(8, 20), (33, 40), (40, 33), (96, 96), (130, 300), (300, 130), (1100, 64)] {

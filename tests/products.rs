@@ -65,14 +65,14 @@ fn gemm_of_every_layout_equals_the_reference() {
 #[test]
 fn a_symmetric_product_equals_the_reference() {
     on_every_isa(|rng| {
-        // Strips of 128 rows, mirrored in squares of 32.
+        // Strips of 128 rows, mirrored in squares of vectors.
         for (n, depth) in [(1, 1), (5, 9), (33, 20), (130, 70), (257, 40)] {
             let x = rng.normal(n * depth);
             let turned = transpose(&x, n, depth);
             let want = reference::matmul(&wide(&x), &wide(&turned), n, depth, n);
             for x in [View::rows(&x, depth), View::rows(&turned, n).t()] {
                 let mut c = vec![f32::NAN; n * n];
-                k::symmetric_gemm(n, depth, x, x.t(), &mut c, Threads::All);
+                k::symmetric_gemm(n, depth, x, x.t(), &mut c);
                 close(&c, &want, depth, "symmetric product");
             }
         }

@@ -314,7 +314,8 @@ impl Decoder {
     }
 
     /// Whether a backward pass makes the projections of each block again, bit for bit, and none are kept from the forward
-    /// pass; off in a new decoder. It costs a third of the blocks' forward products and saves most of what a batch keeps.
+    /// pass; off in a new decoder. It costs all of the blocks' forward products once more but
+    /// those that end their halves, and saves most of what a batch keeps.
     pub fn set_recompute(&mut self, recompute: bool) {
         self.recompute = recompute;
     }

@@ -81,7 +81,7 @@ pub fn orthogonalise(rows: usize, cols: usize, x: &mut [f32], steps: u32, precis
     let gram = |x: &[f32], a: &mut [f32]| {
         let view = View::rows(x, cols);
         let (left, right) = if rows <= cols { (view, view.t()) } else { (view.t(), view) };
-        kernels::symmetric_gemm(n, k, left, right, a, Threads::All);
+        kernels::symmetric_gemm(n, k, left, right, a);
     };
     let multiply = |p: &[f32], x: &[f32], out: &mut [f32]| {
         let (p, x) = (View::rows(p, n), View::rows(x, cols));
@@ -132,7 +132,7 @@ struct Square {
 impl Square {
     fn product(&self, a: &[f32], b: &[f32], out: &mut [f32]) {
         let view = |x| View::rows(x, self.n).rounded(self.precision);
-        kernels::symmetric_gemm(self.n, self.n, view(a), view(b), out, Threads::All);
+        kernels::symmetric_gemm(self.n, self.n, view(a), view(b), out);
     }
 
     /// `p = b A + c A²`

@@ -44,7 +44,7 @@ impl Halves {
         let x = self.wide();
         let x = View::rows(&x, cols).rounded(Precision::Bf16);
         let (a, b) = if rows <= cols { (x, x.t()) } else { (x.t(), x) };
-        symmetric_gemm(n, k, a, b, out, Threads::All);
+        symmetric_gemm(n, k, a, b, out);
     }
 
     /// `X := factor X + P X`, or `factor X + X P` where it has more rows than columns, rounded. `P` is rounded too.

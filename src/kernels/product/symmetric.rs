@@ -13,16 +13,16 @@ pub(super) const STRIP: usize = 128;
 /// `C = A B`, `A` `[n, k]`, `B` `[k, n]`, `C` `[n, n]`, of which what is on and above the diagonal is computed.
 ///
 /// ```
-/// use ternlm::kernels::{Threads, View, symmetric_gemm};
+/// use ternlm::kernels::{View, symmetric_gemm};
 /// let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
 /// let (x, mut c) = (View::rows(&x, 3), [0.0; 4]);
-/// symmetric_gemm(2, 3, x, x.t(), &mut c, Threads::All);
+/// symmetric_gemm(2, 3, x, x.t(), &mut c);
 /// assert_eq!(c, [14.0, 32.0, 32.0, 77.0]);
 /// ```
 ///
 /// # Panics
 /// As [`gemm`](super::gemm).
-pub fn symmetric_gemm(n: usize, k: usize, a: View<'_>, b: View<'_>, c: &mut [f32], threads: Threads) {
+pub fn symmetric_gemm(n: usize, k: usize, a: View<'_>, b: View<'_>, c: &mut [f32]) {
     assert_eq!(c.len(), n * n, "values of [{n}, {n}]");
     let whole = Sizes { m: STRIP, n: STRIP, k };
     if b.precision == Precision::Bf16 && n >= STRIP && way::gemm(whole, a, Rhs::Dense(b)) == Way::Tiles {
@@ -35,7 +35,7 @@ pub fn symmetric_gemm(n: usize, k: usize, a: View<'_>, b: View<'_>, c: &mut [f32
             let rows = STRIP.min(n - first);
             let target = Target { data: &mut c[first * n + first..], stride: n, to: To::Set };
             let (a, b) = (a.from(first, 0), Rhs::Dense(b.from(0, first)));
-            super::gemm(rows, n - first, k, a, b, target, threads);
+            super::gemm(rows, n - first, k, a, b, target, Threads::All);
         }
     }
     mirror(n, c);
