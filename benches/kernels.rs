@@ -496,7 +496,7 @@ fn optimizer(
             let (moments, trits, step) = &mut *state.borrow_mut();
             let ternary = Some((Grouping::default(), trits));
             let latents = Latents { name: "w", cols: WIDTH, value, grad, ternary };
-            let pass = Pass { measure: false, dither: dither_key(*step, 1), first_row: 0 };
+            let pass = Pass { measure: false, dither: dither_key(*step, 1), ..Pass::default() };
             kernels::update(&rule, latents, moments, pass).expect("finite numbers");
             *step += 1;
         },

@@ -451,8 +451,7 @@ fn a_pass_of_the_optimizer_is_update_then_projection() {
                     (before.clone(), g, Moments::zeros(MomentFormat::F32, 2, rows, cols));
                 let tensor = latents(cols, &mut fused, &mut grad, Some((group, &mut got)));
                 let done =
-                    k::update(&rule, tensor, &mut same, Pass { measure: true, dither: 0, first_row: 0 })
-                        .unwrap();
+                    k::update(&rule, tensor, &mut same, Pass { measure: true, ..Pass::default() }).unwrap();
                 assert!(fused == p && got == want && done.flips == flips, "[{rows}, {cols}] by {group}");
                 assert!(same == moments);
                 assert!(grad.iter().all(|g| *g == 0.0), "the gradient is zero afterwards");
@@ -510,7 +509,7 @@ fn moments_of_8_bits_equal_their_definition_bit_for_bit() {
             let (mut p, mut grad, mut got) = (rng.normal(n), g.clone(), zeros.clone());
             // Without memory, moments are what the gradient says.
             let at_once = k::AdamW { lr: 0.0, beta1: 0.0, beta2: 0.0, grad_scale: 1.0, step: 1, ..ADAMW };
-            let pass = Pass { measure: false, dither: 77, first_row: 0 };
+            let pass = Pass { measure: false, dither: 77, ..Pass::default() };
             let tensor = latents(cols, &mut p, &mut grad, None);
             k::update(&Rule::AdamW(at_once), tensor, &mut got, pass).unwrap();
             let squares: Vec<f32> = g.iter().map(|g| g * g).collect();
@@ -518,7 +517,7 @@ fn moments_of_8_bits_equal_their_definition_bit_for_bit() {
             assert!(got == want, "[{rows}, {cols}]");
             // With memory alone, they are half of what was remembered, rounded by other numbers.
             let half = k::AdamW { beta1: 0.5, beta2: 0.5, step: 2, ..at_once };
-            let pass = Pass { measure: false, dither: 78, first_row: 0 };
+            let pass = Pass { measure: false, dither: 78, ..Pass::default() };
             let tensor = latents(cols, &mut p, &mut grad, None);
             k::update(&Rule::AdamW(half), tensor, &mut got, pass).unwrap();
             let halves = |x: &[f32]| x.iter().map(|x| 0.5 * x).collect::<Vec<_>>();
@@ -543,7 +542,7 @@ fn moments_of_8_bits_equal_their_definition_bit_for_bit() {
 
             let Moments::Int8 { first, .. } = b else { unreachable!() };
             let mut b = Moments::Int8 { first, second: k::Codes::default() };
-            let (mut grad, pass) = (g.clone(), Pass { measure: false, dither: 79, first_row: 0 });
+            let (mut grad, pass) = (g.clone(), Pass { measure: false, dither: 79, ..Pass::default() });
             let rule = Rule::Momentum { momentum: 0.5, grad_scale: 0.0 };
             k::update(&rule, latents(cols, &mut p, &mut grad, None), &mut b, pass).unwrap();
             close(&p, &m.iter().map(|m| 0.25 * *m as f64).collect::<Vec<_>>(), 4, "momentum");

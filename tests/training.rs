@@ -196,6 +196,7 @@ fn every_optimizer_and_scope_learns() {
         ("none", &["train.lr=1e-2", "ternary.scope=none"]),
         ("blocks", &["train.lr=1e-2", "ternary.scope=blocks"]),
         ("tensor", &["train.lr=1e-2", "ternary.group=tensor"]),
+        ("learned-scales", &["train.optimizer=muon", "train.lr=1e-2", "ternary.scale=learned"]),
         ("small-groups", &["train.lr=1e-2", "ternary.group=20"]),
     ] {
         let sets: Vec<&str> = more.iter().flat_map(|kv| ["--set", kv]).collect();

@@ -13,4 +13,4 @@ pub use recipe::{
     ReportConfig, ScheduleKind, Task, TrainConfig,
 };
 pub use rope::{RopeScaling, Rotation};
-pub use ternary::{Inputs, Scope, StartConfig, TernaryConfig};
+pub use ternary::{Inputs, Scale, Scope, StartConfig, TernaryConfig};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-use super::{ModelConfig, TernaryConfig};
+use super::{ModelConfig, Scale, TernaryConfig};
 use crate::error::{Error, Result};
 use crate::files::path_text;
 use crate::ternary::Grouping;
@@ -275,6 +275,8 @@ pub struct TrainConfig {
     pub momentum: f32,
     /// Learning rate of the matrices under Muon (its updates have unit RMS per row).
     pub muon_lr: f32,
+    /// Learning rate of the logarithms of scales, where these are learned; under Adam, by the schedule of `lr`.
+    pub scale_lr: f32,
     /// Muon keeps of each update only what has the sign of the gradient, and makes up for the rest (Liang et al.,
     /// "Cautious Optimizers", arXiv 2411.16085).
     pub cautious: bool,
@@ -327,6 +329,7 @@ impl Default for TrainConfig {
             eps: 1e-8,
             momentum: 0.95,
             muon_lr: 0.02,
+            scale_lr: 3e-3,
             cautious: false,
             muon_steps: 5,
             weight_decay: 0.0,
@@ -406,6 +409,9 @@ impl Recipe {
         if let Grouping::Size(0) = self.ternary.group {
             return bad("ternary.group", &0, "1 or more, or \"tensor\"");
         }
+        if self.ternary.scale == Scale::Learned && self.ternary.group == Grouping::Tensor {
+            return bad("ternary.scale", &"learned", "absmean with ternary.group = \"tensor\"");
+        }
         if let Some(std) = self.ternary.init_std
             && !(std.is_finite() && std > 0.0)
         {
@@ -448,6 +454,7 @@ impl Recipe {
         for (field, value, low, high) in [
             ("train.lr", t.lr, 0.0, 1e3),
             ("train.muon_lr", t.muon_lr, 0.0, 1e3),
+            ("train.scale_lr", t.scale_lr, 0.0, 10.0),
             ("train.beta1", t.beta1, 0.0, 0.999_999),
             ("train.beta2", t.beta2, 0.0, 0.999_999_9),
             ("train.eps", t.eps, 0.0, 1.0),

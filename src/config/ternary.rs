@@ -34,12 +34,33 @@ impl Inputs {
     }
 }
 
+/// What the scale of a group is in a training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scale {
+    /// The absolute mean of its latents, wherever their steps bring it.
+    #[default]
+    Absmean,
+    /// A number of its own, with a gradient of its own; the steps of the latents change their directions alone.
+    Learned,
+}
+
+impl Scale {
+    /// For what is written only when it is not the default.
+    pub fn is_absmean(&self) -> bool {
+        *self == Scale::Absmean
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TernaryConfig {
     pub scope: Scope,
     /// 128, or `"tensor"` for one scale a matrix.
     pub group: Grouping,
+    /// `"absmean"` or `"learned"`.
+    #[serde(skip_serializing_if = "Scale::is_absmean")]
+    pub scale: Scale,
     /// Standard deviation of a random matrix: `fan_in^-1/2` unless a number is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_std: Option<f32>,
@@ -85,6 +106,7 @@ impl Default for TernaryConfig {
         Self {
             scope: Scope::All,
             group: Grouping::default(),
+            scale: Scale::default(),
             init_std: None,
             activations: Inputs::default(),
             anneal: 0.0,

@@ -68,13 +68,16 @@ pub struct AdamW {
 
 /// What a pass needs beside the rule.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Pass {
+pub struct Pass<'a> {
     /// Sum the squared changes.
     pub measure: bool,
     /// Picks the random numbers that round moments of 8 bits: [`dither_key`](super::dither_key) of step and tensor.
     pub dither: u32,
     /// Where only some rows of a tensor are updated, the first of them.
     pub first_row: usize,
+    /// What the absolute means of the groups of all of a ternary tensor are to be, `[rows, groups]`; else they are what
+    /// the values have.
+    pub means: Option<&'a [f32]>,
 }
 
 /// What a pass did.
@@ -92,7 +95,7 @@ pub struct Updated {
 /// # Errors
 /// `NotFinite` with the tensor's name when a latent, or a group's mean in f16, is not finite; the projection is then
 /// unspecified.
-pub fn update(rule: &Rule, latents: Latents<'_>, moments: &mut Moments, pass: Pass) -> Result<Updated> {
+pub fn update(rule: &Rule, latents: Latents<'_>, moments: &mut Moments, pass: Pass<'_>) -> Result<Updated> {
     let _time = scope(Phase::Optimizer);
     let Latents { name, cols, value, grad, mut ternary } = latents;
     assert_eq!(value.len(), grad.len(), "{name}: gradients");
@@ -105,6 +108,10 @@ pub fn update(rule: &Rule, latents: Latents<'_>, moments: &mut Moments, pass: Pa
     // A scale of the whole matrix is known after the last row only.
     let by_rows = ternary.as_mut().filter(|(grouping, _)| *grouping != Grouping::Tensor);
     let trits = by_rows.map(|(grouping, out)| Trits::of(name, rows, cols, *grouping, out));
+    let trits = match pass.means {
+        Some(means) => Some(trits.expect("means are of groups in rows of a projection").held_at(means)),
+        None => trits,
+    };
     let at = pass.first_row * cols;
     let strip = Strip { at, cols, value: &mut *value, grad, moments: moments.as_mut(), trits };
     let factors = rule.factors();
@@ -166,6 +173,9 @@ impl<'a> Strip<'a> {
                 apply_int8(rule, factors, place, self.value, self.grad, first, second);
             }
         }
+        if let Some(trits) = &self.trits {
+            trits.hold(self.value);
+        }
         let squares = before.map_or(0.0, |mut change| {
             change.iter_mut().zip(&*self.value).for_each(|(c, now)| *c = now - *c);
             squares(&change)
@@ -202,23 +212,31 @@ impl Rule {
 
     /// Of AdamW; zeros of the others, which have none.
     fn factors(&self) -> Factors {
-        let Rule::AdamW(a) = self else { return Factors::default() };
-        let correction = |beta: f32| 1.0 - (beta as f64).powi(a.step.min(i32::MAX as u64) as i32);
+        match self {
+            Rule::AdamW(rule) => rule.factors(),
+            _ => Factors::default(),
+        }
+    }
+}
+
+impl AdamW {
+    pub(super) fn factors(&self) -> Factors {
+        let correction = |beta: f32| 1.0 - (beta as f64).powi(self.step.min(i32::MAX as u64) as i32);
         Factors {
-            value: (1.0 - a.lr as f64 * a.weight_decay as f64) as f32,
-            first: (a.lr as f64 / correction(a.beta1)) as f32,
-            second_root: (1.0 / correction(a.beta2).sqrt()) as f32,
+            value: (1.0 - self.lr as f64 * self.weight_decay as f64) as f32,
+            first: (self.lr as f64 / correction(self.beta1)) as f32,
+            second_root: (1.0 / correction(self.beta2).sqrt()) as f32,
         }
     }
 }
 
 /// What AdamW multiplies with in a step, decay, learning rate and corrections of the moments together.
 #[derive(Clone, Copy, Default)]
-struct Factors {
+pub(super) struct Factors {
     value: f32,
-    first: f32,
+    pub first: f32,
     /// Of the second moment's root.
-    second_root: f32,
+    pub second_root: f32,
 }
 
 /// Where in its tensor a strip is.

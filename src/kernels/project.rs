@@ -34,7 +34,7 @@ pub fn project(name: &str, latent: &[f32], grouping: Grouping, out: &mut Ternary
         .zip(words.par_chunks_mut(ROWS * row_words))
         .zip(scales.par_chunks_mut(ROWS * row_groups))
         .map(|((latent, words), scales)| {
-            Trits { cols, group, row_words, row_groups, words, scales }.project(latent, common)
+            Trits { cols, group, row_words, row_groups, words, scales, means: None }.project(latent, common)
         })
         .collect();
     if results.iter().any(|(_, finite)| !finite) {
@@ -53,6 +53,8 @@ pub(super) struct Trits<'a> {
     row_groups: usize,
     words: &'a mut [u32],
     scales: &'a mut [f32],
+    /// What the absolute means of the latents are to be, by group; else they are what they are.
+    means: Option<&'a [f32]>,
 }
 
 impl<'a> Trits<'a> {
@@ -68,16 +70,38 @@ impl<'a> Trits<'a> {
         assert_eq!(matrix.group(), grouping.size(cols), "{name}: a matrix made for another grouping");
         let (group, row_words, row_groups) = (matrix.group(), matrix.row_words(), matrix.row_groups());
         let (words, scales) = matrix.parts_mut();
-        Self { cols, group, row_words, row_groups, words, scales }
+        Self { cols, group, row_words, row_groups, words, scales, means: None }
+    }
+
+    /// With latents that are to be brought to these means, one a group.
+    pub fn held_at(self, means: &'a [f32]) -> Self {
+        assert_eq!(means.len(), self.scales.len(), "means of groups");
+        Self { means: Some(means), ..self }
+    }
+
+    /// Brings as many rows of latents to their means, if they have any.
+    pub fn hold(&self, latent: &mut [f32]) {
+        if let Some(means) = self.means {
+            hold_means(latent, self.cols, self.group, means);
+        }
     }
 
     pub fn split_at(self, rows: usize) -> (Trits<'a>, Trits<'a>) {
-        let Trits { cols, group, row_words, row_groups, words, scales } = self;
+        let Trits { cols, group, row_words, row_groups, words, scales, means } = self;
         let (words, words_after) = words.split_at_mut(rows * row_words);
         let (scales, scales_after) = scales.split_at_mut(rows * row_groups);
+        let (means, means_after) = means.map(|means| means.split_at(rows * row_groups)).unzip();
         (
-            Trits { cols, group, row_words, row_groups, words, scales },
-            Trits { cols, group, row_words, row_groups, words: words_after, scales: scales_after },
+            Trits { cols, group, row_words, row_groups, words, scales, means },
+            Trits {
+                cols,
+                group,
+                row_words,
+                row_groups,
+                words: words_after,
+                scales: scales_after,
+                means: means_after,
+            },
         )
     }
 
@@ -110,6 +134,26 @@ kernel! {
             }
         }
         sums.iter().sum::<f64>() + tail
+    }
+}
+
+/// The absolute mean of a group.
+pub(super) fn mean_of(group: &[f32]) -> f64 {
+    abs_sum(group) / group.len() as f64
+}
+
+/// Brings every group of `latents`, rows of `cols`, to its absolute mean in `means`. One that is to be 0, or is, stays as it
+/// is: it has no direction.
+fn hold_means(latents: &mut [f32], cols: usize, group: usize, means: &[f32]) {
+    let mut means = means.iter();
+    for row in latents.chunks_exact_mut(cols) {
+        for (part, &wanted) in row.chunks_mut(group).zip(&mut means) {
+            let found = mean_of(part);
+            if wanted > 0.0 && found > 0.0 {
+                let factor = (wanted as f64 / found) as f32;
+                part.iter_mut().for_each(|w| *w *= factor);
+            }
+        }
     }
 }
 

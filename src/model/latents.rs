@@ -133,6 +133,11 @@ impl Latents {
         }
     }
 
+    /// What products were last with in place of the trits of a weight, if it is annealed.
+    pub fn annealed(&self, weight: &Weight) -> Option<&[f32]> {
+        self.annealed.get(weight.index()).filter(|values| !values.is_empty()).map(|values| &values[..])
+    }
+
     /// [`Latents::update`] of some rows, which leaves the projection as it was; all of the gradient becomes zero.
     ///
     /// # Errors

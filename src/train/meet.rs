@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::teacher::Taught;
 use super::{Difference, Together, Trainer, differences};
-use crate::config::Recipe;
+use crate::config::{Recipe, Scale};
 use crate::error::{Error, Result};
 use crate::kernels::Isa;
 
@@ -41,7 +41,11 @@ const PATHS: [&str; 6] =
 /// # Errors
 /// A process that is about something else, with what differs from process 0.
 pub fn meet(trainer: &mut Trainer, mut together: Together, reduction: &str, shard: bool) -> Result<()> {
-    let checked = check(trainer, &mut together, reduction);
+    let mut checked = check(trainer, &mut together, reduction);
+    if shard && !together.is_alone() && trainer.recipe.ternary.scale == Scale::Learned {
+        let refused = "ternary.scale: found learned, wanted absmean with --shard-optimizer";
+        checked = checked.and(Err(Error::usage(refused)));
+    }
     trainer.join(together, shard && checked.is_ok());
     checked
 }

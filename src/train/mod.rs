@@ -12,6 +12,7 @@ mod optimizer;
 mod residual;
 mod resume;
 mod run;
+mod scales;
 mod schedule;
 mod setup;
 mod shards;

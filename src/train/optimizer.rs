@@ -11,6 +11,7 @@ use crate::kernels::{self, AdamW, BLOCK, Moments, Pass, Rule};
 use crate::model::{Decoder, Gradients, Latents, Weight};
 
 use super::muon::{self, Momentum, Muon};
+use super::scales::Scales;
 use super::schedule::weight_decay;
 use super::shards::{self, Shards};
 use super::together::Together;
@@ -49,8 +50,18 @@ pub struct Optimizer {
     kind: OptimizerKind,
     format: MomentFormat,
     slots: Vec<Moments>,
+    /// Of groups, where they are learned.
+    scales: Scales,
     /// Where other processes keep the rest: which rows of each weight these are of.
     shards: Option<Arc<Shards>>,
+}
+
+impl AdamW {
+    /// That of a training at a step, for what is not decayed.
+    pub(super) fn of(t: &TrainConfig, at: At) -> Self {
+        let (lr, grad_scale, step) = (t.lr * at.factor, at.grad_scale, at.step + 1);
+        Self { lr, beta1: t.beta1, beta2: t.beta2, eps: t.eps, weight_decay: 0.0, grad_scale, step }
+    }
 }
 
 impl Optimizer {
@@ -65,7 +76,13 @@ impl Optimizer {
                 _ => Moments::zeros(MomentFormat::F32, count, 1, w.len()),
             }
         };
-        Self { kind, format, slots: decoder.weights().map(slot).collect(), shards: None }
+        let slots = decoder.weights().map(slot).collect();
+        Self { kind, format, slots, scales: Scales::default(), shards: None }
+    }
+
+    /// From now on every group's scale is a number of its own, which the latents have to begin with.
+    pub fn learn_scales(&mut self, decoder: &Decoder, latents: &Latents) {
+        self.scales = Scales::of(decoder, latents);
     }
 
     /// Whether a step needs all of a weight at once.
@@ -98,14 +115,17 @@ impl Optimizer {
     ) -> Result<()> {
         let Trained { decoder, latents, grads } = trained;
         let At { step, factor, grad_scale } = at;
-        let lr = t.lr * factor;
+        let adamw = AdamW::of(t, at);
+        let lr = adamw.lr;
         if let Some(updates) = &mut updates {
             updates.clear();
         }
         let decay = weight_decay(t, step);
         let rule = Muon { lr: t.muon_lr * factor, momentum: t.momentum, weight_decay: decay, grad_scale };
+        // Before Muon takes the gradients.
+        self.scales.step(decoder, latents, grads, t, at);
         let measure = updates.is_some();
-        let pass = |nth| Pass { measure, dither: kernels::dither_key(step, nth), first_row: 0 };
+        let pass = |nth| Pass { measure, dither: kernels::dither_key(step, nth), ..Pass::default() };
         let kind = self.kind;
         let mut all: Vec<(&mut Weight, &mut Moments)> = decoder.weights_mut().zip(&mut self.slots).collect();
         // Muon's updates of the next matrices.
@@ -121,19 +141,11 @@ impl Optimizer {
             let weight_decay = if weight.role.is_matrix() { decay } else { 0.0 };
             let kind = kind_for(kind, weight);
             let rows = self.shards.as_ref().and_then(|shards| shards.own_rows(weight));
-            let pass = Pass { first_row: rows.as_ref().map_or(0, |rows| rows.start), ..pass(nth) };
+            let first_row = rows.as_ref().map_or(0, |rows| rows.start);
+            let pass = Pass { first_row, means: self.scales.means(weight), ..pass(nth) };
             let update = |latents: kernels::Latents<'_>| match kind {
                 OptimizerKind::AdamW => {
-                    let rule = AdamW {
-                        lr,
-                        beta1: t.beta1,
-                        beta2: t.beta2,
-                        eps: t.eps,
-                        weight_decay,
-                        grad_scale,
-                        step: step + 1,
-                    };
-                    kernels::update(&Rule::AdamW(rule), latents, slot, pass)
+                    kernels::update(&Rule::AdamW(AdamW { weight_decay, ..adamw }), latents, slot, pass)
                 }
                 OptimizerKind::Sgd => {
                     let rule = Rule::Sgd { lr, momentum: t.momentum, weight_decay, grad_scale };
@@ -157,7 +169,8 @@ impl Optimizer {
     }
 
     /// The state as tensors to store: `first.NAME` and `second.NAME`; of 8-bit moments `first.codes.NAME` (I8),
-    /// `second.codes.NAME` (U8) and, of their blocks, `first.scales.NAME` and `second.scales.NAME`. Where moments are shared
+    /// `second.codes.NAME` (U8) and, of their blocks, `first.scales.NAME` and `second.scales.NAME`; those of [`Scales::tensors`].
+    /// Where moments are shared
     /// out, each tensor is fetched from all processes of `together` as it is written, which all of them have to do in one order.
     pub fn tensors<'a>(&'a self, decoder: &'a Decoder, together: &'a Together) -> Vec<Tensor<'a>> {
         let mut out = Vec::new();
@@ -193,6 +206,7 @@ impl Optimizer {
                 }
             }
         }
+        out.extend(self.scales.tensors(decoder));
         out
     }
 
@@ -242,7 +256,7 @@ impl Optimizer {
                 }
             }
         }
-        Ok(())
+        self.scales.restore(decoder, stored)
     }
 }
 
@@ -263,7 +277,7 @@ fn kind_of(decoder: &Decoder, stored: &TensorFiles) -> Option<OptimizerKind> {
 
 /// The updates of the first of these matrices, as many as [`TOGETHER`] holds.
 fn orthogonal_updates<'a>(
-    matrices: impl Iterator<Item = (Pass, &'a Weight, &'a mut Moments)>,
+    matrices: impl Iterator<Item = (Pass<'a>, &'a Weight, &'a mut Moments)>,
     rule: &Muon,
     grads: &mut Gradients,
     t: &TrainConfig,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, Saved};
-use crate::config::{DataConfig, ModelConfig, OptimizerKind, Order, Recipe, ScheduleKind, Task};
+use crate::config::{DataConfig, ModelConfig, OptimizerKind, Order, Recipe, Scale, ScheduleKind, Task};
 use crate::error::{Error, Result};
 use crate::files::Bundle;
 use crate::formats::{Description, hf};
@@ -181,6 +181,9 @@ fn refusal(key: &str, asked: &Recipe) -> Option<&'static str> {
         "train.muon_lr" | "train.muon_steps" | "train.cautious" => {
             unused(t.optimizer == OptimizerKind::Muon, ": only muon uses it")
         }
+        "train.scale_lr" => {
+            unused(asked.ternary.scale == Scale::Learned, ": only learned scales (ternary.scale) use it")
+        }
         "train.floor" => {
             unused(t.schedule != ScheduleKind::Constant, ": a constant schedule does not use it")
         }
@@ -219,6 +222,7 @@ pub fn differences<T: Serialize>(found: &T, wanted: &T) -> Vec<Difference> {
         None if ["train.moments", "train.precision", "ternary.activations"].contains(&key) => {
             "f32".to_string()
         }
+        None if key == "ternary.scale" => "absmean".to_string(),
         None if ["needs_init", "ternary.rotate"].contains(&key) => "false".to_string(),
         None if key == "ternary.anneal" || key.starts_with("ternary.start.") => "0".to_string(),
         None => "nothing".to_string(),
@@ -269,6 +273,7 @@ mod tests {
         recipe.ternary.activations = crate::config::Inputs::Int8;
         recipe.ternary.anneal = 0.25;
         recipe.ternary.rotate = true;
+        recipe.ternary.scale = Scale::Learned;
         recipe.ternary.start.attention = 0.5;
         let teacher = Some("/teacher".into());
         recipe.distill = Some(crate::config::DistillConfig { teacher, ..Default::default() });
@@ -291,7 +296,7 @@ mod tests {
             values(&recipe).into_keys().partition(|key| refusal(key, &recipe).is_some());
         // A new key comes into one of these lists and into DESIGN.md.
         let wanted = "data.order data.sequence data.tokenizer init name needs_init seed task ternary.activations \
-                      ternary.anneal ternary.group ternary.init_std ternary.rotate ternary.scope ternary.start.attention \
+                      ternary.anneal ternary.group ternary.init_std ternary.rotate ternary.scale ternary.scope ternary.start.attention \
                       ternary.start.ends ternary.start.feed_forward train.moments train.optimizer";
         let fixed: Vec<&str> =
             fixed.iter().map(String::as_str).filter(|key| !key.starts_with("model.")).collect();
@@ -302,7 +307,7 @@ mod tests {
                       report.top_p train.accumulate train.batch train.beta1 train.beta2 train.cautious \
                       train.clip train.decay_fraction train.dropout train.eps train.eval_every train.eval_sequences train.floor train.keep \
                       train.log_every train.lr train.momentum train.muon_lr train.muon_steps train.precision train.recompute \
-                      train.save_every train.schedule train.seq train.steps train.warmup train.weight_decay train.weight_decay_until train.z_loss";
+                      train.save_every train.scale_lr train.schedule train.seq train.steps train.warmup train.weight_decay train.weight_decay_until train.z_loss";
         assert_eq!(free, wanted.split_whitespace().collect::<Vec<_>>());
     }
 
@@ -318,7 +323,9 @@ mod tests {
         {
             assert!(refused(&recipe, &format!("train.{key}")), "{key}");
         }
-        assert!(!refused(&recipe, "train.momentum"));
+        assert!(!refused(&recipe, "train.momentum") && !refused(&recipe, "train.scale_lr"));
+        recipe.ternary.scale = Scale::Absmean;
+        assert!(refused(&recipe, "train.scale_lr"));
         recipe.train.optimizer = OptimizerKind::AdamW;
         assert!(refused(&recipe, "train.momentum") && !refused(&recipe, "train.eps"));
         recipe.task = Task::Copy;

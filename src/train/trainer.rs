@@ -9,7 +9,7 @@ use super::schedule::schedule;
 use super::shards::Shards;
 use super::teacher::Taught;
 use super::{At, Optimizer, Source, TensorPoint, Together, Trained, Watch};
-use crate::config::{Precision, Recipe};
+use crate::config::{Precision, Recipe, Scale};
 use crate::error::{Error, Result};
 use crate::formats::Form;
 use crate::kernels::profile::{Phase, scope};
@@ -86,7 +86,10 @@ impl Trainer {
         tokenizer: Option<Tokenizer>,
         source: Source,
     ) -> Self {
-        let optimizer = Optimizer::new(&recipe.train, &model.decoder);
+        let mut optimizer = Optimizer::new(&recipe.train, &model.decoder);
+        if recipe.ternary.scale == Scale::Learned {
+            optimizer.learn_scales(&model.decoder, &latents);
+        }
         let watch = Watch::new(&model.decoder);
         Self {
             recipe,
