@@ -96,7 +96,7 @@ impl Lab {
 
     fn trainer(&self, recipe: Recipe, from: Option<&Path>) -> Trainer {
         let resume = from.map(|run| Resume::open(&checkpoint::list(run).pop().unwrap(), false).unwrap());
-        train::setup(recipe, resume.as_ref(), &self.path("cache"), 1, &|_, _| {}).unwrap()
+        train::setup(recipe, resume.as_ref(), &self.path("cache"), 1, &|_| {}).unwrap()
     }
 
     /// What each process of a run makes of `work`.

@@ -17,7 +17,9 @@ use crate::files::{self, FolderLock, path_text, read_text};
 use crate::formats::ModelFiles;
 use crate::measure::Perplexity;
 use crate::text::{Corpus, PassedOver, Tokens, default_cache_dir};
-use crate::train::{self, Observer, Outcome, Resume, Source, StepReport, Together, Trainer, checkpoint};
+use crate::train::{
+    self, Observer, Outcome, Preparing, Resume, Source, StepReport, Together, Trainer, checkpoint,
+};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -182,12 +184,17 @@ fn set_up(args: &TrainArgs, leads: bool, among: usize) -> Result<Prepared> {
         false => started(args, &named, &out, leads)?,
     };
     let cache = args.cache.clone().unwrap_or_else(default_cache_dir);
-    let reading = super::bytes_bar("Tokenising");
-    let trainer = train::setup(start.recipe, start.resume.as_ref(), &cache, among, &|done, total| {
-        reading.set_length(total);
-        reading.set_position(done);
+    let (reading, calibrating) = (super::bytes_bar("Tokenising"), super::count_bar("Calibrating", 0));
+    let trainer = train::setup(start.recipe, start.resume.as_ref(), &cache, among, &|preparing| {
+        let (bar, done, of) = match preparing {
+            Preparing::Text(done, of) => (&reading, done, of),
+            Preparing::Matrices(done, of) => (&calibrating, done, of),
+        };
+        bar.set_length(of);
+        bar.set_position(done);
     });
     reading.finish_and_clear();
+    calibrating.finish_and_clear();
     Ok(Prepared { trainer: trainer?, out, named, recorded: start.recorded, _lock: lock })
 }
 

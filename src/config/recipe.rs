@@ -424,6 +424,22 @@ impl Recipe {
                 "false: only a model to start from (--init MODEL) can be rotated",
             );
         }
+        if self.ternary.calibrate > 0 {
+            let sequences = self.ternary.calibrate;
+            if self.init.is_none() {
+                return bad(
+                    "ternary.calibrate",
+                    &sequences,
+                    "0: only a model to start from (--init MODEL) has outputs to keep",
+                );
+            }
+            if self.ternary.group == Grouping::Tensor {
+                return bad("ternary.calibrate", &sequences, "0 with ternary.group = \"tensor\"");
+            }
+            if sequences > 1 << 20 {
+                return bad("ternary.calibrate", &sequences, "at most 1048576");
+            }
+        }
         let distill = self.distill.clone().unwrap_or_default();
         if self.distill.is_some() && distill.weight > 0.0 {
             if distill.teacher.is_none() {

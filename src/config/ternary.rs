@@ -75,6 +75,10 @@ pub struct TernaryConfig {
     /// one of its own.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub rotate: bool,
+    /// Sequences of the training text on which the model of `init` is to keep its outputs as it becomes ternary, before the
+    /// first step; 0: each group is projected for itself.
+    #[serde(skip_serializing_if = "is_none")]
+    pub calibrate: usize,
     #[serde(skip_serializing_if = "StartConfig::is_at_once")]
     pub start: StartConfig,
 }
@@ -97,6 +101,10 @@ impl StartConfig {
     }
 }
 
+fn is_none(count: &usize) -> bool {
+    *count == 0
+}
+
 fn is_zero(x: &f32) -> bool {
     *x == 0.0
 }
@@ -111,6 +119,7 @@ impl Default for TernaryConfig {
             activations: Inputs::default(),
             anneal: 0.0,
             rotate: false,
+            calibrate: 0,
             start: StartConfig::default(),
         }
     }

@@ -9,6 +9,7 @@ mod aarch64;
 mod anneal;
 mod attention;
 mod buffer;
+mod calibrate;
 mod cross_entropy;
 mod distillation;
 mod dropout;
@@ -46,6 +47,7 @@ pub use attention::{
     attention_backward, attention_spans,
 };
 pub use buffer::Buffer;
+pub use calibrate::{InputProducts, calibrate};
 pub use cross_entropy::{IGNORE, Objective, cross_entropy, logits_stride, most_likely};
 pub use distillation::{Distillation, distill};
 pub use dropout::{Dropout, dropout};

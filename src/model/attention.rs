@@ -231,6 +231,26 @@ impl Attention {
         again.into_iter().for_each(|again| again.give(cx));
     }
 
+    /// Shows what the projections multiplied in the last forward pass, `h` first.
+    pub(super) fn inputs(
+        &self,
+        h: &Buffer,
+        cx: &mut Context<'_>,
+        saved: &AttentionSaved,
+        see: &mut impl FnMut(&Buffer),
+    ) {
+        see(h);
+        let mut scratch = cx.ws.take(saved.out.len());
+        see(normed(&self.attn_sub_norm, &saved.out, &mut scratch));
+        cx.ws.give(scratch);
+    }
+
+    /// The weights that multiply each of [`Attention::inputs`].
+    pub(super) fn readers_mut(&mut self) -> [Vec<&mut Weight>; 2] {
+        let first = [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj];
+        [first.map(|linear| &mut linear.weight).into(), vec![&mut self.o_proj.weight]]
+    }
+
     pub fn weights(&self) -> impl Iterator<Item = &Weight> {
         let linears = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
         let norms = self.q_norm.iter().chain(&self.k_norm).chain(&self.attn_sub_norm).map(|n| &n.gain);

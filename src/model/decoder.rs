@@ -25,7 +25,7 @@ pub struct Block {
 
 /// What the backward pass of a block needs.
 #[derive(Debug, Default)]
-struct BlockSaved {
+pub(super) struct BlockSaved {
     /// The residual stream at the block's input, `[N, C]`.
     x: Buffer,
     attention: AttentionSaved,
@@ -56,7 +56,7 @@ impl Block {
         }
     }
 
-    fn forward(
+    pub(super) fn forward(
         &self,
         layer: usize,
         x: &mut Buffer,
@@ -103,12 +103,27 @@ impl Block {
         cx.ws.give(dh);
     }
 
+    /// Shows what the projections multiplied in the last forward pass, in its order.
+    pub(super) fn inputs(&self, cx: &mut Context<'_>, saved: &BlockSaved, mut see: impl FnMut(&Buffer)) {
+        let mut h = cx.ws.take(saved.x.len());
+        self.input_layernorm.forward(&saved.x, &mut h);
+        self.self_attn.inputs(&h, cx, &saved.attention, &mut see);
+        self.post_attention_layernorm.forward(&saved.mid, &mut h);
+        self.mlp.inputs(&h, cx, &saved.feed_forward, &mut see);
+        cx.ws.give(h);
+    }
+
+    /// The weights that multiply each of [`Block::inputs`].
+    pub(super) fn readers_mut(&mut self) -> impl Iterator<Item = Vec<&mut Weight>> {
+        self.self_attn.readers_mut().into_iter().chain(self.mlp.readers_mut())
+    }
+
     fn weights(&self) -> impl Iterator<Item = &Weight> {
         let (a, b) = (&self.input_layernorm.gain, &self.post_attention_layernorm.gain);
         [a].into_iter().chain(self.self_attn.weights()).chain([b]).chain(self.mlp.weights())
     }
 
-    fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
+    pub(super) fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
         let (a, b) = (&mut self.input_layernorm.gain, &mut self.post_attention_layernorm.gain);
         [a].into_iter().chain(self.self_attn.weights_mut()).chain([b]).chain(self.mlp.weights_mut())
     }
@@ -252,7 +267,7 @@ pub struct Decoder {
     pub norm: RmsNorm,
     /// Absent when tied to the embedding.
     pub lm_head: Option<Linear>,
-    rope: RopeTable,
+    pub(super) rope: RopeTable,
 }
 
 impl Decoder {

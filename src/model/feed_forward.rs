@@ -122,6 +122,29 @@ impl FeedForward {
         again.into_iter().for_each(|again| again.give(cx));
     }
 
+    /// Shows what the projections multiplied in the last forward pass, `h` first.
+    pub(super) fn inputs(
+        &self,
+        h: &Buffer,
+        cx: &mut Context<'_>,
+        saved: &FeedForwardSaved,
+        see: &mut impl FnMut(&Buffer),
+    ) {
+        see(h);
+        let len = saved.up.len();
+        let (mut act, mut scratch) = (cx.ws.take(len), cx.ws.take(self.normed_len(len)));
+        self.activate(saved, &mut act);
+        see(normed(&self.ffn_sub_norm, &act, &mut scratch));
+        cx.ws.give(act);
+        cx.ws.give(scratch);
+    }
+
+    /// The weights that multiply each of [`FeedForward::inputs`].
+    pub(super) fn readers_mut(&mut self) -> [Vec<&mut Weight>; 2] {
+        let first = self.gate_proj.iter_mut().chain([&mut self.up_proj]);
+        [first.map(|linear| &mut linear.weight).collect(), vec![&mut self.down_proj.weight]]
+    }
+
     /// Values that the norm before the last projection needs room for.
     fn normed_len(&self, len: usize) -> usize {
         if self.ffn_sub_norm.is_some() { len } else { 0 }

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use super::weight::{Form, number};
 use super::{Role, Weight};
-use crate::error::Result;
-use crate::kernels::{self, Buffer, Updated};
+use crate::error::{Error, Result};
+use crate::kernels::{self, Buffer, InputProducts, Updated};
 use crate::ternary::{Flips, TernaryMatrix};
 
 /// What a training keeps of each ternary weight beside its trits: latent values, of which the trits are the projection,
@@ -136,6 +136,36 @@ impl Latents {
     /// What products were last with in place of the trits of a weight, if it is annealed.
     pub fn annealed(&self, weight: &Weight) -> Option<&[f32]> {
         self.annealed.get(weight.index()).filter(|values| !values.is_empty()).map(|values| &values[..])
+    }
+
+    /// Replaces the latents of ternary weights that multiply the same inputs by such as keep their outputs on these
+    /// ([`kernels::calibrate`]); none of them is annealed then.
+    ///
+    /// # Errors
+    /// Inputs that are not finite, by the name of the first weight.
+    pub fn calibrate(
+        &mut self,
+        weights: Vec<&mut Weight>,
+        inputs: &InputProducts,
+        group: usize,
+    ) -> Result<()> {
+        let ternary = weights.into_iter().filter(|weight| weight.ternary().is_some());
+        let take = |weight: &mut &mut Weight| std::mem::take(&mut self.values[weight.index()]);
+        let mut weights: Vec<&mut Weight> = ternary.collect();
+        let values: Vec<Buffer> = weights.iter_mut().map(take).collect();
+        let mut all: Vec<(&mut Weight, Buffer)> = weights.into_iter().zip(values).collect();
+        let mut several: Vec<&mut [f32]> = all.iter_mut().map(|(_, values)| &mut values[..]).collect();
+        let finite = kernels::calibrate(inputs, group, &mut several);
+        for (weight, values) in all {
+            if !finite {
+                let detail = "what it multiplies, on the text that it is to be calibrated on".into();
+                return Err(Error::NotFinite { tensor: weight.name.clone(), detail });
+            }
+            weight.annealed = None;
+            weight.set(&values)?;
+            self.values[weight.index()] = values;
+        }
+        Ok(())
     }
 
     /// [`Latents::update`] of some rows, which leaves the projection as it was; all of the gradient becomes zero.

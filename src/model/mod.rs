@@ -6,6 +6,7 @@
 mod advance;
 mod attention;
 mod cache;
+mod calibrate;
 mod convert;
 pub mod cross_entropy;
 mod decoder;
@@ -29,6 +30,7 @@ mod workspace;
 pub use advance::{PIECE, Span, Wanted};
 pub use attention::{Attention, AttentionSaved, Cached};
 pub use cache::{KvCache, KvPool};
+pub use calibrate::calibrate;
 pub use convert::{Rounding, check, save_mlx};
 pub use cross_entropy::Loss;
 pub use decoder::{Block, Decoder, Learning, State, Teacher};

@@ -33,7 +33,7 @@ pub use residual::{Residuals, residual};
 pub use resume::{Difference, Resume, differences};
 pub use run::{Observer, Outcome, run};
 pub use schedule::schedule;
-pub use setup::{setup, setup_random};
+pub use setup::{Preparing, setup, setup_random};
 pub use source::{Source, Synthetic};
 pub use teacher::Taught;
 pub use tensorboard::EventWriter;

@@ -13,9 +13,17 @@ use crate::measure::Needs;
 use crate::model::{self, Decoder, Latents, Model};
 use crate::text::{Corpus, Tokenizer, sources};
 
+/// What takes time before the first step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preparing {
+    /// Bytes of a text that are tokenised, of so many.
+    Text(u64, u64),
+    /// Matrices that are calibrated, of so many.
+    Matrices(u64, u64),
+}
+
 /// Builds what `recipe`, which has been validated, describes: at step 0, or where the checkpoint was made, by which it
-/// has been judged ([`Resume::judge`]). `cache` is where tokenised texts are kept; `progress` is told bytes tokenised
-/// and bytes in all. `among` processes share the optimizer's state out; 1 where each has all of it. The trainer's recipe
+/// has been judged ([`Resume::judge`]). `cache` is where tokenised texts are kept; `progress` is told how far it is. `among` processes share the optimizer's state out; 1 where each has all of it. The trainer's recipe
 /// states the model that is trained.
 ///
 /// # Errors
@@ -26,7 +34,7 @@ pub fn setup(
     resume: Option<&Resume>,
     cache: &Path,
     among: usize,
-    progress: &dyn Fn(u64, u64),
+    progress: &dyn Fn(Preparing),
 ) -> Result<Trainer> {
     let mut shape = match (resume, &recipe.init) {
         (Some(resume), _) => resume.model().clone(),
@@ -43,7 +51,7 @@ pub fn setup(
     }
     let dir = resume.map(|resume| resume.dir.as_path());
     let tokenizer = tokenizer(&recipe, dir)?;
-    let (mut model, latents) = starting_model(&recipe, dir)?;
+    let (mut model, mut latents) = starting_model(&recipe, dir)?;
     let config = &model.decoder.config;
     if let Some(t) = tokenizer.as_ref().filter(|_| model.description.eos.is_empty()) {
         model.description.eos = t.stop_ids().to_vec();
@@ -51,7 +59,8 @@ pub fn setup(
     }
     let source = match (recipe.task, &tokenizer) {
         (Task::Lm, Some(t)) => {
-            let corpus = corpus(&recipe, resume, t, cache, progress)?;
+            let tokenised = |done, of| progress(Preparing::Text(done, of));
+            let corpus = corpus(&recipe, resume, t, cache, &tokenised)?;
             t.fits("the text of the training", [corpus.largest], config.vocab_size)?;
             if corpus.val.len() < 2 && !recipe.data.val.is_empty() {
                 return Err(Error::usage(format!(
@@ -71,12 +80,32 @@ pub fn setup(
     if let Some(resume) = resume {
         resume.judge_teacher(teacher.as_ref().map(Taught::digest))?;
     }
+    if resume.is_none() && recipe.ternary.calibrate > 0 {
+        calibrate(&recipe, &mut model.decoder, &mut latents, &source, progress)?;
+    }
     let mut trainer = Trainer::new(recipe, model, latents, tokenizer, source);
     trainer.teacher = teacher;
     if let Some(dir) = dir {
         checkpoint::restore(dir, &mut trainer)?;
     }
     Ok(trainer)
+}
+
+/// On the first sequences that the training reads.
+fn calibrate(
+    recipe: &Recipe,
+    decoder: &mut Decoder,
+    latents: &mut Latents,
+    source: &Source,
+    progress: &dyn Fn(Preparing),
+) -> Result<()> {
+    let len = source.seq();
+    let mut tokens = vec![0; recipe.ternary.calibrate * len];
+    let mut targets = tokens.clone();
+    source.fill(0, &mut tokens, &mut targets);
+    decoder.set_precision(recipe.train.precision);
+    let told = &mut |done: usize, of: usize| progress(Preparing::Matrices(done as u64, of as u64));
+    model::calibrate(decoder, latents, &tokens, [len, recipe.train.batch], told)
 }
 
 /// A trainer of the recipe's shape with random weights on random tokens, whatever the recipe starts from or reads: its
