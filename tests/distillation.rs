@@ -214,14 +214,14 @@ fn a_model_that_is_its_own_teacher_has_nothing_to_learn() {
     };
     let how = |weight| Distillation { weight, temperature: 1.5, direction: Direction::Forward };
     let (plain, norm) = gradients(None);
-    let (own, nothing) = gradients(Some(Teacher { decoder: &decoder, how: how(1.0) }));
+    let (own, nothing) = gradients(Some(Teacher { decoder: &decoder, how: how(1.0), relations: None }));
     assert!(own.sum == plain.sum || (own.sum - plain.sum).abs() < 1e-5 * plain.sum);
     assert!(own.divergence.abs() < 1e-5 && nothing < 1e-5 * norm, "{own:?}, gradient {nothing} of {norm}");
-    let (_, half) = gradients(Some(Teacher { decoder: &decoder, how: how(0.5) }));
+    let (_, half) = gradients(Some(Teacher { decoder: &decoder, how: how(0.5), relations: None }));
     assert!((half - 0.5 * norm).abs() < 1e-4 * norm, "{half}, wanted half of {norm}");
     let mut other = Decoder::new(&config(), Scope::None, Grouping::default());
     Latents::random(other.weights_mut(), 8, None).unwrap();
-    let (taught, _) = gradients(Some(Teacher { decoder: &other, how: how(1.0) }));
+    let (taught, _) = gradients(Some(Teacher { decoder: &other, how: how(1.0), relations: None }));
     assert!(taught.divergence > 0.01, "{taught:?}");
 }
 

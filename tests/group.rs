@@ -61,6 +61,7 @@ const ONE: Run = Run { size: 1, way: Way::Fastest, shard: false };
 struct Seen {
     losses: Vec<f64>,
     divergences: Vec<f64>,
+    relations: Vec<f64>,
     validations: Vec<f64>,
 }
 
@@ -68,6 +69,7 @@ impl Observer for Seen {
     fn stepped(&mut self, report: &StepReport, _: f64, _: bool) {
         self.losses.push(report.loss);
         self.divergences.extend(report.divergence);
+        self.relations.extend(report.relations);
     }
     fn validated(&mut self, _: u64, measured: &Perplexity) {
         self.validations.push(measured.nll);
@@ -252,15 +254,19 @@ fn several_processes_learn_from_a_teacher_as_one_does() {
     recipe.seed = 4;
     recipe.ternary.anneal = 0.5;
     let teacher = checkpoint::list(&lab.path("teacher")).pop();
-    recipe.distill = Some(DistillConfig { teacher, ..DistillConfig::default() });
+    recipe.distill = Some(DistillConfig { teacher, relations: 2.0, ..DistillConfig::default() });
     let (one, _) = lab.train(&recipe, ONE, "one");
     for (size, way, shard) in [(2, Way::Fastest, false), (3, Way::InOrder, true), (4, Way::Bf16, false)] {
         let bound = if way == Way::Bf16 { 1e-2 } else { 1e-4 };
         let name = format!("{size}-{way:?}-{shard}");
         let (seen, _) = lab.train(&recipe, Run { size, way, shard }, &name);
-        assert_eq!(seen.divergences.len(), 10, "{name}");
-        let off = [off(&seen.losses, &one.losses), off(&seen.divergences, &one.divergences)];
-        println!("{name}: losses and divergences off by {off:.1?}");
+        assert_eq!((seen.divergences.len(), seen.relations.len()), (10, 10), "{name}");
+        let off = [
+            off(&seen.losses, &one.losses),
+            off(&seen.divergences, &one.divergences),
+            off(&seen.relations, &one.relations),
+        ];
+        println!("{name}: losses, divergences and relations off by {off:.1?}");
         assert!(off.iter().all(|off| *off < bound), "{name}: {off:?}");
     }
 }

@@ -207,7 +207,7 @@ fn layers_leave_memory_to_kernels() {
         "linear",
     ];
     let mut wrong = Vec::new();
-    for name in layers.into_iter().chain(["rms_norm", "workspace"]) {
+    for name in layers.into_iter().chain(["relations", "rms_norm", "workspace"]) {
         for line in code(&src().join(format!("model/{name}.rs"))).lines() {
             if host_memory(line) {
                 wrong.push(format!("model/{name}.rs: {}", line.trim()));

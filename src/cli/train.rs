@@ -431,6 +431,9 @@ impl Observer for Show<'_> {
             if let Some(divergence) = report.divergence {
                 line += &format!("  divergence={divergence:.4}");
             }
+            if let Some(relations) = report.relations {
+                line += &format!("  relations={relations:.2e}");
+            }
             if self.task == Task::Lm {
                 line += &format!(
                     "  lr={:.2e}  grad_norm={:.3}  {tok_per_s:.0} tok/s  {:.1}%",

@@ -116,23 +116,50 @@ pub enum Direction {
     Reverse,
 }
 
-/// A model to learn from. The loss is `(1 - weight) CE + weight T² KL`, soft-max of both models at the temperature `T`.
+/// A model to learn from. The loss is `(1 - weight) CE + weight T² KL + relations R`, soft-max of both models at the temperature `T`;
+/// `R` is how far the relations of positions in one layer are from the teacher's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DistillConfig {
     /// A stored model of the same tokenizer.
     #[serde(skip_serializing_if = "Option::is_none", with = "path_text::option")]
     pub teacher: Option<PathBuf>,
-    /// 0 to 1. At 0 the teacher is not even loaded.
+    /// 0 to 1. At 0, without relations, the teacher is not even loaded.
     pub weight: f32,
     pub temperature: f32,
     /// `"forward"` or `"reverse"`.
     pub direction: Direction,
+    /// How much the relations of queries, of keys and of values count; 0: not at all.
+    pub relations: f32,
+    /// In which layer, counted from 0; absent: [`DistillConfig::related_layer`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relation_layer: Option<usize>,
+}
+
+impl DistillConfig {
+    /// Whether relations are learnt.
+    pub fn relates(&self) -> bool {
+        self.relations > 0.0
+    }
+
+    /// The layer of a model of `layers` whose relations are learnt. If the recipe does not say it, the one at three quarters of
+    /// them: late, where what is told apart has a meaning, and with layers behind it that still turn it into words. MiniLMv2
+    /// (arXiv 2012.15828) found such layers best in large teachers, BitDistill (arXiv 2510.13998) late ones for ternary weights.
+    pub fn related_layer(&self, layers: usize) -> usize {
+        self.relation_layer.unwrap_or(3 * layers / 4)
+    }
 }
 
 impl Default for DistillConfig {
     fn default() -> Self {
-        Self { teacher: None, weight: 0.5, temperature: 1.0, direction: Direction::Forward }
+        Self {
+            teacher: None,
+            weight: 0.5,
+            temperature: 1.0,
+            direction: Direction::Forward,
+            relations: 0.0,
+            relation_layer: None,
+        }
     }
 }
 
@@ -390,7 +417,7 @@ const ALL_TERNARY: f32 = 0.9;
 impl Recipe {
     /// How the training learns from a teacher, if it does.
     pub fn taught(&self) -> Option<&DistillConfig> {
-        self.distill.as_ref().filter(|distill| distill.weight > 0.0)
+        self.distill.as_ref().filter(|distill| distill.weight > 0.0 || distill.relates())
     }
 
     /// Judges every value that does not need the data or the model's files.
@@ -441,9 +468,10 @@ impl Recipe {
             }
         }
         let distill = self.distill.clone().unwrap_or_default();
-        if self.distill.is_some() && distill.weight > 0.0 {
+        if self.taught().is_some() {
             if distill.teacher.is_none() {
-                let wanted = "the model to learn from (--teacher MODEL), or distill.weight = 0";
+                let wanted =
+                    "the model to learn from (--teacher MODEL), or distill.weight = 0 and no relations";
                 return bad("distill.teacher", &"nothing", wanted);
             }
             if self.task != Task::Lm {
@@ -485,6 +513,7 @@ impl Recipe {
             ("ternary.anneal", self.ternary.anneal, 0.0, ALL_TERNARY),
             ("distill.weight", distill.weight, 0.0, 1.0),
             ("distill.temperature", distill.temperature, 0.01, 100.0),
+            ("distill.relations", distill.relations, 0.0, 1e6),
             ("report.temperature", self.report.temperature, 0.0, 100.0),
             ("report.top_p", self.report.top_p, 0.0, 1.0),
         ] {

@@ -31,6 +31,7 @@ pub mod profile;
 mod project;
 mod reduce;
 pub mod reference;
+mod relations;
 mod rope;
 mod scales;
 mod scratch;
@@ -67,7 +68,8 @@ pub use optimizer::{AdamW, Latents, Pass, Rule, Updated, cautious, scale_add, up
 pub use product::{Halves, Rhs, Target, Threads, View, gemm, head, linear, pack, symmetric_gemm};
 pub use project::{near_thresholds, project};
 pub use reduce::{add_in_order, add_in_order_bf16, from_bf16, to_bf16};
-pub use reference::AttentionShape;
+pub use reference::{AttentionShape, RelationShape};
+pub use relations::relations;
 pub use rope::{RopeTable, Turn, rope};
 pub use scales::{LearnedScales, learn_scales};
 pub(crate) use team::share_each;

@@ -1,7 +1,7 @@
 //! What each kernel means: plain loops in f64, slow on purpose; nothing but tests calls them. The sizes that a meaning
 //! depends on are here too, for the kernels.
 
-use super::Distillation;
+use super::{Distillation, IGNORE};
 use crate::config::Direction;
 use crate::random::{GAMMA, splitmix64};
 use crate::ternary::TernaryMatrix;
@@ -159,6 +159,41 @@ pub fn distill(student: &[f64], teacher: &[f64], target: usize, how: Distillatio
     let divergence = of.iter().zip(&from).map(|(a, b)| a.exp() * (a - b)).sum::<f64>();
     let loss = cross_entropy(student, target);
     [loss, divergence, (1.0 - weight) * loss + weight * t * t * divergence]
+}
+
+/// Rows of a model and of its teacher whose relations are compared, head by head: `[batch, len, heads, dim]`, heads of the
+/// teacher `teacher_dim` wide. When `causal`, a position relates to itself and those before it.
+#[derive(Clone, Copy, Debug)]
+pub struct RelationShape {
+    pub batch: usize,
+    pub len: usize,
+    pub heads: usize,
+    pub dim: usize,
+    pub teacher_dim: usize,
+    pub causal: bool,
+}
+
+/// `KL(P | Q)`, summed over the rows whose target is not [`IGNORE`], the mean of the heads: `P` of the teacher and `Q` of the
+/// student are rows of the soft-max of `A Aᵀ / sqrt(dim)`.
+pub fn relations(shape: &RelationShape, student: &[f64], teacher: &[f64], targets: &[u32]) -> f64 {
+    let s = shape;
+    let mut sum = 0.0;
+    for (row, _) in targets.iter().enumerate().filter(|(_, target)| **target != IGNORE) {
+        let (b, i) = (row / s.len, row % s.len);
+        let seen = if s.causal { i + 1 } else { s.len };
+        for head in 0..s.heads {
+            let ln_softmax = |a: &[f64], dim: usize| -> Vec<f64> {
+                let at = |j: usize| &a[((b * s.len + j) * s.heads + head) * dim..][..dim];
+                let dot = |j: usize| at(i).iter().zip(at(j)).map(|(x, y)| x * y).sum::<f64>();
+                let scores: Vec<f64> = (0..seen).map(|j| dot(j) / (dim as f64).sqrt()).collect();
+                let ln_z = cross_entropy(&scores, 0) + scores[0];
+                scores.iter().map(|x| x - ln_z).collect()
+            };
+            let (p, q) = (ln_softmax(teacher, s.teacher_dim), ln_softmax(student, s.dim));
+            sum += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+        }
+    }
+    sum / s.heads as f64
 }
 
 /// Whether dropout sets a value to zero: 16 bits of a random number below `rate`. Seed, sequence, place in the model and position

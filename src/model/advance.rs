@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::cache::{KvCache, KvPool};
+use super::decoder::Keep;
 use super::sequences::{Rows, Sequences};
 use super::{Decoder, State, Workspace};
 use crate::config::KvFormat;
@@ -30,7 +31,7 @@ pub enum Wanted {
 impl Decoder {
     /// Logits of every position, `[N, V]`: for tests and small models.
     pub fn logits(&self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<f32> {
-        let h = self.hidden(tokens, &seqs.into(), &mut state.pass, None, true, None);
+        let h = self.hidden(tokens, &seqs.into(), &mut state.pass, None, Keep::Everything, None);
         let logits = self.logits_of(&h, std::slice::from_ref(&(0..tokens.len())), &mut state.pass.ws);
         state.pass.ws.give(h);
         logits
@@ -113,7 +114,7 @@ impl Decoder {
         }
         let tokens: Vec<u32> = spans.iter().flat_map(|span| span.tokens).copied().collect();
         let mut caches: Vec<&mut KvCache> = spans.iter_mut().map(|span| &mut *span.cache).collect();
-        let h = self.hidden(&tokens, &rows, &mut state.pass, Some(&mut caches), false, None);
+        let h = self.hidden(&tokens, &rows, &mut state.pass, Some(&mut caches), Keep::Nothing, None);
         caches.iter_mut().zip(&rows.spans).for_each(|(cache, count)| cache.advance(*count));
         (h, wanted)
     }

@@ -32,7 +32,7 @@ pub struct Cached<'a, 'b> {
 /// What the backward pass needs of the forward pass.
 #[derive(Debug, Default)]
 pub struct AttentionSaved {
-    projected: Projected,
+    pub(super) projected: Projected,
     /// Before the output projection and its norm.
     out: Buffer,
     /// Log-sum-exp of the scores, `[B, H, T]`.
@@ -41,7 +41,7 @@ pub struct AttentionSaved {
 
 /// Queries, keys and values as projected, which the backward pass may make again; norm and rotation are always done again.
 #[derive(Debug, Default)]
-struct Projected {
+pub(super) struct Projected {
     q: Buffer,
     k: Buffer,
     v: Buffer,
@@ -220,9 +220,12 @@ impl Attention {
         let gradients = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
         kernels::attention_backward(&self.shape(cx), self.heads.precision, forward, &dmixed, gradients);
 
-        // The rotated queries and keys are no longer needed: their buffers take the gradients before the rotation.
-        rotate_backward(&self.k_norm, &projected.k, kv_heads, cx, (&mut dk, &mut k), grads);
-        rotate_backward(&self.q_norm, &projected.q, heads, cx, (&mut dq, &mut q), grads);
+        // The rotated queries and keys are no longer needed: their buffers take the gradients before norm and rotation.
+        rotate_back(&mut dk, kv_heads, cx);
+        rotate_back(&mut dq, heads, cx);
+        self.relate(projected, cx, [&mut q, &mut k], [&mut dq, &mut dk, &mut dv]);
+        norm_backward(&self.k_norm, &projected.k, (&dk, &mut k), grads);
+        norm_backward(&self.q_norm, &projected.q, (&dq, &mut q), grads);
         let several = [(&self.q_proj, &q), (&self.k_proj, &k), (&self.v_proj, &dv)];
         Linear::backward_each(h, &several, dh, grads);
         for buffer in [dmixed, q, k, dq, dk, dv] {
@@ -251,6 +254,29 @@ impl Attention {
         [first.map(|linear| &mut linear.weight).into(), vec![&mut self.o_proj.weight]]
     }
 
+    /// What the relations of positions are made of: queries and keys behind their norms, in `room` where they have any, and
+    /// values.
+    pub(super) fn related<'a>(
+        &self,
+        projected: &'a Projected,
+        [q, k]: [&'a mut Buffer; 2],
+    ) -> [&'a Buffer; 3] {
+        [normed(&self.q_norm, &projected.q, q), normed(&self.k_norm, &projected.k, k), &projected.v]
+    }
+
+    /// Where relations are learnt: adds their gradients, of a loss that no forward pass has to know.
+    fn relate(
+        &self,
+        projected: &Projected,
+        cx: &mut Context<'_>,
+        room: [&mut Buffer; 2],
+        gradients: [&mut Buffer; 3],
+    ) {
+        if let Some(relating) = &mut cx.relating {
+            relating.learn(self.heads, cx.rows.equal(), self.related(projected, room), gradients);
+        }
+    }
+
     pub fn weights(&self) -> impl Iterator<Item = &Weight> {
         let linears = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
         let norms = self.q_norm.iter().chain(&self.k_norm).chain(&self.attn_sub_norm).map(|n| &n.gain);
@@ -273,16 +299,18 @@ fn rotate(norm: &Option<RmsNorm>, x: &Buffer, heads: usize, cx: &Context<'_>, ou
     kernels::rope(out, heads, cx.rope, &cx.rows.positions, Turn::Forward);
 }
 
-/// Mirror of [`rotate`]: `dout` is rotated back in place, then goes through the norm to `dx`.
-fn rotate_backward(
+/// Mirror of [`rotate`], in two steps, between which relations are learnt: `dout` is rotated back in place.
+fn rotate_back(dout: &mut Buffer, heads: usize, cx: &Context<'_>) {
+    kernels::rope(dout, heads, cx.rope, &cx.rows.positions, Turn::Backward);
+}
+
+/// Then it goes through the norm to `dx`.
+fn norm_backward(
     norm: &Option<RmsNorm>,
     x: &Buffer,
-    heads: usize,
-    cx: &Context<'_>,
-    (dout, dx): (&mut Buffer, &mut Buffer),
+    (dout, dx): (&Buffer, &mut Buffer),
     grads: &mut Gradients,
 ) {
-    kernels::rope(dout, heads, cx.rope, &cx.rows.positions, Turn::Backward);
     match norm {
         Some(norm) => norm.backward(x, dout, dx, To::Set, grads),
         None => kernels::copy(dx, dout),

@@ -18,6 +18,8 @@ pub struct Loss {
     pub sum: f64,
     /// Divergence from a teacher at the temperature, in nats; 0 without one.
     pub divergence: f64,
+    /// Divergence of the relations of positions from a teacher's, in nats; 0 where none are learnt.
+    pub relations: f64,
     pub count: usize,
 }
 
@@ -42,6 +44,7 @@ impl std::ops::AddAssign for Loss {
     fn add_assign(&mut self, other: Self) {
         self.sum += other.sum;
         self.divergence += other.divergence;
+        self.relations += other.relations;
         self.count += other.count;
     }
 }
@@ -179,8 +182,8 @@ fn each_chunk(h: &Buffer, head: &Weight, ws: &mut Workspace, mut f: impl FnMut(&
 
 fn summed(losses: &[f32], targets: &[u32]) -> Loss {
     Loss {
-        divergence: 0.0,
         sum: losses.iter().map(|&x| x as f64).sum(),
         count: targets.iter().filter(|t| **t != IGNORE).count(),
+        ..Loss::default()
     }
 }

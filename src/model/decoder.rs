@@ -6,6 +6,7 @@ use super::cross_entropy::{self, Lesson, Loss};
 use super::dropout;
 use super::feed_forward::{FeedForward, FeedForwardSaved};
 use super::parts::parts;
+use super::relations::{Relating, Relations};
 use super::sequences::{Rows, Sequences};
 use super::weight::number;
 use super::workspace::{Context, Workspace};
@@ -152,6 +153,50 @@ pub(super) struct Pass {
     pub(super) ws: Workspace,
     /// Of a teacher, over the same sequences.
     teacher: Option<Box<Pass>>,
+    /// Of a teacher, queries and keys behind their norms.
+    related: [Buffer; 2],
+}
+
+#[cfg(test)]
+impl Pass {
+    fn saved_by_blocks(&self) -> Vec<usize> {
+        let feed_forward =
+            |saved: &BlockSaved| saved.feed_forward.parts().map(|(_, x)| x.len()).sum::<usize>();
+        let of = |saved: &BlockSaved| {
+            saved.x.len() + saved.attention.len() + saved.mid.len() + feed_forward(saved)
+        };
+        self.blocks.iter().map(of).collect()
+    }
+}
+
+/// Whose activations stay after a pass; all other blocks share one set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    Nothing,
+    /// Those of one block.
+    Block(usize),
+    /// For the backward pass.
+    Everything,
+}
+
+impl Keep {
+    /// Sets of activations of so many blocks.
+    fn sets(self, blocks: usize) -> usize {
+        match self {
+            Keep::Nothing => 1,
+            Keep::Block(_) => 2,
+            Keep::Everything => blocks,
+        }
+    }
+
+    /// The set of a block.
+    fn set(self, block: usize) -> usize {
+        match self {
+            Keep::Nothing => 0,
+            Keep::Block(kept) => (block == kept) as usize,
+            Keep::Everything => block,
+        }
+    }
 }
 
 /// A model that another one learns from, and stays as it is.
@@ -160,6 +205,8 @@ pub struct Teacher<'a> {
     /// Of the same vocabulary.
     pub decoder: &'a Decoder,
     pub how: Distillation,
+    /// Of a layer with as many heads of queries and of keys.
+    pub relations: Option<Relations>,
 }
 
 /// What a gradient is of, beside the text.
@@ -191,12 +238,13 @@ impl State {
     /// Values that each block keeps for the backward pass.
     #[cfg(test)]
     pub(crate) fn saved_by_blocks(&self) -> Vec<usize> {
-        let feed_forward =
-            |saved: &BlockSaved| saved.feed_forward.parts().map(|(_, x)| x.len()).sum::<usize>();
-        let of = |saved: &BlockSaved| {
-            saved.x.len() + saved.attention.len() + saved.mid.len() + feed_forward(saved)
-        };
-        self.pass.blocks.iter().map(of).collect()
+        self.pass.saved_by_blocks()
+    }
+
+    /// The same of a teacher: what blocks share, and the block that is kept.
+    #[cfg(test)]
+    pub(crate) fn saved_by_teacher(&self) -> Vec<usize> {
+        self.pass.teacher.as_ref().map(|pass| pass.saved_by_blocks()).unwrap_or_default()
     }
 }
 
@@ -357,31 +405,30 @@ impl Decoder {
         self.lm_head.as_ref().map_or(&self.embed_tokens.weight, |head| &head.weight)
     }
 
-    /// The residual stream after the last block is left in `pass.last`; returns it through the final norm. With `keep`
-    /// every block's activations stay for the backward pass; without, the blocks share one set. `caches`: one for each
-    /// span of `rows`, unless these are sequences of their own.
+    /// The residual stream after the last block is left in `pass.last`; returns it through the final norm. `caches`: one for
+    /// each span of `rows`, unless these are sequences of their own.
     pub(super) fn hidden(
         &self,
         tokens: &[u32],
         rows: &Rows,
         pass: &mut Pass,
         mut caches: Option<&mut [&mut KvCache]>,
-        keep: bool,
+        keep: Keep,
         dropout: Option<Dropout<'_>>,
     ) -> Buffer {
         assert_eq!(tokens.len(), rows.count(), "tokens of spans {:?}", rows.spans);
-        let sets = if keep { self.layers.len() } else { 1 };
+        let sets = keep.sets(self.layers.len());
         if pass.blocks.len() < sets {
             pass.blocks.resize_with(sets, BlockSaved::default);
         }
         let Pass { blocks, last, ws, .. } = pass;
         let mut x = ws.take(tokens.len() * self.config.hidden_size);
         self.embed_tokens.forward(tokens, &mut x);
-        let recompute = self.recompute && keep;
+        let recompute = self.recompute && keep == Keep::Everything;
         let mut cx = Context { dropout, recompute, ..Context::new(rows, &self.rope, ws) };
         dropout::whole(&mut cx, dropout::EMBEDDING, &mut x);
         for (layer, block) in self.layers.iter().enumerate() {
-            let saved = &mut blocks[if keep { layer } else { 0 }];
+            let saved = &mut blocks[keep.set(layer)];
             let cached = caches.as_deref_mut().map(|caches| Cached { caches, layer });
             block.forward(layer, &mut x, &mut cx, saved, cached);
         }
@@ -394,7 +441,7 @@ impl Decoder {
     /// `tokens` (`[N]`, each below `V`).
     pub fn loss(&self, tokens: &[u32], targets: &[u32], seqs: Sequences, state: &mut State) -> Loss {
         let pass = &mut state.pass;
-        let h = self.hidden(tokens, &seqs.into(), pass, None, false, None);
+        let h = self.hidden(tokens, &seqs.into(), pass, None, Keep::Nothing, None);
         let loss = cross_entropy::forward(&h, self.head(), targets, &mut pass.ws);
         pass.ws.give(h);
         loss
@@ -477,17 +524,23 @@ impl Decoder {
         let Learning { objective, teacher, dropout } = learning;
         let taught = teacher.map(|teacher| {
             let pass = pass.teacher.get_or_insert_default();
-            (teacher, teacher.decoder.hidden(tokens, &rows, pass, None, false, None))
+            let keep = teacher.relations.map_or(Keep::Nothing, |how| Keep::Block(how.of_teacher));
+            (teacher, teacher.decoder.hidden(tokens, &rows, pass, None, keep, None))
         });
         let lesson = taught.as_ref().map(|(t, h)| Lesson { h, head: t.decoder.head(), how: t.how });
-        let h = self.hidden(tokens, &rows, pass, None, true, dropout);
-        let Pass { blocks, last, ws, teacher } = pass;
+        let h = self.hidden(tokens, &rows, pass, None, Keep::Everything, dropout);
+        let Pass { blocks, last, ws, teacher, .. } = pass;
 
         let mut dh = ws.take(h.len());
-        let loss =
+        let mut loss =
             cross_entropy::forward_backward(&h, self.head(), targets, lesson, objective, ws, &mut dh, grads);
-        if let (Some(pass), Some((_, h))) = (teacher, taught) {
+        let mut relating = None;
+        if let (Some(pass), Some((teacher, h))) = (teacher, taught) {
             pass.ws.give(h);
+            if let Some(how) = teacher.relations {
+                let of_teacher = self.relations_of(teacher.decoder, how, pass);
+                relating = Some(Relating::new(how, objective.scale, targets, of_teacher));
+            }
         }
         let mut dx = h;
         self.norm.backward(last, &dh, &mut dx, To::Set, grads);
@@ -495,7 +548,9 @@ impl Decoder {
         let recompute = self.recompute;
         let mut cx = Context { dropout, recompute, ..Context::new(&rows, &self.rope, ws) };
         for (layer, (block, saved)) in self.layers.iter().zip(blocks).enumerate().rev() {
+            cx.relating = relating.take_if(|relating| relating.layer == layer);
             block.backward(layer, &mut dx, &mut cx, saved, grads);
+            loss.relations += cx.relating.take().map_or(0.0, |relating| relating.loss);
             grads.finished_from(&block.input_layernorm.gain);
         }
         dropout::whole(&mut cx, dropout::EMBEDDING, &mut dx);
@@ -505,6 +560,16 @@ impl Decoder {
         ws.give(dx);
         ws.give(dh);
         loss
+    }
+
+    /// What the relations of the teacher's layer are made of, kept in its `pass`.
+    fn relations_of<'a>(&self, teacher: &Decoder, how: Relations, pass: &'a mut Pass) -> [&'a Buffer; 3] {
+        let heads = |c: &ModelConfig| (c.heads, c.kv_heads, c.causal);
+        assert_eq!(heads(&teacher.config), heads(&self.config), "heads and sight of the teacher");
+        assert!(how.layer < self.layers.len(), "layer {} of {}", how.layer, self.layers.len());
+        let Pass { blocks, related, .. } = pass;
+        let kept = &blocks[Keep::Block(how.of_teacher).set(how.of_teacher)];
+        teacher.layers[how.of_teacher].self_attn.related(&kept.attention.projected, related.each_mut())
     }
 
     /// The first tensor, in the order of the last forward pass, that holds a value that is not finite.
@@ -525,7 +590,7 @@ impl Decoder {
     /// The most likely token at every position, `[N]`.
     pub fn predict(&self, tokens: &[u32], seqs: Sequences, state: &mut State) -> Vec<u32> {
         let pass = &mut state.pass;
-        let h = self.hidden(tokens, &seqs.into(), pass, None, false, None);
+        let h = self.hidden(tokens, &seqs.into(), pass, None, Keep::Nothing, None);
         let out = cross_entropy::predict(&h, self.head(), &mut pass.ws);
         pass.ws.give(h);
         out

@@ -27,10 +27,11 @@ impl RmsNorm {
     }
 }
 
-/// What a projection behind a norm takes: `x` through the norm into `out`, or `x` itself where there is none.
+/// What stands behind a norm takes: `x` through the norm into `out`, made as long, or `x` itself where there is none.
 pub(super) fn normed<'a>(norm: &Option<RmsNorm>, x: &'a Buffer, out: &'a mut Buffer) -> &'a Buffer {
     match norm {
         Some(norm) => {
+            out.resize(x.len());
             norm.forward(x, out);
             out
         }

@@ -1,6 +1,7 @@
 //! Buffers that live for one call and are used again by the next; what every layer of a pass is handed.
 
 use super::Sequences;
+use super::relations::Relating;
 use super::sequences::Rows;
 use crate::kernels::{Buffer, Dropout, RopeTable};
 
@@ -37,12 +38,14 @@ pub struct Context<'a> {
     pub(super) dropout: Option<Dropout<'a>>,
     /// Whether projections are made again in the backward pass, in place of being kept.
     pub(super) recompute: bool,
+    /// In the backward pass of a layer that learns relations from a teacher.
+    pub(super) relating: Option<Relating<'a>>,
     pub(super) ws: &'a mut Workspace,
 }
 
 impl<'a> Context<'a> {
     pub(super) fn new(rows: &'a Rows, rope: &'a RopeTable, ws: &'a mut Workspace) -> Self {
-        Self { rows, rope, dropout: None, recompute: false, ws }
+        Self { rows, rope, dropout: None, recompute: false, relating: None, ws }
     }
 
     /// Values of a row of `x`.

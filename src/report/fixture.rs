@@ -71,6 +71,7 @@ pub(super) fn records() -> Vec<Record> {
             step,
             loss: mean + 0.13 * noise(rng),
             divergence: None,
+            relations: None,
             residual: None,
             residuals: None,
             lr,

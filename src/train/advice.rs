@@ -121,6 +121,7 @@ mod tests {
             step,
             loss,
             divergence: None,
+            relations: None,
             residual: None,
             residuals: None,
             lr,

@@ -94,10 +94,13 @@ pub fn annealed_bytes(c: &ModelConfig, t: &TernaryConfig) -> u128 {
     4 * soft.map(|(.., values)| values).sum::<u128>()
 }
 
-/// Bytes of a teacher's pass over `rows` tokens, without its weights: the activations of a block, and logits.
-pub fn teacher_pass_bytes(c: &ModelConfig, rows: u128) -> u128 {
+/// Bytes of a teacher's pass over `rows` tokens, without its weights: the activations of a block, and logits. With relations
+/// those of one more block, which are kept, and its queries and keys behind their norms.
+pub fn teacher_pass_bytes(c: &ModelConfig, rows: u128, relations: bool) -> u128 {
     let logits = cross_entropy::logits_at_once(c.vocab_size, usize::try_from(rows).unwrap_or(usize::MAX));
-    4 * rows * (saved_by_block(c, false) + passing(c)) as u128 + 4 * logits as u128
+    let normed = if c.qk_norm { (c.heads + c.kv_heads) * c.head_dim } else { 0 };
+    let kept = if relations { saved_by_block(c, false) + normed } else { 0 };
+    4 * rows * (saved_by_block(c, false) + kept + passing(c)) as u128 + 4 * logits as u128
 }
 
 /// Beside what blocks save, some buffers of the width of the residual stream; values of a row.
@@ -164,9 +167,10 @@ pub fn least_traffic(trainer: &Trainer) -> f64 {
 mod tests {
     use super::super::{Optimizer, Together, setup_random};
     use super::*;
-    use crate::config::{Activation, Recipe, Scope};
+    use crate::config::{Activation, Direction, Recipe, Scope};
     use crate::formats::tensors::Tensor;
-    use crate::model::{Decoder, Gradients, State};
+    use crate::kernels::Distillation;
+    use crate::model::{Decoder, Gradients, Learning, Relations, State, Teacher};
     use crate::ternary::Grouping;
 
     fn copy() -> Recipe {
@@ -253,6 +257,28 @@ mod tests {
                 let saved = seqs.rows() * saved_by_block(&c, recompute);
                 assert_eq!(state.saved_by_blocks(), vec![saved; c.layers], "{c:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_teacher_saves_what_the_formula_says() {
+        for c in shapes() {
+            let decoder = Decoder::new(&c, Scope::Blocks, Grouping::default());
+            let (tokens, seqs) = ([1; 12], Sequences::new(2, 6));
+            let saved = seqs.rows() * saved_by_block(&c, false);
+            let how = Distillation { weight: 0.5, temperature: 1.0, direction: Direction::Forward };
+            for (relations, blocks) in
+                [(None, 1), (Some(Relations { weight: 1.0, layer: 1, of_teacher: 0 }), 2)]
+            {
+                let teacher = Some(Teacher { decoder: &decoder, how, relations });
+                let (mut state, mut grads) = (State::default(), Gradients::zeros(decoder.weights()));
+                let learning = Learning { teacher, ..Learning::plain(1.0) };
+                decoder.learn(&tokens, &tokens, seqs, learning, &mut state, &mut grads);
+                assert_eq!(state.saved_by_teacher(), vec![saved; blocks], "{c:?}");
+            }
+            let [without, with] = [false, true].map(|relations| teacher_pass_bytes(&c, 12, relations));
+            let normed = if c.qk_norm { 12 * (4 + 2) * 8 } else { 0 };
+            assert_eq!(with - without, 4 * (saved + normed) as u128);
         }
     }
 

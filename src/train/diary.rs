@@ -45,6 +45,7 @@ impl Diary {
             step,
             loss: report.loss,
             divergence: report.divergence,
+            relations: report.relations,
             residual: together,
             residuals: apart,
             lr: report.lr as f64,
@@ -61,7 +62,11 @@ impl Diary {
         ] {
             self.events.scalar(tag, value as f32, step)?;
         }
-        for (tag, value) in [("train/divergence", report.divergence), ("train/residual", together)] {
+        for (tag, value) in [
+            ("train/divergence", report.divergence),
+            ("train/relations", report.relations),
+            ("train/residual", together),
+        ] {
             if let Some(value) = value {
                 self.events.scalar(tag, value as f32, step)?;
             }

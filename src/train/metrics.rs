@@ -27,6 +27,9 @@ pub enum Record {
         /// Divergence from the teacher at the temperature, nats per token.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         divergence: Option<f64>,
+        /// Divergence of the relations of positions from the teacher's, nats per token.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        relations: Option<f64>,
         /// Share of the latents in what was multiplied with, where all ternary weights anneal together.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         residual: Option<f64>,
@@ -211,6 +214,7 @@ mod tests {
             step,
             loss,
             divergence: None,
+            relations: None,
             residual: None,
             residuals: None,
             lr: 1e-3,

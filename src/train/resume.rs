@@ -173,7 +173,9 @@ fn refusal(key: &str, asked: &Recipe) -> Option<&'static str> {
         | "distill.teacher"
         | "distill.weight"
         | "distill.temperature"
-        | "distill.direction" => None,
+        | "distill.direction"
+        | "distill.relations"
+        | "distill.relation_layer" => None,
         "train.beta1" | "train.beta2" | "train.eps" => {
             unused(t.optimizer != OptimizerKind::Sgd, ": sgd does not use it")
         }
@@ -281,7 +283,8 @@ mod tests {
         recipe.ternary.calibrate = 8;
         recipe.ternary.start.attention = 0.5;
         let teacher = Some("/teacher".into());
-        recipe.distill = Some(crate::config::DistillConfig { teacher, ..Default::default() });
+        let relation_layer = Some(1);
+        recipe.distill = Some(crate::config::DistillConfig { teacher, relation_layer, ..Default::default() });
         recipe.train.moments = crate::config::MomentFormat::Int8;
         recipe.train.precision = crate::config::Precision::Bf16;
         recipe.train.weight_decay_until = Some(7);
@@ -306,8 +309,8 @@ mod tests {
         let fixed: Vec<&str> =
             fixed.iter().map(String::as_str).filter(|key| !key.starts_with("model.")).collect();
         assert_eq!(fixed, wanted.split_whitespace().collect::<Vec<_>>());
-        let wanted = "data.field data.join data.train data.val data.val_fraction distill.direction distill.teacher \
-                      distill.temperature distill.weight report.max_train_loss \
+        let wanted = "data.field data.join data.train data.val data.val_fraction distill.direction distill.relation_layer distill.relations \
+                      distill.teacher distill.temperature distill.weight report.max_train_loss \
                       report.min_accuracy report.prompts report.sample_tokens report.temperature report.test \
                       report.top_p train.accumulate train.batch train.beta1 train.beta2 train.cautious \
                       train.clip train.decay_fraction train.dropout train.eps train.eval_every train.eval_sequences train.floor train.keep \

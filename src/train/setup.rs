@@ -219,7 +219,8 @@ fn check_memory(
         training_bytes(model, &recipe.train, rows, among) + annealed_bytes(model, &recipe.ternary);
     let mut beside = "";
     if let Some((weights, shape)) = &teacher {
-        needed += weights + teacher_pass_bytes(shape, rows);
+        let relations = recipe.taught().is_some_and(DistillConfig::relates);
+        needed += weights + teacher_pass_bytes(shape, rows, relations);
         beside = " beside its teacher";
     }
     if needed > memory {

@@ -1,13 +1,14 @@
 //! The model that a training learns from.
 
 use rayon::prelude::*;
+use std::path::Path;
 
-use crate::config::{DistillConfig, Precision, Recipe, Scope};
+use crate::config::{DistillConfig, ModelConfig, Precision, Recipe, Scope};
 use crate::error::{Error, Result};
 use crate::files::sha256_hex;
 use crate::formats::{ModelFiles, files_of};
 use crate::kernels::Distillation;
-use crate::model::{self, Decoder, Form, Latents, Weight};
+use crate::model::{self, Decoder, Form, Latents, Relations, Weight};
 use crate::text::Tokenizer;
 
 /// A model that is read and never changed, and how a training learns from it.
@@ -15,13 +16,16 @@ use crate::text::Tokenizer;
 pub struct Taught {
     decoder: Decoder,
     digest: String,
+    /// Where relations are learnt.
+    relations: Option<Relations>,
 }
 
 impl Taught {
     /// The teacher of `recipe`, whose training reads tokens of `tokenizer`, `vocab` of them, in sequences of `seq`.
     ///
     /// # Errors
-    /// A model that cannot be read, that has other tokens, or fewer positions than the sequences.
+    /// A model that cannot be read, that has other tokens, fewer positions than the sequences, or other heads where relations are
+    /// learnt.
     pub fn open(
         recipe: &Recipe,
         tokenizer: Option<&Tokenizer>,
@@ -47,6 +51,7 @@ impl Taught {
         if !shape.causal {
             return bad("causal", &false, "true: it must see what the model that learns from it sees".into());
         }
+        let relations = relations(recipe, path, shape)?;
         drop(stored);
         match (tokenizer, Tokenizer::of(&files_of(path)?)) {
             (Some(own), Ok(its)) => {
@@ -63,7 +68,7 @@ impl Taught {
             (None, _) => {}
         }
         let decoder = model::load(path, None)?.decoder;
-        Ok(Some(Self { digest: digest(&decoder), decoder }))
+        Ok(Some(Self { digest: digest(&decoder), decoder, relations }))
     }
 
     /// One in full precision of the shape and with the weights of a model, for its costs.
@@ -72,9 +77,10 @@ impl Taught {
             return Ok(None);
         }
         let config = recipe.model.as_ref().expect("a recipe with a shape");
+        let relations = relations(recipe, Path::new("random"), config)?;
         let mut decoder = Decoder::new(config, Scope::None, recipe.ternary.group);
         Latents::random(decoder.weights_mut(), recipe.seed, None)?;
-        Ok(Some(Self { digest: digest(&decoder), decoder }))
+        Ok(Some(Self { digest: digest(&decoder), decoder, relations }))
     }
 
     /// SHA-256 of its shape and weights, wherever they are stored.
@@ -86,8 +92,32 @@ impl Taught {
     pub fn at(&mut self, precision: Precision, how: &DistillConfig) -> model::Teacher<'_> {
         self.decoder.set_precision(precision);
         let DistillConfig { weight, temperature, direction, .. } = *how;
-        model::Teacher { decoder: &self.decoder, how: Distillation { weight, temperature, direction } }
+        let how = Distillation { weight, temperature, direction };
+        model::Teacher { decoder: &self.decoder, how, relations: self.relations }
     }
+}
+
+/// Where the training of `recipe` learns relations from a teacher of that shape, stored at `path`: of another number of layers
+/// the one that ends at the same share of them.
+fn relations(recipe: &Recipe, path: &Path, teacher: &ModelConfig) -> Result<Option<Relations>> {
+    let Some(how) = recipe.taught().filter(|how| how.relates()) else { return Ok(None) };
+    let own = recipe.model.as_ref().expect("a recipe with a shape");
+    let layer = how.related_layer(own.layers);
+    if layer >= own.layers {
+        let wanted = format!("0 to {}: the model that learns has {} layers", own.layers - 1, own.layers);
+        return Err(Error::usage(format!("distill.relation_layer: found {layer}, wanted {wanted}")));
+    }
+    let heads = [("heads", teacher.heads, own.heads), ("kv_heads", teacher.kv_heads, own.kv_heads)];
+    for (field, found, own) in heads {
+        if found != own {
+            let wanted = format!(
+                "{own}, as the model that learns from it has: distill.relations compares head by head"
+            );
+            return Err(Error::input(path, field, found, wanted));
+        }
+    }
+    let of_teacher = ((layer + 1) * teacher.layers).div_ceil(own.layers) - 1;
+    Ok(Some(Relations { weight: how.relations, layer, of_teacher }))
 }
 
 /// The first token below `vocab` that the two do not share.

@@ -9,7 +9,7 @@ use super::schedule::schedule;
 use super::shards::Shards;
 use super::teacher::Taught;
 use super::{At, Optimizer, Source, TensorPoint, Together, Trained, Watch};
-use crate::config::{Precision, Recipe, Scale};
+use crate::config::{DistillConfig, Precision, Recipe, Scale};
 use crate::error::{Error, Result};
 use crate::formats::Form;
 use crate::kernels::profile::{Phase, scope};
@@ -40,6 +40,8 @@ pub struct StepReport {
     pub loss: f64,
     /// Divergence from the teacher at the temperature, nats per scored token.
     pub divergence: Option<f64>,
+    /// Divergence of the relations from the teacher's, nats per scored token, where they are learnt.
+    pub relations: Option<f64>,
     /// Shares of the latents in what the step multiplied with, of a training that does not begin with trits.
     pub residuals: Option<Residuals>,
     /// Of all gradients, before clipping.
@@ -162,10 +164,12 @@ impl Trainer {
         }
         self.progress.step += 1;
         self.losses.push(loss.mean() as f32);
+        let relates = self.recipe.taught().is_some_and(DistillConfig::relates);
         Ok(StepReport {
             index,
             loss: loss.mean(),
             divergence: self.teacher.is_some().then(|| loss.divergence / loss.count.max(1) as f64),
+            relations: relates.then(|| loss.relations / loss.count.max(1) as f64),
             residuals,
             grad_norm,
             lr: t.lr * factor,
@@ -196,7 +200,7 @@ impl Trainer {
         let scored = self.targets.iter().filter(|t| **t != IGNORE).count();
         let [scored] = together.sum([scored as f64])?;
         let objective = Objective { scale: 1.0 / scored as f32, z_loss: t.z_loss };
-        let finite = |loss: &Loss| loss.sum.is_finite() && loss.divergence.is_finite();
+        let finite = |loss: &Loss| (loss.sum + loss.divergence + loss.relations).is_finite();
         let (mut loss, mut not_finite) = (Loss::default(), None);
         let batches = self.inputs.chunks(t.batch * seq).zip(self.targets.chunks(t.batch * seq));
         let last = batches.len() - 1;
@@ -217,8 +221,9 @@ impl Trainer {
         together.end_reduction(grads)?;
         self.progress.cursor += sequences as u64;
         self.progress.tokens += (sequences * seq) as u64;
-        let [sum, divergence, count] = together.sum([loss.sum, loss.divergence, loss.count as f64])?;
-        let loss = Loss { sum, divergence, count: count as usize };
+        let sums = [loss.sum, loss.divergence, loss.relations, loss.count as f64];
+        let [sum, divergence, relations, count] = together.sum(sums)?;
+        let loss = Loss { sum, divergence, relations, count: count as usize };
         if !finite(&loss) {
             let tensor = together.first_text(not_finite)?.unwrap_or_else(|| "the loss".into());
             let detail = format!("the loss of step {} is {}", self.progress.step, loss.mean());
@@ -259,7 +264,7 @@ impl Trainer {
             }
         });
         let [sum, count] = self.together.sum([loss.sum, loss.count as f64])?;
-        let loss = Loss { sum, divergence: 0.0, count: count as usize };
+        let loss = Loss { sum, count: count as usize, ..Loss::default() };
         let nll = loss.mean();
         let measured = Perplexity {
             nll,
