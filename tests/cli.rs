@@ -131,7 +131,9 @@ fn commands(help: &str) -> Vec<String> {
 fn every_subcommand_has_help_with_examples() {
     let place = Place::new();
     let top = commands(&place.ok(&["--help"]));
-    for name in ["train", "verify", "eval", "generate", "chat", "tokenizer", "info", "report", "bench"] {
+    for name in
+        ["train", "teach", "verify", "eval", "generate", "chat", "tokenizer", "info", "report", "bench"]
+    {
         assert!(top.iter().any(|n| n == name), "{name} in {top:?}");
     }
     let mut all: Vec<Vec<String>> = top.into_iter().map(|name| vec![name]).collect();

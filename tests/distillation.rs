@@ -4,7 +4,7 @@
 mod common;
 
 use common::lab::{Lab, TINY, records, refused, step, success};
-use common::{Rng, close, on_every_isa, on_this_isa, wide};
+use common::{Rng, close, differences, is_gradient, on_every_isa, on_this_isa, wide};
 use std::fs;
 use std::path::Path;
 use std::process::Output;
@@ -25,34 +25,6 @@ fn ways() -> Vec<Distillation> {
         }
     }
     ways
-}
-
-/// Central differences of `f`.
-fn differences(at: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
-    let mut x = at.to_vec();
-    let mut gradient = Vec::new();
-    for i in 0..x.len() {
-        let (old, step) = (x[i], 1e-5);
-        x[i] = old + step;
-        let up = f(&x);
-        x[i] = old - step;
-        gradient.push((up - f(&x)) / (2.0 * step));
-        x[i] = old;
-    }
-    gradient
-}
-
-/// Panics unless `got` is the gradient `want`. Probabilities are subtracted from each other and multiplied with `factor`, so no
-/// value is more exact than a few roundings of that.
-#[track_caller]
-fn is_gradient(what: &str, got: &[f32], want: &[f64], factor: f64) {
-    let norm = want.iter().fold(0f64, |a, b| a.max(b.abs()));
-    assert!(norm > 1e-6, "{what}: the gradient is zero, which tests nothing");
-    assert_eq!(got.len(), want.len(), "{what}");
-    let bound = 3e-5 * norm + 8.0 * f32::EPSILON as f64 * factor;
-    for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        assert!((*got as f64 - want).abs() <= bound, "{what}[{i}]: {got} by hand, {want} by differences");
-    }
 }
 
 #[test]
@@ -168,7 +140,7 @@ fn the_loss_fused_with_both_heads_has_the_gradient_of_the_whole() {
             let (mut ws, mut dh) = (Workspace::default(), Buffer::zeros(h.len()));
             let mut grads = Gradients::zeros([&head]);
             let (rows, its) = (Buffer::from(h.clone()), Buffer::from(of_teacher.clone()));
-            let lesson = Lesson { h: &its, head: &taught, how };
+            let lesson = Lesson::Hidden { h: &its, head: &taught, how };
             let got = cross_entropy::forward_backward(
                 &rows,
                 &head,
@@ -214,14 +186,15 @@ fn a_model_that_is_its_own_teacher_has_nothing_to_learn() {
     };
     let how = |weight| Distillation { weight, temperature: 1.5, direction: Direction::Forward };
     let (plain, norm) = gradients(None);
-    let (own, nothing) = gradients(Some(Teacher { decoder: &decoder, how: how(1.0), relations: None }));
+    let (own, nothing) =
+        gradients(Some(Teacher::Model { decoder: &decoder, how: how(1.0), relations: None }));
     assert!(own.sum == plain.sum || (own.sum - plain.sum).abs() < 1e-5 * plain.sum);
     assert!(own.divergence.abs() < 1e-5 && nothing < 1e-5 * norm, "{own:?}, gradient {nothing} of {norm}");
-    let (_, half) = gradients(Some(Teacher { decoder: &decoder, how: how(0.5), relations: None }));
+    let (_, half) = gradients(Some(Teacher::Model { decoder: &decoder, how: how(0.5), relations: None }));
     assert!((half - 0.5 * norm).abs() < 1e-4 * norm, "{half}, wanted half of {norm}");
     let mut other = Decoder::new(&config(), Scope::None, Grouping::default());
     Latents::random(other.weights_mut(), 8, None).unwrap();
-    let (taught, _) = gradients(Some(Teacher { decoder: &other, how: how(1.0), relations: None }));
+    let (taught, _) = gradients(Some(Teacher::Model { decoder: &other, how: how(1.0), relations: None }));
     assert!(taught.divergence > 0.01, "{taught:?}");
 }
 

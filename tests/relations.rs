@@ -229,7 +229,7 @@ fn a_decoder_has_the_gradient_of_all_that_it_learns() {
                     });
                     [scored.map(of).sum(), three.sum()]
                 };
-                let teacher = Teacher { decoder: &taught, how: HOW, relations: Some(relations) };
+                let teacher = Teacher::Model { decoder: &taught, how: HOW, relations: Some(relations) };
                 let learning = Learning { teacher: Some(teacher), ..Learning::plain(scale) };
                 let (mut state, mut grads) = (State::default(), Gradients::zeros(decoder.weights()));
                 let loss = decoder.learn(&tokens, &targets, seqs, learning, &mut state, &mut grads);
@@ -277,7 +277,7 @@ fn learnt(
 ) -> (Loss, Vec<Vec<f32>>) {
     let relations = Some(Relations { weight, layer: 1, of_teacher: 1 });
     let how = Distillation { weight: 1.0, ..HOW };
-    let teacher = Some(Teacher { decoder: taught, how, relations });
+    let teacher = Some(Teacher::Model { decoder: taught, how, relations });
     let (mut state, mut grads) = (State::default(), Gradients::zeros(decoder.weights()));
     let learning = Learning { teacher, ..Learning::plain(0.1) };
     // The second time with what the first has left behind.
@@ -355,7 +355,7 @@ fn a_batch_in_parts_learns_the_relations_of_its_sequences() {
     targets[3 * len..3 * len + 40].fill(IGNORE);
     let relations = Some(Relations { weight: 5.0, layer: 1, of_teacher: 2 });
     let learning = Learning {
-        teacher: Some(Teacher { decoder: &taught, how: HOW, relations }),
+        teacher: Some(Teacher::Model { decoder: &taught, how: HOW, relations }),
         ..Learning::plain(0.01)
     };
     let mut state = State::default();

@@ -82,7 +82,8 @@ fn train(args: TrainArgs) -> Result<()> {
     recipe::set(&mut table, "data.train", toml::Value::Array(vec!["none".into()]))?;
     args.set.iter().try_for_each(|assignment| recipe::set_text(&mut table, assignment))?;
     table.remove("init");
-    if table.contains_key("distill") {
+    if let Some(distill) = table.get_mut("distill").and_then(|distill| distill.as_table_mut()) {
+        distill.remove("lessons");
         recipe::set(&mut table, "distill.teacher", "random".into())?;
     }
     if table.get("ternary").and_then(|t| t.get("rotate")) == Some(&true.into()) {

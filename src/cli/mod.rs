@@ -18,6 +18,7 @@ mod sampling;
 mod serve;
 mod speculation;
 mod sweep;
+mod teach;
 mod tensors;
 mod tokenizer;
 mod train;
@@ -68,6 +69,8 @@ struct Cli {
 enum Command {
     /// Train a model by a recipe
     Train(train::TrainArgs),
+    /// Store what a teacher says of a text, for trainings that learn from it
+    Teach(teach::TeachArgs),
     /// Train many settings of a recipe with several seeds, and compare them
     Sweep(sweep::SweepArgs),
     /// Prove from the stored files that a model is ternary
@@ -144,6 +147,7 @@ fn start(cli: Cli) -> Result<()> {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Train(args) => train::run(args),
+        Command::Teach(args) => teach::run(args),
         Command::Sweep(args) => sweep::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Export(args) => export::run(args),

@@ -32,6 +32,7 @@ Examples:
   ternlm train qwen3-0.6b-blocks --init SmolLM2-135M-Instruct.Q4_1.gguf --data text.txt
   ternlm train qwen3-0.6b-blocks --init Qwen3-0.6B --teacher Qwen3-0.6B --data text.txt
   ternlm train convert-smollm2 --init SmolLM2.gguf --teacher SmolLM2.gguf --data train.txt --set ternary.scope=all
+  ternlm train convert-smollm2 --init SmolLM2.gguf --lessons lessons/smollm2 --data train.txt
   ternlm train wiki-75m --out runs/wiki-75m --resume
   ternlm train wiki-75m --resume --set train.steps=4000
   mpirun -n 8 ternlm train wiki-75m --data train.txt
@@ -62,6 +63,9 @@ pub struct TrainArgs {
     /// Learn from this model, too (recipe key distill.teacher): one of the same tokenizer, in a form that --init takes
     #[arg(long)]
     teacher: Option<PathBuf>,
+    /// In place of --teacher: learn from what `ternlm teach` stored of one in this folder (recipe key distill.lessons)
+    #[arg(long, value_name = "DIR", conflicts_with = "teacher")]
+    lessons: Option<PathBuf>,
     /// Go on from the newest checkpoint of the run, by the run's own recipe.toml; a change asked for here that cannot
     /// take effect any more is refused
     #[arg(long)]
@@ -241,8 +245,9 @@ fn started(args: &TrainArgs, named: &Table, out: &Path, leads: bool) -> Result<(
 /// With absolute paths, so that the run can be resumed from any folder.
 fn absolute(mut recipe: Recipe) -> Recipe {
     let paths = recipe.data.train.iter_mut().chain(&mut recipe.data.val);
-    let teacher = recipe.distill.as_mut().and_then(|distill| distill.teacher.as_mut());
-    for path in paths.chain(&mut recipe.init).chain(teacher).chain(&mut recipe.report.test) {
+    let taught = recipe.distill.iter_mut();
+    let taught = taught.flat_map(|distill| distill.teacher.iter_mut().chain(&mut distill.lessons));
+    for path in paths.chain(&mut recipe.init).chain(taught).chain(&mut recipe.report.test) {
         if let Ok(whole) = std::path::absolute(&*path) {
             *path = whole;
         }
@@ -322,6 +327,9 @@ fn overrides(args: &TrainArgs, table: &mut Table) -> Result<()> {
     }
     if let Some(teacher) = &args.teacher {
         recipe::set(table, "distill.teacher", text(teacher))?;
+    }
+    if let Some(lessons) = &args.lessons {
+        recipe::set(table, "distill.lessons", text(lessons))?;
     }
     if let Some(seed) = args.seed {
         let seed = i64::try_from(seed)

@@ -124,6 +124,9 @@ pub struct DistillConfig {
     /// A stored model of the same tokenizer.
     #[serde(skip_serializing_if = "Option::is_none", with = "path_text::option")]
     pub teacher: Option<PathBuf>,
+    /// In place of a teacher: the folder of what `ternlm teach` stored of one, at the temperature 1, for the forward divergence.
+    #[serde(skip_serializing_if = "Option::is_none", with = "path_text::option")]
+    pub lessons: Option<PathBuf>,
     /// 0 to 1. At 0, without relations, the teacher is not even loaded.
     pub weight: f32,
     pub temperature: f32,
@@ -154,6 +157,7 @@ impl Default for DistillConfig {
     fn default() -> Self {
         Self {
             teacher: None,
+            lessons: None,
             weight: 0.5,
             temperature: 1.0,
             direction: Direction::Forward,
@@ -469,10 +473,28 @@ impl Recipe {
         }
         let distill = self.distill.clone().unwrap_or_default();
         if self.taught().is_some() {
-            if distill.teacher.is_none() {
-                let wanted =
-                    "the model to learn from (--teacher MODEL), or distill.weight = 0 and no relations";
+            if distill.teacher.is_none() && distill.lessons.is_none() {
+                let wanted = "the model to learn from (--teacher MODEL), what was stored of one (--lessons DIR), or \
+                              distill.weight = 0 and no relations";
                 return bad("distill.teacher", &"nothing", wanted);
+            }
+            if let Some(lessons) = &distill.lessons {
+                if distill.teacher.is_some() {
+                    let wanted = "none beside distill.teacher: a training learns from one of both";
+                    return bad("distill.lessons", &lessons.display(), wanted);
+                }
+                if distill.relations > 0.0 {
+                    let wanted = "0 with distill.lessons: they hold no relations";
+                    return bad("distill.relations", &distill.relations, wanted);
+                }
+                if distill.temperature != 1.0 {
+                    let wanted = "1, at which distill.lessons are stored";
+                    return bad("distill.temperature", &distill.temperature, wanted);
+                }
+                if distill.direction != Direction::Forward {
+                    let wanted = "\"forward\": the other one asks for more than distill.lessons hold";
+                    return bad("distill.direction", &"\"reverse\"", wanted);
+                }
             }
             if self.task != Task::Lm {
                 return bad("distill", &"a teacher", "none: the task makes its own sequences");

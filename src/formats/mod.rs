@@ -13,6 +13,7 @@ mod description;
 pub mod gguf;
 pub mod hf;
 mod json;
+pub mod lessons;
 pub mod manifest;
 pub mod mlx;
 mod model_files;

@@ -143,7 +143,7 @@ pub(super) fn gradient_of_row(
 
 kernel! {
     /// `factor e^(x - lse)`
-    fn probabilities<S>(row: &mut [f32], lse: f32, factor: f32) {
+    pub(super) fn probabilities<S>(row: &mut [f32], lse: f32, factor: f32) {
         row.iter_mut().for_each(|x| *x = factor * exp::<S>(*x - lse));
     }
 }
@@ -168,7 +168,7 @@ pub(super) fn maximum(row: &[f32]) -> f32 {
 }
 
 /// `ln sum e^x`
-fn log_sum_exp(row: &[f32]) -> f32 {
+pub(super) fn log_sum_exp(row: &[f32]) -> f32 {
     let (max, sum) = shifted_sum(row, f32::NEG_INFINITY);
     max + sum.ln()
 }

@@ -196,6 +196,27 @@ pub fn relations(shape: &RelationShape, student: &[f64], teacher: &[f64], target
     sum / s.heads as f64
 }
 
+/// [`distill`], forward and at the temperature 1, where of the teacher's distribution the natural logarithms `ln_p` of some
+/// probabilities are known, those of `tokens`, and of the others their sum, which is what is left of 1. Where rounding made them
+/// more than 1, or there are no others, they count relative to each other.
+pub fn distill_likely(student: &[f64], tokens: &[u32], ln_p: &[f64], target: usize, weight: f64) -> [f64; 3] {
+    let ln_q: Vec<f64> = (0..student.len()).map(|class| -cross_entropy(student, class)).collect();
+    let given: f64 = ln_p.iter().map(|x| x.exp()).sum();
+    let mut divergence = 0.0;
+    let relative = given > 1.0 || tokens.len() == student.len();
+    for (&token, ln_p) in tokens.iter().zip(ln_p) {
+        let ln_p = if relative { ln_p - given.ln() } else { *ln_p };
+        divergence += ln_p.exp() * (ln_p - ln_q[token as usize]);
+    }
+    if !relative && given < 1.0 {
+        let others = (0..student.len()).filter(|class| !tokens.contains(&(*class as u32)));
+        let q: f64 = others.map(|class| ln_q[class].exp()).sum();
+        divergence += (1.0 - given) * ((1.0 - given).ln() - q.ln());
+    }
+    let loss = -ln_q[target];
+    [loss, divergence, (1.0 - weight) * loss + weight * divergence]
+}
+
 /// Whether dropout sets a value to zero: 16 bits of a random number below `rate`. Seed, sequence, place in the model and position
 /// pick a stream of numbers, each of which serves four columns.
 pub fn dropped(seed: u64, [sequence, place, position]: [u64; 3], column: usize, rate: f32) -> bool {

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use super::{Gradients, Weight, Workspace};
 use crate::kernels::head::Head;
-use crate::kernels::{self, Buffer, Distillation, IGNORE, Objective, Target, To, linear, logits_stride};
+use crate::kernels::{
+    self, Buffer, Distillation, IGNORE, Likely, Objective, Target, To, linear, logits_stride,
+};
 
 /// Bytes of logits of a part of a batch that may exist at once.
 const LOGITS: usize = 64 << 20;
@@ -32,12 +34,11 @@ impl Loss {
 
 /// What a teacher makes of the same rows.
 #[derive(Clone, Copy)]
-pub struct Lesson<'a> {
-    /// Its final norm's output, `[N, width]` by its own width.
-    pub h: &'a Buffer,
-    /// Of the same vocabulary.
-    pub head: &'a Weight,
-    pub how: Distillation,
+pub enum Lesson<'a> {
+    /// Its final norm's output, `[N, width]` by its own width, and its head, of the same vocabulary.
+    Hidden { h: &'a Buffer, head: &'a Weight, how: Distillation },
+    /// What it said of them before, and how much that counts: [`Distillation::weight`].
+    Stored { likely: Likely<'a>, weight: f32 },
 }
 
 impl std::ops::AddAssign for Loss {
@@ -105,7 +106,9 @@ pub fn forward_backward(
         let (targets, losses) = (&targets[rows.clone()], losses.rows_mut(1, rows.clone()));
         match &mut taught {
             None => kernels::cross_entropy(logits, vocab, stride, targets, Some(objective), losses),
-            Some(taught) => loss.divergence += taught.chunk(logits, rows.clone(), targets, objective, losses),
+            Some(taught) => {
+                loss.divergence += taught.chunk(logits, vocab, rows.clone(), targets, objective, losses)
+            }
         }
         linear::as_used(h.rows(width, rows.clone()), head.matrix(), |h| {
             linear::backward_weight_from(logits, stride, h, dw, [vocab, width], head.precision)
@@ -124,34 +127,59 @@ pub fn forward_backward(
 /// A lesson under way: the teacher's logits of some rows, and what a student is off by.
 struct Taught<'a> {
     lesson: Lesson<'a>,
+    /// None of a lesson that is stored.
     logits: Buffer,
     divergences: Buffer,
 }
 
 impl<'a> Taught<'a> {
     fn new(lesson: Lesson<'a>, vocab: usize, rows: usize, ws: &mut Workspace) -> Self {
-        let [classes, width] = lesson.head.shape[..] else { unreachable!("a head is a matrix") };
-        assert_eq!((classes, lesson.h.len()), (vocab, rows * width), "the teacher's vocabulary and rows");
-        let logits = ws.take(logits_at_once(vocab, rows));
-        Self { lesson, logits, divergences: ws.take(rows) }
+        let logits = match lesson {
+            Lesson::Hidden { h, head, .. } => {
+                let [classes, width] = head.shape[..] else { unreachable!("a head is a matrix") };
+                assert_eq!((classes, h.len()), (vocab, rows * width), "the teacher's vocabulary and rows");
+                logits_at_once(vocab, rows)
+            }
+            Lesson::Stored { .. } => 0,
+        };
+        Self { lesson, logits: ws.take(logits), divergences: ws.take(rows) }
     }
 
     /// Turns the student's logits of some rows into their gradient; the divergence over them.
     fn chunk(
         &mut self,
         logits: &mut [f32],
+        vocab: usize,
         rows: Range<usize>,
         targets: &[u32],
         objective: Objective,
         losses: &mut [f32],
     ) -> f64 {
-        let Lesson { h, head, how } = self.lesson;
-        let (vocab, width, stride) = (head.shape[0], head.shape[1], logits_stride(head.shape[0]));
+        let stride = logits_stride(vocab);
         let divergences = self.divergences.rows_mut(1, rows.clone());
-        let data = self.logits.rows_mut(stride, 0..rows.len());
-        linear::forward_to(h.rows(width, rows), head.matrix(), Target { data, stride, to: To::Set });
-        let taught = self.logits.rows(stride, 0..targets.len());
-        kernels::distill(logits, taught, vocab, stride, targets, how, objective, losses, divergences);
+        match self.lesson {
+            Lesson::Hidden { h, head, how } => {
+                let data = self.logits.rows_mut(stride, 0..rows.len());
+                let target = Target { data, stride, to: To::Set };
+                linear::forward_to(h.rows(head.shape[1], rows), head.matrix(), target);
+                let taught = self.logits.rows(stride, 0..targets.len());
+                kernels::distill(logits, taught, vocab, stride, targets, how, objective, losses, divergences);
+            }
+            Lesson::Stored { likely, weight } => {
+                let likely = likely.rows(rows);
+                kernels::distill_likely(
+                    logits,
+                    vocab,
+                    stride,
+                    targets,
+                    likely,
+                    weight,
+                    objective,
+                    losses,
+                    divergences,
+                );
+            }
+        }
         divergences.iter().map(|&x| x as f64).sum()
     }
 }
@@ -166,12 +194,39 @@ pub fn predict(h: &Buffer, head: &Weight, ws: &mut Workspace) -> Vec<u32> {
     out
 }
 
+/// Appends the `top` likeliest tokens after some rows of `h` to `tokens`, and the logarithms of their probabilities to `ln_p`.
+pub fn likeliest(
+    h: &Buffer,
+    head: &Weight,
+    rows: Range<usize>,
+    top: usize,
+    ws: &mut Workspace,
+    tokens: &mut Vec<u32>,
+    ln_p: &mut Vec<f32>,
+) {
+    each_chunk_of(h, head, rows, ws, |logits, _| {
+        let vocab = head.shape[0];
+        kernels::likeliest(logits, vocab, logits_stride(vocab), top, tokens, ln_p);
+    });
+}
+
 /// Calls `f(logits, rows)` for one chunk of rows after the other, rows of logits a [`logits_stride`] apart.
-fn each_chunk(h: &Buffer, head: &Weight, ws: &mut Workspace, mut f: impl FnMut(&mut [f32], Range<usize>)) {
+fn each_chunk(h: &Buffer, head: &Weight, ws: &mut Workspace, f: impl FnMut(&mut [f32], Range<usize>)) {
+    each_chunk_of(h, head, 0..h.len() / head.shape[1], ws, f);
+}
+
+/// [`each_chunk`] of some rows.
+fn each_chunk_of(
+    h: &Buffer,
+    head: &Weight,
+    all: Range<usize>,
+    ws: &mut Workspace,
+    mut f: impl FnMut(&mut [f32], Range<usize>),
+) {
     let [vocab, width] = head.shape[..] else { unreachable!("a head is a matrix") };
-    let (all, at_once, stride) = (h.len() / width, rows_at_once(vocab), logits_stride(vocab));
-    for first in (0..all).step_by(at_once) {
-        let rows = first..all.min(first + at_once);
+    let (at_once, stride) = (rows_at_once(vocab), logits_stride(vocab));
+    for first in all.clone().step_by(at_once) {
+        let rows = first..all.end.min(first + at_once);
         let mut logits = ws.take(rows.len() * stride);
         let h = h.rows(width, rows.clone());
         linear::forward_to(h, head.matrix(), Target { data: &mut logits, stride, to: To::Set });

@@ -12,7 +12,7 @@ use super::weight::number;
 use super::workspace::{Context, Workspace};
 use super::{Embedding, Gradients, Latents, Linear, RmsNorm, Role, Weight};
 use crate::config::{Inputs, ModelConfig, Precision, Scope};
-use crate::kernels::{self, Buffer, Distillation, Dropout, Objective, RopeTable, To};
+use crate::kernels::{self, Buffer, Distillation, Dropout, Likely, Objective, RopeTable, To};
 use crate::ternary::Grouping;
 
 /// One block: `x += attention(norm(x)); x += feed_forward(norm(x))`.
@@ -199,14 +199,24 @@ impl Keep {
     }
 }
 
-/// A model that another one learns from, and stays as it is.
+/// Whom a model learns from, beside the text.
 #[derive(Clone, Copy)]
-pub struct Teacher<'a> {
-    /// Of the same vocabulary.
-    pub decoder: &'a Decoder,
-    pub how: Distillation,
-    /// Of a layer with as many heads of queries and of keys.
-    pub relations: Option<Relations>,
+pub enum Teacher<'a> {
+    /// Another one of the same vocabulary, which stays as it is; relations are those of a layer with as many heads of queries
+    /// and of keys.
+    Model { decoder: &'a Decoder, how: Distillation, relations: Option<Relations> },
+    /// What one said of the same rows before, and how much that counts: [`Distillation::weight`].
+    Stored { likely: Likely<'a>, weight: f32 },
+}
+
+impl Teacher<'_> {
+    /// Of some of the rows.
+    fn of_rows(self, rows: std::ops::Range<usize>) -> Self {
+        match self {
+            Teacher::Model { .. } => self,
+            Teacher::Stored { likely, weight } => Teacher::Stored { likely: likely.rows(rows), weight },
+        }
+    }
 }
 
 /// What a gradient is of, beside the text.
@@ -489,7 +499,8 @@ impl Decoder {
             let seqs = Sequences { batch: end - first, ..seqs };
             let dropout =
                 learning.dropout.map(|all| Dropout { sequences: &all.sequences[first..end], ..all });
-            let learning = Learning { dropout, ..learning };
+            let teacher = learning.teacher.map(|teacher| teacher.of_rows(rows.clone()));
+            let learning = Learning { teacher, dropout, ..learning };
             self.forward_backward(&tokens[rows.clone()], &targets[rows], seqs, learning, pass, grads)
         };
         let mut work = vec![(pass, &mut *grads)];
@@ -522,23 +533,32 @@ impl Decoder {
     ) -> Loss {
         let rows = Rows::from(seqs);
         let Learning { objective, teacher, dropout } = learning;
-        let taught = teacher.map(|teacher| {
-            let pass = pass.teacher.get_or_insert_default();
-            let keep = teacher.relations.map_or(Keep::Nothing, |how| Keep::Block(how.of_teacher));
-            (teacher, teacher.decoder.hidden(tokens, &rows, pass, None, keep, None))
-        });
-        let lesson = taught.as_ref().map(|(t, h)| Lesson { h, head: t.decoder.head(), how: t.how });
+        let taught = match teacher {
+            Some(Teacher::Model { decoder, relations, .. }) => {
+                let pass = pass.teacher.get_or_insert_default();
+                let keep = relations.map_or(Keep::Nothing, |how| Keep::Block(how.of_teacher));
+                Some(decoder.hidden(tokens, &rows, pass, None, keep, None))
+            }
+            _ => None,
+        };
+        let lesson = match (teacher, &taught) {
+            (Some(Teacher::Model { decoder, how, .. }), Some(h)) => {
+                Some(Lesson::Hidden { h, head: decoder.head(), how })
+            }
+            (Some(Teacher::Stored { likely, weight }), _) => Some(Lesson::Stored { likely, weight }),
+            _ => None,
+        };
         let h = self.hidden(tokens, &rows, pass, None, Keep::Everything, dropout);
-        let Pass { blocks, last, ws, teacher, .. } = pass;
+        let Pass { blocks, last, ws, teacher: taught_by, .. } = pass;
 
         let mut dh = ws.take(h.len());
         let mut loss =
             cross_entropy::forward_backward(&h, self.head(), targets, lesson, objective, ws, &mut dh, grads);
         let mut relating = None;
-        if let (Some(pass), Some((teacher, h))) = (teacher, taught) {
+        if let (Some(pass), Some(h)) = (taught_by, taught) {
             pass.ws.give(h);
-            if let Some(how) = teacher.relations {
-                let of_teacher = self.relations_of(teacher.decoder, how, pass);
+            if let Some(Teacher::Model { decoder, relations: Some(how), .. }) = teacher {
+                let of_teacher = self.relations_of(decoder, how, pass);
                 relating = Some(Relating::new(how, objective.scale, targets, of_teacher));
             }
         }
@@ -570,6 +590,27 @@ impl Decoder {
         let Pass { blocks, related, .. } = pass;
         let kept = &blocks[Keep::Block(how.of_teacher).set(how.of_teacher)];
         teacher.layers[how.of_teacher].self_attn.related(&kept.attention.projected, related.each_mut())
+    }
+
+    /// After each position of every sequence from `from` on, the `top` likeliest tokens, and the natural logarithms of their
+    /// probabilities: each `[B, T - from, top]`.
+    pub fn likeliest(
+        &self,
+        tokens: &[u32],
+        seqs: Sequences,
+        from: usize,
+        top: usize,
+        state: &mut State,
+    ) -> (Vec<u32>, Vec<f32>) {
+        let pass = &mut state.pass;
+        let h = self.hidden(tokens, &seqs.into(), pass, None, Keep::Nothing, None);
+        let (mut likeliest, mut ln_p) = (Vec::new(), Vec::new());
+        for end in (1..=seqs.batch).map(|sequences| sequences * seqs.len) {
+            let rows = end - (seqs.len - from)..end;
+            cross_entropy::likeliest(&h, self.head(), rows, top, &mut pass.ws, &mut likeliest, &mut ln_p);
+        }
+        pass.ws.give(h);
+        (likeliest, ln_p)
     }
 
     /// The first tensor, in the order of the last forward pass, that holds a value that is not finite.

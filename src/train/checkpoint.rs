@@ -36,7 +36,7 @@ pub(super) struct Saved {
     /// [`crate::text::Corpus::fingerprint`] of the text; absent for a synthetic task, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corpus: Option<String>,
-    /// [`super::Taught::digest`] of the model that the training learns from.
+    /// [`super::Taught::digest`] of the model or the lessons that the training learns from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher: Option<String>,
     /// SHA-256 of `ternary.json`, which has those of the model's tensors.

@@ -270,7 +270,7 @@ mod tests {
             for (relations, blocks) in
                 [(None, 1), (Some(Relations { weight: 1.0, layer: 1, of_teacher: 0 }), 2)]
             {
-                let teacher = Some(Teacher { decoder: &decoder, how, relations });
+                let teacher = Some(Teacher::Model { decoder: &decoder, how, relations });
                 let (mut state, mut grads) = (State::default(), Gradients::zeros(decoder.weights()));
                 let learning = Learning { teacher, ..Learning::plain(1.0) };
                 decoder.learn(&tokens, &tokens, seqs, learning, &mut state, &mut grads);

@@ -23,7 +23,7 @@ struct Plain {
     instruction_set: String,
     /// Fingerprint of the text.
     corpus: String,
-    /// Digest of the model that is learnt from.
+    /// Digest of the model or the lessons that are learnt from.
     teacher: String,
     step: u64,
     cursor: u64,
@@ -32,8 +32,8 @@ struct Plain {
 }
 
 /// Paths, which may be others on another machine: what they lead to is compared.
-const PATHS: [&str; 6] =
-    ["data.train", "data.val", "data.tokenizer", "init", "distill.teacher", "report.test"];
+const PATHS: [&str; 7] =
+    ["data.train", "data.val", "data.tokenizer", "init", "distill.teacher", "distill.lessons", "report.test"];
 
 /// Has `trainer` take its steps together with the others, once all have the same to do. `reduction` says how gradients are
 /// added up; with `shard` each process keeps the optimizer's moments of a part of the model alone.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, Saved};
+use super::teacher::LESSONS;
 use crate::config::{DataConfig, ModelConfig, OptimizerKind, Order, Recipe, Scale, ScheduleKind, Task};
 use crate::error::{Error, Result};
 use crate::files::Bundle;
@@ -132,7 +133,10 @@ fn judge_teachers(was: Option<&str>, now: Option<&str>) -> Result<()> {
     }
     let said = |digest: Option<&str>| match digest {
         None => "none".to_string(),
-        Some(digest) => format!("a model of SHA-256 {}…", brief(digest)),
+        Some(digest) => match digest.strip_prefix(LESSONS) {
+            Some(digest) => format!("lessons (distill.lessons) of SHA-256 {}…", brief(digest)),
+            None => format!("a model of SHA-256 {}…", brief(digest)),
+        },
     };
     Err(Error::usage(format!(
         "--resume: distill.teacher: found {}, wanted {}, as so far; a run of its own can have another teacher (--out DIR \
@@ -169,8 +173,9 @@ fn refusal(key: &str, asked: &Recipe) -> Option<&'static str> {
         | "train.eval_sequences"
         | "train.save_every"
         | "train.keep"
-        // Which model it is, its digest judges.
+        // Which model or lessons it is, their digest judges.
         | "distill.teacher"
+        | "distill.lessons"
         | "distill.weight"
         | "distill.temperature"
         | "distill.direction"
@@ -282,9 +287,9 @@ mod tests {
         recipe.ternary.scale = Scale::Learned;
         recipe.ternary.calibrate = 8;
         recipe.ternary.start.attention = 0.5;
-        let teacher = Some("/teacher".into());
-        let relation_layer = Some(1);
-        recipe.distill = Some(crate::config::DistillConfig { teacher, relation_layer, ..Default::default() });
+        let [teacher, lessons] = ["/teacher", "/lessons"].map(|path| Some(path.into()));
+        let distill = crate::config::DistillConfig { teacher, lessons, ..Default::default() };
+        recipe.distill = Some(crate::config::DistillConfig { relation_layer: Some(1), ..distill });
         recipe.train.moments = crate::config::MomentFormat::Int8;
         recipe.train.precision = crate::config::Precision::Bf16;
         recipe.train.weight_decay_until = Some(7);
@@ -309,8 +314,8 @@ mod tests {
         let fixed: Vec<&str> =
             fixed.iter().map(String::as_str).filter(|key| !key.starts_with("model.")).collect();
         assert_eq!(fixed, wanted.split_whitespace().collect::<Vec<_>>());
-        let wanted = "data.field data.join data.train data.val data.val_fraction distill.direction distill.relation_layer distill.relations \
-                      distill.teacher distill.temperature distill.weight report.max_train_loss \
+        let wanted = "data.field data.join data.train data.val data.val_fraction distill.direction distill.lessons \
+                      distill.relation_layer distill.relations distill.teacher distill.temperature distill.weight report.max_train_loss \
                       report.min_accuracy report.prompts report.sample_tokens report.temperature report.test \
                       report.top_p train.accumulate train.batch train.beta1 train.beta2 train.cautious \
                       train.clip train.decay_fraction train.dropout train.eps train.eval_every train.eval_sequences train.floor train.keep \

@@ -76,7 +76,10 @@ pub fn setup(
         let wanted = format!("at most the model's {} positions", config.max_positions);
         return Err(Error::usage(format!("train.seq: found {}, wanted {wanted}", source.seq())));
     }
-    let teacher = Taught::open(&recipe, tokenizer.as_ref(), config.vocab_size, source.seq())?;
+    let mut teacher = Taught::open(&recipe, tokenizer.as_ref(), config.vocab_size, source.seq())?;
+    if let Source::Text { corpus, .. } = &source {
+        teacher = teacher.or(Taught::stored(&recipe, corpus, config.vocab_size)?);
+    }
     if let Some(resume) = resume {
         resume.judge_teacher(teacher.as_ref().map(Taught::digest))?;
     }
@@ -177,7 +180,8 @@ fn corpus(
     Ok(corpus)
 }
 
-fn tokenizer(recipe: &Recipe, resume: Option<&Path>) -> Result<Option<Tokenizer>> {
+/// The tokenizer of the recipe's text, or of the checkpoint.
+pub(super) fn tokenizer(recipe: &Recipe, resume: Option<&Path>) -> Result<Option<Tokenizer>> {
     if recipe.task != Task::Lm {
         return Ok(None);
     }
@@ -197,8 +201,8 @@ fn tokenizer(recipe: &Recipe, resume: Option<&Path>) -> Result<Option<Tokenizer>
     tokenizer.map(Some)
 }
 
-/// Bytes of the weights of the recipe's teacher, and its shape.
-fn teacher_of(recipe: &Recipe) -> Result<Option<(u128, ModelConfig)>> {
+/// Bytes of the weights of the recipe's teacher, and its shape; none of what is stored of one, which is mapped.
+pub(super) fn teacher_of(recipe: &Recipe) -> Result<Option<(u128, ModelConfig)>> {
     let Some(DistillConfig { teacher: Some(path), .. }) = recipe.taught() else { return Ok(None) };
     let stored = ModelFiles::open(path)?;
     Ok(Some((Needs::of(&stored, 1)?.weight_bytes as u128, stored.description.model)))
@@ -237,7 +241,7 @@ fn check_memory(
 }
 
 /// Bytes of main memory and swap, where the system says.
-fn total_memory() -> Option<u128> {
+pub(super) fn total_memory() -> Option<u128> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib = |key: &str| -> Option<u128> {
         info.lines().find_map(|l| l.strip_prefix(key))?.split_whitespace().next()?.parse().ok()

@@ -104,6 +104,14 @@ impl Source {
         }
     }
 
+    /// Where in the text sequence number `n` begins; nowhere of a synthetic task.
+    pub fn start(&self, n: u64) -> Option<usize> {
+        match self {
+            Source::Text { batches, .. } => Some(batches.start(n)),
+            Source::Synthetic(_) => None,
+        }
+    }
+
     /// The validation part of a text.
     pub fn validation(&self) -> Option<&Tokens> {
         match self {

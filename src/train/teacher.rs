@@ -6,18 +6,35 @@ use std::path::Path;
 use crate::config::{DistillConfig, ModelConfig, Precision, Recipe, Scope};
 use crate::error::{Error, Result};
 use crate::files::sha256_hex;
-use crate::formats::{ModelFiles, files_of};
-use crate::kernels::Distillation;
+use crate::formats::lessons::{self, Index, Lessons};
+use crate::formats::{ModelFiles, files_of, quoted};
+use crate::kernels::{Distillation, Likely};
 use crate::model::{self, Decoder, Form, Latents, Relations, Weight};
-use crate::text::Tokenizer;
+use crate::text::{Corpus, Tokenizer};
 
-/// A model that is read and never changed, and how a training learns from it.
+/// What stands before the digest of lessons: not even those of the same teacher are the same function as it.
+pub(super) const LESSONS: &str = "lessons:";
+
+/// Whom a training learns from: a model that is read and never changed, or what was stored of one.
 #[derive(Debug)]
 pub struct Taught {
-    decoder: Decoder,
+    from: From,
     digest: String,
-    /// Where relations are learnt.
-    relations: Option<Relations>,
+}
+
+#[derive(Debug)]
+enum From {
+    Model {
+        decoder: Box<Decoder>,
+        /// Where these are learnt.
+        relations: Option<Relations>,
+    },
+    Stored {
+        lessons: Lessons,
+        /// Of the sequences that were asked for last.
+        tokens: Vec<u32>,
+        ln_p: Vec<f32>,
+    },
 }
 
 impl Taught {
@@ -67,8 +84,42 @@ impl Taught {
             }
             (None, _) => {}
         }
-        let decoder = model::load(path, None)?.decoder;
-        Ok(Some(Self { digest: digest(&decoder), decoder, relations }))
+        Ok(Some(Self::model(model::load(path, None)?.decoder, relations)))
+    }
+
+    fn model(decoder: Decoder, relations: Option<Relations>) -> Self {
+        Self { digest: digest(&decoder), from: From::Model { decoder: Box::new(decoder), relations } }
+    }
+
+    /// The lessons of `recipe`, whose training reads `corpus` in `vocab` tokens.
+    ///
+    /// # Errors
+    /// Lessons that cannot be read, or are of another text or vocabulary.
+    pub fn stored(recipe: &Recipe, corpus: &Corpus, vocab: usize) -> Result<Option<Self>> {
+        let Some(DistillConfig { lessons: Some(folder), .. }) = recipe.taught() else { return Ok(None) };
+        let index = Index::read(folder)?;
+        let bad = |field: &str, found: &dyn std::fmt::Display, wanted: String| {
+            Err(Error::input(folder.join(lessons::FILE_NAME), field, found, wanted))
+        };
+        if index.vocabulary != vocab {
+            let wanted = format!("{vocab}, as the model that learns from them has");
+            return bad("vocabulary", &index.vocabulary, wanted);
+        }
+        if index.corpus != corpus.fingerprint {
+            let wanted = format!("{:?}, the SHA-256 of the tokens trained on", corpus.fingerprint);
+            return bad("corpus", &quoted(&index.corpus), wanted);
+        }
+        let positions = corpus.train.len() - 1;
+        if index.positions != positions {
+            return bad(
+                "positions",
+                &index.positions,
+                format!("{positions}, as the text of the training has"),
+            );
+        }
+        let lessons = Lessons::open(folder)?;
+        let digest = format!("{LESSONS}{}", lessons.digest());
+        Ok(Some(Self { from: From::Stored { lessons, tokens: Vec::new(), ln_p: Vec::new() }, digest }))
     }
 
     /// One in full precision of the shape and with the weights of a model, for its costs.
@@ -80,20 +131,54 @@ impl Taught {
         let relations = relations(recipe, Path::new("random"), config)?;
         let mut decoder = Decoder::new(config, Scope::None, recipe.ternary.group);
         Latents::random(decoder.weights_mut(), recipe.seed, None)?;
-        Ok(Some(Self { digest: digest(&decoder), decoder, relations }))
+        Ok(Some(Self::model(decoder, relations)))
     }
 
-    /// SHA-256 of its shape and weights, wherever they are stored.
+    /// SHA-256 of its shape and weights, wherever they are stored; of lessons, that of these.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// For passes whose products are rounded so.
-    pub fn at(&mut self, precision: Precision, how: &DistillConfig) -> model::Teacher<'_> {
-        self.decoder.set_precision(precision);
+    /// The model, whose products are then rounded so; none where there are lessons.
+    pub fn decoder(&mut self, precision: Precision) -> Option<&Decoder> {
+        match &mut self.from {
+            From::Model { decoder, .. } => {
+                decoder.set_precision(precision);
+                Some(decoder)
+            }
+            From::Stored { .. } => None,
+        }
+    }
+
+    /// What it has to say of sequences of `seq` tokens that begin at `starts` of the text, by products that are rounded so.
+    ///
+    /// # Errors
+    /// Lessons that are damaged.
+    pub fn lesson(
+        &mut self,
+        precision: Precision,
+        how: &DistillConfig,
+        starts: &[usize],
+        seq: usize,
+    ) -> Result<model::Teacher<'_>> {
         let DistillConfig { weight, temperature, direction, .. } = *how;
-        let how = Distillation { weight, temperature, direction };
-        model::Teacher { decoder: &self.decoder, how, relations: self.relations }
+        match &mut self.from {
+            From::Model { decoder, relations } => {
+                decoder.set_precision(precision);
+                let how = Distillation { weight, temperature, direction };
+                Ok(model::Teacher::Model { decoder, how, relations: *relations })
+            }
+            From::Stored { lessons, tokens, ln_p } => {
+                let top = lessons.index().top;
+                tokens.resize(starts.len() * seq * top, 0);
+                ln_p.resize(tokens.len(), 0.0);
+                let sequences = tokens.chunks_mut(seq * top).zip(ln_p.chunks_mut(seq * top));
+                for (start, (tokens, ln_p)) in starts.iter().zip(sequences) {
+                    lessons.read(*start, tokens, ln_p)?;
+                }
+                Ok(model::Teacher::Stored { likely: Likely { top, tokens, ln_p }, weight })
+            }
+        }
     }
 }
 

@@ -184,8 +184,7 @@ impl Trainer {
         let (decoder, grads, together) = (&mut self.model.decoder, &mut self.grads, &mut self.together);
         decoder.set_precision(t.precision);
         decoder.set_recompute(t.recompute);
-        let teacher = self.teacher.as_mut().zip(self.recipe.taught());
-        let teacher = teacher.map(|(teacher, how)| teacher.at(t.precision, how));
+        let mut teacher = self.teacher.as_mut().zip(self.recipe.taught());
         // Costs nothing after a step that went well.
         grads.zero();
         let sequences = t.batch * t.accumulate;
@@ -205,6 +204,10 @@ impl Trainer {
         let batches = self.inputs.chunks(t.batch * seq).zip(self.targets.chunks(t.batch * seq));
         let last = batches.len() - 1;
         for (nth, ((inputs, targets), sequences)) in batches.zip(numbers.chunks(t.batch)).enumerate() {
+            let starts: Vec<usize> = sequences.iter().filter_map(|n| self.source.start(*n)).collect();
+            let lesson =
+                teacher.as_mut().map(|(teacher, how)| teacher.lesson(t.precision, how, &starts, seq));
+            let teacher = lesson.transpose()?;
             if nth == last {
                 together.begin_reduction(grads);
             }

@@ -61,6 +61,34 @@ pub fn close(got: &[f32], want: &[f64], terms: usize, what: &str) {
     }
 }
 
+/// Central differences of `f`.
+pub fn differences(at: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    let mut x = at.to_vec();
+    let mut gradient = Vec::new();
+    for i in 0..x.len() {
+        let (old, step) = (x[i], 1e-5);
+        x[i] = old + step;
+        let up = f(&x);
+        x[i] = old - step;
+        gradient.push((up - f(&x)) / (2.0 * step));
+        x[i] = old;
+    }
+    gradient
+}
+
+/// Panics unless `got` is the gradient `want`. Probabilities are subtracted from each other and multiplied with `factor`, so no
+/// value is more exact than a few roundings of that.
+#[track_caller]
+pub fn is_gradient(what: &str, got: &[f32], want: &[f64], factor: f64) {
+    let norm = want.iter().fold(0f64, |a, b| a.max(b.abs()));
+    assert!(norm > 1e-6, "{what}: the gradient is zero, which tests nothing");
+    assert_eq!(got.len(), want.len(), "{what}");
+    let bound = 3e-5 * norm + 8.0 * f32::EPSILON as f64 * factor;
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((*got as f64 - want).abs() <= bound, "{what}[{i}]: {got} by hand, {want} by differences");
+    }
+}
+
 /// Row `i` of sequence `b` of [`reference::attention`], `[heads * dim]`: the whole of a long case takes too long.
 pub fn attention_row(s: &AttentionShape, q: &[f64], k: &[f64], v: &[f64], b: usize, i: usize) -> Vec<f64> {
     let (width, kv_width) = (s.heads * s.dim, s.kv_heads * s.dim);
