@@ -9,7 +9,7 @@ use ternlm::Result;
 use ternlm::config::{DistillConfig, MomentFormat, OptimizerKind, Recipe};
 use ternlm::measure::Perplexity;
 use ternlm::train::group::{Group, Link, Way, threads};
-use ternlm::train::{self, Observer, Outcome, Resume, StepReport, Together, Trainer, checkpoint};
+use ternlm::train::{self, Observer, Outcome, Resume, StepReport, Teaching, Together, Trainer, checkpoint};
 
 const RECIPE: &str = r#"
 name = "tiny"
@@ -269,6 +269,14 @@ fn several_processes_learn_from_a_teacher_as_one_does() {
         println!("{name}: losses, divergences and relations off by {off:.1?}");
         assert!(off.iter().all(|off| *off < bound), "{name}: {off:?}");
     }
+    // What is stored of it, of which each process reads its own sequences.
+    let (cache, lessons) = (lab.path("cache"), lab.path("lessons"));
+    Teaching::open(&recipe, Some(8), 1000, &lessons, &cache, &|_, _| {}).unwrap().run(&|_| {}).unwrap();
+    recipe.distill = Some(DistillConfig { lessons: Some(lessons), ..DistillConfig::default() });
+    let (one, _) = lab.train(&recipe, ONE, "one-stored");
+    let (seen, _) = lab.train(&recipe, Run { size: 3, way: Way::InOrder, shard: false }, "3-stored");
+    let off = [off(&seen.losses, &one.losses), off(&seen.divergences, &one.divergences)];
+    assert!(off.iter().all(|off| *off < 1e-4) && seen.divergences.len() == 10, "stored: {off:?}");
 }
 
 #[test]

@@ -116,6 +116,31 @@ fn the_kernel_is_the_reference_and_its_gradient() {
 }
 
 #[test]
+fn whatever_may_be_stored_gives_finite_gradients() {
+    on_every_isa(|_| {
+        let students = [[0.0; 6], [90.0, -90.0, 9.0, 300.0, 0.0, 1.0], [1e30, -1e30, 0.0, 0.0, 1e30, 5.0]];
+        let ln_sixth = f16::from_f32(-(6f32.ln())).to_f32();
+        for (top, rest) in [1, 2, 5, 6].into_iter().flat_map(|top| [(top, -65_504.0), (top, ln_sixth)]) {
+            // Certain of one token, or as likely as can be of all.
+            let mut ln_p = vec![rest; top];
+            ln_p[0] = if rest < -9.0 { 0.0 } else { rest };
+            let tokens: Vec<u32> = (0..top as u32).collect();
+            let likely = Likely { top, tokens: &tokens, ln_p: &ln_p };
+            for mut z in students {
+                let student = z;
+                let (mut loss, mut kl, objective) = ([0.0], [0.0], Objective::scaled(0.5));
+                k::distill_likely(&mut z, 6, 6, &[3], likely, 0.5, objective, &mut loss, &mut kl);
+                let values = [&z[..], &loss, &kl].concat();
+                assert!(values.iter().all(|x| x.is_finite()), "{top}, {ln_p:?}: {values:?}");
+                // The gradient of what a soft-max sees is 0 in all, where f32 tells `ln Z` from the largest logit.
+                let exact = student.iter().all(|x| x.abs() < 1e3);
+                assert!(!exact || z.iter().sum::<f32>().abs() < 1e-3, "{top}, {ln_p:?}: {z:?}");
+            }
+        }
+    });
+}
+
+#[test]
 fn with_all_tokens_it_is_the_divergence_of_the_logits() {
     on_every_isa(|rng| {
         let (rows, classes, weight) = (6, 37, 0.75);
@@ -379,8 +404,10 @@ fn lessons_teach_what_the_teacher_does() {
         let whole = numbers("whole", &["--teacher", "teacher"], key);
         let stored = numbers("stored", &["--lessons", "all"], key);
         let off = whole.iter().zip(&stored).fold(0f64, |off, (a, b)| off.max((a - b).abs() / a));
-        println!("{key}: off by {off:.1e}");
-        assert!(off < 1e-2 && whole.len() == 12, "{key}: {whole:?}, {stored:?}");
+        let first = (whole[0] - stored[0]).abs() / whole[0];
+        println!("{key}: off by {first:.1e} in the first step, {off:.1e} in any");
+        // The first is as exact as f16 holds `ln p`; the weights of later ones have drifted apart by that.
+        assert!(first < 1e-4 && off < 1e-2 && whole.len() == 12, "{key}: {whole:?}, {stored:?}");
     }
     // Tokens that are told together are told apart no more: there is less to diverge in.
     let (all, some) =

@@ -94,6 +94,7 @@ pub fn run(args: TeachArgs) -> Result<()> {
     let ran = teaching.run(&|positions| bar.inc(positions));
     bar.finish_and_clear();
     ran?;
-    say!("Learn from it with: ternlm train {} --lessons {}", args.recipe.display(), args.out.display());
+    let (recipe, out) = (args.recipe.display(), args.out.display());
+    say!("Learn from it, on the same text, with: ternlm train {recipe} --lessons {out}");
     Ok(())
 }

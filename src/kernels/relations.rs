@@ -38,13 +38,14 @@ pub fn relations(
         return 0.0;
     }
     let inputs = student.par_chunks(size).zip(teacher.par_chunks(taught)).zip(targets.par_chunks(s.len));
-    let of_sequence = |(((student, teacher), targets), da): (((&[f32], &[f32]), &[u32]), &mut [f32])| {
+    let of_sequences = inputs.zip(da.par_chunks_mut(size)).map(|(((student, teacher), targets), da)| {
         let of_head = |head| of_head(&s, head, student, teacher, targets, scale / s.heads as f32);
         let heads: Vec<(f64, Vec<f32>)> = (0..s.heads).into_par_iter().map(of_head).collect();
         heads.iter().enumerate().for_each(|(head, (_, sum))| add_head(head, s.heads, s.dim, sum, da));
         heads.iter().map(|(loss, _)| loss).sum::<f64>()
-    };
-    let sequences: Vec<f64> = inputs.zip(da.par_chunks_mut(size)).map(of_sequence).collect();
+    });
+    // Added up in order, whatever the number of threads.
+    let sequences: Vec<f64> = of_sequences.collect();
     sequences.iter().sum::<f64>() / s.heads as f64
 }
 

@@ -12,7 +12,7 @@ use crate::model::{Decoder, Gradients, Latents, Weight};
 
 use super::muon::{self, Momentum, Muon};
 use super::scales::Scales;
-use super::schedule::weight_decay;
+use super::schedule::{At, weight_decay};
 use super::shards::{self, Shards};
 use super::together::Together;
 
@@ -21,24 +21,6 @@ pub struct Trained<'a> {
     pub decoder: &'a mut Decoder,
     pub latents: &'a mut Latents,
     pub grads: &'a mut Gradients,
-}
-
-/// Where a training stands at a step.
-#[derive(Clone, Copy, Debug)]
-pub struct At {
-    /// Counted from 0.
-    pub step: u64,
-    /// The schedule's, of the learning rate.
-    pub factor: f32,
-    /// Each gradient is taken times this.
-    pub grad_scale: f32,
-}
-
-impl At {
-    /// Step `step` without schedule and clipping.
-    pub fn step(step: u64) -> At {
-        At { step, factor: 1.0, grad_scale: 1.0 }
-    }
 }
 
 /// Values of matrices whose updates wait together to be made orthogonal under Muon, side by side, so that no thread waits
@@ -54,14 +36,6 @@ pub struct Optimizer {
     scales: Scales,
     /// Where other processes keep the rest: which rows of each weight these are of.
     shards: Option<Arc<Shards>>,
-}
-
-impl AdamW {
-    /// That of a training at a step, for what is not decayed.
-    pub(super) fn of(t: &TrainConfig, at: At) -> Self {
-        let (lr, grad_scale, step) = (t.lr * at.factor, at.grad_scale, at.step + 1);
-        Self { lr, beta1: t.beta1, beta2: t.beta2, eps: t.eps, weight_decay: 0.0, grad_scale, step }
-    }
 }
 
 impl Optimizer {
@@ -115,7 +89,7 @@ impl Optimizer {
     ) -> Result<()> {
         let Trained { decoder, latents, grads } = trained;
         let At { step, factor, grad_scale } = at;
-        let adamw = AdamW::of(t, at);
+        let adamw = at.adamw(t);
         let lr = adamw.lr;
         if let Some(updates) = &mut updates {
             updates.clear();

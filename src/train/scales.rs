@@ -6,7 +6,7 @@ use crate::formats::tensors::{Data, Tensor, TensorFiles};
 use crate::kernels::{self, AdamW, LearnedScales};
 use crate::model::{Decoder, Gradients, Latents, Weight};
 
-use super::At;
+use super::schedule::At;
 
 /// Of each weight, in the decoder's order, unless it is not ternary or its scales follow its latents.
 #[derive(Clone, Debug, Default)]
@@ -24,7 +24,7 @@ impl Scales {
 
     /// A step of Adam, with the gradients of the weights, which stay.
     pub fn step(&mut self, decoder: &Decoder, latents: &Latents, grads: &Gradients, t: &TrainConfig, at: At) {
-        let rule = AdamW { lr: t.scale_lr * at.factor, ..AdamW::of(t, at) };
+        let rule = AdamW { lr: t.scale_lr * at.factor, ..at.adamw(t) };
         for (weight, scales) in decoder.weights().zip(&mut self.0) {
             if let (Some(scales), Some(trits)) = (scales, weight.ternary()) {
                 kernels::learn_scales(&rule, grads.get(weight), trits, latents.annealed(weight), scales);

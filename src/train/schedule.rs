@@ -1,7 +1,32 @@
-//! The learning rate over the steps.
+//! Where a training stands at a step, and its learning rate there.
 
 use crate::config::{ScheduleKind, TrainConfig};
+use crate::kernels::AdamW;
 use std::f64::consts::PI;
+
+/// Where a training stands at a step.
+#[derive(Clone, Copy, Debug)]
+pub struct At {
+    /// Counted from 0.
+    pub step: u64,
+    /// The schedule's, of the learning rate.
+    pub factor: f32,
+    /// Each gradient is taken times this.
+    pub grad_scale: f32,
+}
+
+impl At {
+    /// Step `step` without schedule and clipping.
+    pub fn step(step: u64) -> At {
+        At { step, factor: 1.0, grad_scale: 1.0 }
+    }
+
+    /// The rule of what AdamW updates without decay.
+    pub(super) fn adamw(self, t: &TrainConfig) -> AdamW {
+        let (lr, grad_scale, step) = (t.lr * self.factor, self.grad_scale, self.step + 1);
+        AdamW { lr, beta1: t.beta1, beta2: t.beta2, eps: t.eps, weight_decay: 0.0, grad_scale, step }
+    }
+}
 
 /// The factor on the learning rate at `step`, counted from 0: a straight line from `1 / warmup` to 1 over the warm-up,
 /// then what [`ScheduleKind`] says.
