@@ -73,6 +73,11 @@ def main():
                             ("tokenizer.ggml.pre", 8, struct.pack("<Q", 6) + b"smollm")]
     put("gguf", "merges", gguf_model("gpt2", 42, 72, ["a", "b", "ab", "<s>"], merges))
 
+    index = {"format": 1, "teacher": "a", "corpus": "b", "vocabulary": 5, "positions": 6, "context": 4, "top": 2,
+             "precision": "f32", "shard": 4}
+    put("lessons", "small", json.dumps(index), b"".join(struct.pack("<I", n) for n in range(48)))
+    put("lessons", "all", json.dumps(index | {"top": 5, "vocabulary": 5}), struct.pack("<5I5f", *range(5), *[1.609] * 5))
+
     header, data = split(FIXTURE / "model.safetensors")
     put("safetensors", "tiny", json.dumps(header), data[:4096])
     put("safetensors", "as-is", json.dumps(header | {"as_is": {}}), data)

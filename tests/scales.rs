@@ -7,6 +7,7 @@ use common::{close, on_every_isa};
 use std::fs;
 use std::path::Path;
 use ternlm::config::MomentFormat;
+use ternlm::formats::tensors::TensorFiles;
 use ternlm::kernels::{self as k, AdamW, Latents, LearnedScales, Moments, Pass, Rule};
 use ternlm::ternary::{Grouping, TernaryMatrix};
 
@@ -161,9 +162,8 @@ fn a_scale_that_is_not_learned_is_kept() {
     success(lab.train("run", &[&sets[..], &["--set", "train.keep=20"]].concat()));
     let scales = |n: u64| {
         let all = lab.path("run").join(format!("checkpoints/step-{n:08}"));
-        let stored =
-            ternlm::formats::tensors::TensorFiles::open_file(&all.join("optimizer.safetensors")).unwrap();
-        let latents = ternlm::formats::tensors::TensorFiles::open(&all).unwrap();
+        let stored = TensorFiles::open_file(all.join("optimizer.safetensors")).unwrap();
+        let latents = TensorFiles::open(&all).unwrap();
         let name = "model.layers.1.mlp.up_proj.weight";
         let (mut means, mut values) = (vec![0.0; 80], vec![0.0; 80 * 48]);
         stored.read_f32_into(&format!("scale.{name}"), &[80, 1], &mut means).unwrap();
