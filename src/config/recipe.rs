@@ -147,7 +147,7 @@ impl DistillConfig {
 
     /// The layer of a model of `layers` whose relations are learnt. If the recipe does not say it, the one at three quarters of
     /// them: late, where what is told apart has a meaning, and with layers behind it that still turn it into words. MiniLMv2
-    /// (arXiv 2012.15828) found such layers best in large teachers, BitDistill (arXiv 2510.13998) late ones for ternary weights.
+    /// (arXiv 2012.15828) found such layers best in large teachers, BitDistill (arXiv 2510.13998) takes a late one.
     pub fn related_layer(&self, layers: usize) -> usize {
         self.relation_layer.unwrap_or(3 * layers / 4)
     }
