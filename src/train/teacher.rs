@@ -1,4 +1,4 @@
-//! The model that a training learns from.
+//! What a training learns from: a model, or what was stored of one.
 
 use rayon::prelude::*;
 use std::path::Path;
@@ -18,12 +18,12 @@ pub(super) const LESSONS: &str = "lessons:";
 /// Whom a training learns from: a model that is read and never changed, or what was stored of one.
 #[derive(Debug)]
 pub struct Taught {
-    from: From,
+    kind: Kind,
     digest: String,
 }
 
 #[derive(Debug)]
-enum From {
+enum Kind {
     Model {
         decoder: Box<Decoder>,
         /// Where these are learnt.
@@ -88,7 +88,7 @@ impl Taught {
     }
 
     fn model(decoder: Decoder, relations: Option<Relations>) -> Self {
-        Self { digest: digest(&decoder), from: From::Model { decoder: Box::new(decoder), relations } }
+        Self { digest: digest(&decoder), kind: Kind::Model { decoder: Box::new(decoder), relations } }
     }
 
     /// The lessons of `recipe`, whose training reads `corpus` in `vocab` tokens.
@@ -119,7 +119,7 @@ impl Taught {
         }
         let lessons = Lessons::open(folder)?;
         let digest = format!("{LESSONS}{}", lessons.digest());
-        Ok(Some(Self { from: From::Stored { lessons, tokens: Vec::new(), ln_p: Vec::new() }, digest }))
+        Ok(Some(Self { kind: Kind::Stored { lessons, tokens: Vec::new(), ln_p: Vec::new() }, digest }))
     }
 
     /// One in full precision of the shape and with the weights of a model, for its costs.
@@ -141,12 +141,12 @@ impl Taught {
 
     /// The model, whose products are then rounded so; none where there are lessons.
     pub fn decoder(&mut self, precision: Precision) -> Option<&Decoder> {
-        match &mut self.from {
-            From::Model { decoder, .. } => {
+        match &mut self.kind {
+            Kind::Model { decoder, .. } => {
                 decoder.set_precision(precision);
                 Some(decoder)
             }
-            From::Stored { .. } => None,
+            Kind::Stored { .. } => None,
         }
     }
 
@@ -162,13 +162,13 @@ impl Taught {
         seq: usize,
     ) -> Result<model::Teacher<'_>> {
         let DistillConfig { weight, temperature, direction, .. } = *how;
-        match &mut self.from {
-            From::Model { decoder, relations } => {
+        match &mut self.kind {
+            Kind::Model { decoder, relations } => {
                 decoder.set_precision(precision);
                 let how = Distillation { weight, temperature, direction };
                 Ok(model::Teacher::Model { decoder, how, relations: *relations })
             }
-            From::Stored { lessons, tokens, ln_p } => {
+            Kind::Stored { lessons, tokens, ln_p } => {
                 let top = lessons.index().top;
                 tokens.resize(starts.len() * seq * top, 0);
                 ln_p.resize(tokens.len(), 0.0);
