@@ -199,6 +199,7 @@ fn layers_leave_memory_to_kernels() {
         "attention",
         "cache",
         "cross_entropy",
+        "block",
         "decoder",
         "dropout",
         "embedding",

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use super::block::Keep;
 use super::cache::{KvCache, KvPool};
-use super::decoder::Keep;
 use super::sequences::{Rows, Sequences};
 use super::{Decoder, State, Workspace};
 use crate::config::KvFormat;

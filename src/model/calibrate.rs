@@ -1,6 +1,6 @@
 //! Ternary weights chosen by what they do to outputs on a text, before a training begins.
 
-use super::decoder::BlockSaved;
+use super::block::BlockSaved;
 use super::sequences::Rows;
 use super::{Context, Decoder, Latents, Sequences, Workspace};
 use crate::error::Result;

@@ -5,6 +5,7 @@
 
 mod advance;
 mod attention;
+mod block;
 mod cache;
 mod calibrate;
 mod convert;
@@ -30,11 +31,12 @@ mod workspace;
 
 pub use advance::{PIECE, Span, Wanted};
 pub use attention::{Attention, AttentionSaved, Cached};
+pub use block::Block;
 pub use cache::{KvCache, KvPool};
 pub use calibrate::calibrate;
 pub use convert::{Rounding, check, save_mlx};
 pub use cross_entropy::Loss;
-pub use decoder::{Block, Decoder, Learning, State, Teacher};
+pub use decoder::{Decoder, Learning, State, Teacher};
 pub use directory::{promised, unused};
 pub use embedding::Embedding;
 pub use feed_forward::{FeedForward, FeedForwardSaved};
