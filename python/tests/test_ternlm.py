@@ -72,7 +72,7 @@ def run(tmp_path_factory):
         "train.log_every": 20, "train.eval_every": 30, "train.warmup": 5,
     }
     out = folder / "run"
-    done = ternlm.train("shakespeare", data=text, out=out, seed=1, settings=settings, on_metrics=seen.append)
+    done = ternlm.train("shakespeare-bytes", data=text, out=out, seed=1, settings=settings, on_metrics=seen.append)
     assert done
     return out, seen
 
@@ -103,11 +103,11 @@ def test_a_training_tells_what_happens_and_its_model_runs(run):
 def test_a_training_ends_when_told_and_an_exception_comes_through(run, tmp_path):
     text = run[0].parent / "text.txt"
     settings = {"train.steps": 400, "train.log_every": 1, "train.batch": 2, "train.seq": 16, "model.layers": 1}
-    done = ternlm.train("shakespeare", data=[text], out=tmp_path / "a", settings=settings, on_metrics=lambda m: False)
+    done = ternlm.train("shakespeare-bytes", data=[text], out=tmp_path / "a", settings=settings, on_metrics=lambda m: False)
     assert not done and list((tmp_path / "a" / "checkpoints").glob("step-*"))
 
     def fails(metrics):
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        ternlm.train("shakespeare", data=[text], out=tmp_path / "b", settings=settings, on_metrics=fails)
+        ternlm.train("shakespeare-bytes", data=[text], out=tmp_path / "b", settings=settings, on_metrics=fails)

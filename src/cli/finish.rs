@@ -67,25 +67,31 @@ fn say(finished: &Finished, run: &Path) {
     }
     if let Some(v) = &summary.val {
         say!(
-            "Validation: {:.4} nats/token, perplexity {:.2} over {} tokens",
+            "Validation: {:.4} nats/token, perplexity {:.2} over {} tokens{}",
             v.nll,
             v.ppl,
-            thousands(v.tokens)
+            thousands(v.tokens),
+            bits_per_byte(v.bits_per_byte)
         );
     } else if summary.task == "lm" {
         say!("Validation: none, nothing is held out");
     }
     if let Some(t) = &summary.test {
         say!(
-            "Test ({}): {:.4} nats/token, perplexity {:.2} (context {}, stride {}), {:.4} bits/byte",
+            "Test ({}): {:.4} nats/token, perplexity {:.2} (context {}, stride {}){}",
             t.file,
             t.result.nll,
             t.result.ppl,
             t.result.context,
             t.result.stride,
-            t.result.bits_per_byte.unwrap_or(f64::NAN)
+            bits_per_byte(t.result.bits_per_byte)
         );
     }
     say!("Trained in {:.1} s at {:.0} tokens/s", summary.wall_seconds, summary.tok_per_s);
     say!("Model: {}   Report: {}", model.display(), run.join(report::HTML).display());
+}
+
+/// What is said of a loss beside nats per token, where it is known.
+pub fn bits_per_byte(bits: Option<f64>) -> String {
+    bits.map_or_else(String::new, |bits| format!(", {bits:.4} bits/byte"))
 }

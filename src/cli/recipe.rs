@@ -8,10 +8,11 @@ use crate::error::{Error, Result};
 use crate::files::{if_there, read_text};
 
 /// Name and text of every recipe in the binary.
-pub const BUILT_IN: [(&str, &str); 8] = [
+pub const BUILT_IN: [(&str, &str); 9] = [
     ("copy", include_str!("../../recipes/copy.toml")),
     ("recall", include_str!("../../recipes/recall.toml")),
     ("shakespeare", include_str!("../../recipes/shakespeare.toml")),
+    ("shakespeare-bytes", include_str!("../../recipes/shakespeare-bytes.toml")),
     ("wiki-75m", include_str!("../../recipes/wiki-75m.toml")),
     ("wiki-75m-best", include_str!("../../recipes/wiki-75m-best.toml")),
     ("convert-smollm2", include_str!("../../recipes/convert-smollm2.toml")),

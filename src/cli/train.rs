@@ -46,7 +46,7 @@ Under mpirun, mpiexec or srun (Open MPI, MPICH) the processes share out the sequ
 of all of them. Each needs the text and, to resume, the run's folder; process 0 writes. Sequences and schedule are the same with
 any number of processes, which may change at a resume.")]
 pub struct TrainArgs {
-    /// A built-in recipe (copy, recall, shakespeare, wiki-75m, wiki-75m-best, convert-smollm2, qwen3-0.6b-all, qwen3-0.6b-blocks) or a TOML file
+    /// A built-in recipe (copy, recall, shakespeare, shakespeare-bytes, wiki-75m, wiki-75m-best, convert-smollm2, qwen3-0.6b-all, qwen3-0.6b-blocks) or a TOML file
     recipe: PathBuf,
     /// Seed of the weights, the data order and the samples
     #[arg(long)]
@@ -189,16 +189,17 @@ fn set_up(args: &TrainArgs, leads: bool, among: usize) -> Result<Prepared> {
     };
     let cache = args.cache.clone().unwrap_or_else(default_cache_dir);
     let (reading, calibrating) = (super::bytes_bar("Tokenising"), super::count_bar("Calibrating", 0));
+    let merging = super::count_bar("Making the vocabulary", 0);
     let trainer = train::setup(start.recipe, start.resume.as_ref(), &cache, among, &|preparing| {
         let (bar, done, of) = match preparing {
+            Preparing::Vocabulary(done, of) => (&merging, done, of),
             Preparing::Text(done, of) => (&reading, done, of),
             Preparing::Matrices(done, of) => (&calibrating, done, of),
         };
         bar.set_length(of);
         bar.set_position(done);
     });
-    reading.finish_and_clear();
-    calibrating.finish_and_clear();
+    [merging, reading, calibrating].iter().for_each(ProgressBar::finish_and_clear);
     Ok(Prepared { trainer: trainer?, out, named, recorded: start.recorded, _lock: lock })
 }
 
@@ -252,7 +253,7 @@ fn absolute(mut recipe: Recipe) -> Recipe {
             *path = whole;
         }
     }
-    if !["bytes", "gpt2"].contains(&recipe.data.tokenizer.as_str())
+    if recipe.data.tokenizer_is_path()
         && let Ok(path) = path_text::read(&recipe.data.tokenizer)
         && path.exists()
         && let Ok(whole) = std::path::absolute(path)
@@ -468,7 +469,11 @@ impl Observer for Show<'_> {
     }
 
     fn validated(&mut self, step: u64, p: &Perplexity) {
-        self.say(format!("Validation after {step} steps: {:.4} nats/token, perplexity {:.2}", p.nll, p.ppl));
+        let bits = super::finish::bits_per_byte(p.bits_per_byte());
+        self.say(format!(
+            "Validation after {step} steps: {:.4} nats/token, perplexity {:.2}{bits}",
+            p.nll, p.ppl
+        ));
         if let Some(told) = &mut self.told {
             told.validated(step, p);
         }

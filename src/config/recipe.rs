@@ -35,6 +35,9 @@ impl std::fmt::Display for Precision {
     }
 }
 
+/// `data.tokenizer` of a vocabulary that is made of the training text.
+pub const OF_THE_TEXT: &str = "bpe";
+
 /// What the model is asked to learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -201,13 +204,25 @@ pub struct DataConfig {
     pub val_fraction: f64,
     /// The text field of .jsonl and .parquet records.
     pub field: String,
-    /// `bytes`, `gpt2`, the path ([`path_text`]) of a `tokenizer.json` or of a folder that holds one; empty: the one of
-    /// `init`.
+    /// `bytes`, `gpt2`, `bpe` (a byte-level BPE of `model.vocab_size` entries, made of the training text), the path
+    /// ([`path_text`]) of a `tokenizer.json` or of a folder that holds one; empty: the one of `init`.
     pub tokenizer: String,
     pub order: Order,
     pub join: Join,
     /// Tokens of one synthetic sequence (`copy`, `recall`).
     pub sequence: usize,
+}
+
+impl DataConfig {
+    /// Of the training text, from its beginning on, what is not held out.
+    pub fn trained_share(&self) -> f64 {
+        if self.val.is_empty() { 1.0 - self.val_fraction } else { 1.0 }
+    }
+
+    /// Whether `tokenizer` is the path of a file or folder.
+    pub fn tokenizer_is_path(&self) -> bool {
+        !["", "bytes", "gpt2", OF_THE_TEXT].contains(&self.tokenizer.as_str())
+    }
 }
 
 impl Default for DataConfig {
@@ -553,6 +568,17 @@ impl Recipe {
             if !(value >= 0.0 && value + anneal <= ALL_TERNARY + f32::EPSILON) {
                 let wanted = format!("0 to {ALL_TERNARY} together with ternary.anneal, {anneal}");
                 return bad(field, &value, &wanted);
+            }
+        }
+        if self.data.tokenizer == OF_THE_TEXT {
+            let other = ["init", "distill"].into_iter().zip([self.init.is_some(), self.taught().is_some()]);
+            if let Some((key, _)) = other.into_iter().find(|(_, there)| *there) {
+                let found = format!("{OF_THE_TEXT}, a vocabulary of its own, beside {key}");
+                return bad("data.tokenizer", &found, "none: it is the model's");
+            }
+            if let Some(model) = self.model.as_ref().filter(|m| m.vocab_size < 257) {
+                let wanted = "257 or more with data.tokenizer = \"bpe\": 256 bytes and <|endoftext|>";
+                return bad("model.vocab_size", &model.vocab_size, wanted);
             }
         }
         if self.task == Task::Lm && self.data.train.is_empty() {

@@ -11,9 +11,12 @@ use std::sync::Arc;
 use tokenizers::utils::SysRegex;
 
 use super::alphabet::{byte_order, to_chars};
-use super::builtin::byte_level_json;
+use super::builtin::{END_OF_TEXT, byte_level_json};
+use super::documents::training_texts;
 use super::parallel_cuts::Cut;
+use super::sources;
 use super::tokenizer::Tokenizer;
+use crate::config::DataConfig;
 use crate::{Error, Result};
 
 const GPT2_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -37,6 +40,36 @@ type Words = HashMap<Box<[u8]>, u64>;
 type Pair = (u32, u32);
 
 impl BpeTrainer {
+    /// A vocabulary of `size` entries, the first one `<|endoftext|>`, of the text that `data` trains on: what is held out
+    /// has no part in it, as far as a share of the bytes is the same share of the tokens.
+    ///
+    /// # Errors
+    /// Those of [`BpeTrainer::train`], and files that cannot be read.
+    pub fn of_training_text(
+        data: &DataConfig,
+        size: usize,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<Tokenizer> {
+        let texts = || Ok(training_texts(sources::list(&data.train)?, &data.field));
+        let mut left = usize::MAX;
+        if data.trained_share() < 1.0 {
+            let lengths = texts()?.map(|text| text.map(|text| text.len()));
+            let all: usize = lengths.sum::<Result<usize>>()?;
+            left = (all as f64 * data.trained_share()) as usize;
+        }
+        let trained = texts()?.map_while(|text| {
+            let cut = text.map(|mut text| {
+                let end = (0..=left.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
+                text.truncate(end.expect("0 is a boundary"));
+                left -= text.len();
+                text
+            });
+            cut.as_ref().map_or(true, |text| !text.is_empty()).then_some(cut)
+        });
+        let trainer = Self { vocab_size: size, special: vec![END_OF_TEXT.into()] };
+        trainer.train(trained, progress)
+    }
+
     /// Trains on `texts`; `progress(entries, wanted)` is called as the vocabulary grows. The result has fewer entries
     /// than wanted when no pair is left to merge.
     ///

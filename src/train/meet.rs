@@ -122,7 +122,7 @@ mod tests {
                 cursor: 9,
                 reduction: "fastest".into(),
             },
-            recipe: toml::from_str(include_str!("../../recipes/shakespeare.toml")).unwrap(),
+            recipe: toml::from_str(include_str!("../../recipes/shakespeare-bytes.toml")).unwrap(),
         };
         let judged = |change: fn(&mut Plan)| {
             let mut first = plan();

@@ -276,7 +276,8 @@ mod tests {
 
     /// A recipe that has every key.
     fn full() -> Recipe {
-        let mut recipe: Recipe = toml::from_str(include_str!("../../recipes/shakespeare.toml")).unwrap();
+        let mut recipe: Recipe =
+            toml::from_str(include_str!("../../recipes/shakespeare-bytes.toml")).unwrap();
         recipe.needs_init = true;
         recipe.init = Some("/model".into());
         recipe.data.train = vec!["/text".into()];

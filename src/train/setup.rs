@@ -5,17 +5,19 @@ use std::path::Path;
 use super::cost::{annealed_bytes, teacher_pass_bytes, training_bytes};
 use super::teacher::Taught;
 use super::{Resume, Source, Synthetic, Trainer, checkpoint, differences};
-use crate::config::{DistillConfig, ModelConfig, Recipe, Task};
+use crate::config::{DistillConfig, ModelConfig, OF_THE_TEXT, Recipe, Task};
 use crate::error::{Error, Result};
 use crate::files::path_text;
 use crate::formats::{Description, ModelFiles, files_of};
 use crate::measure::Needs;
 use crate::model::{self, Decoder, Latents, Model};
-use crate::text::{Corpus, Tokenizer, sources};
+use crate::text::{BpeTrainer, Corpus, Tokenizer, sources};
 
 /// What takes time before the first step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preparing {
+    /// Entries of a vocabulary that is made of the text, of so many.
+    Vocabulary(u64, u64),
     /// Bytes of a text that are tokenised, of so many.
     Text(u64, u64),
     /// Matrices that are calibrated, of so many.
@@ -50,7 +52,8 @@ pub fn setup(
         sources::list_any(std::slice::from_ref(test))?;
     }
     let dir = resume.map(|resume| resume.dir.as_path());
-    let tokenizer = tokenizer(&recipe, dir)?;
+    let merging = |done, of| progress(Preparing::Vocabulary(done, of));
+    let tokenizer = tokenizer(&recipe, dir, &merging)?;
     let (mut model, mut latents) = starting_model(&recipe, dir)?;
     let config = &model.decoder.config;
     if let Some(t) = tokenizer.as_ref().filter(|_| model.description.eos.is_empty()) {
@@ -180,8 +183,12 @@ fn corpus(
     Ok(corpus)
 }
 
-/// The tokenizer of the recipe's text, or of the checkpoint.
-pub(super) fn tokenizer(recipe: &Recipe, resume: Option<&Path>) -> Result<Option<Tokenizer>> {
+/// The tokenizer of the recipe's text, or of the checkpoint. `progress` is told of a vocabulary that is made of the text.
+pub(super) fn tokenizer(
+    recipe: &Recipe,
+    resume: Option<&Path>,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Option<Tokenizer>> {
     if recipe.task != Task::Lm {
         return Ok(None);
     }
@@ -190,13 +197,17 @@ pub(super) fn tokenizer(recipe: &Recipe, resume: Option<&Path>) -> Result<Option
         (Some(dir), _, _) => Tokenizer::of(&files_of(dir)?),
         (None, "", Some(model)) => Tokenizer::of(&files_of(model)?),
         (None, "", None) => {
-            Err(Error::usage("data.tokenizer: found nothing, wanted bytes, gpt2, or a tokenizer.json"))
+            Err(Error::usage("data.tokenizer: found nothing, wanted bytes, gpt2, bpe, or a tokenizer.json"))
         }
-        (None, builtin @ ("bytes" | "gpt2"), _) => Tokenizer::open(builtin),
-        (None, path, _) => {
+        (None, OF_THE_TEXT, _) => {
+            let model = recipe.model.as_ref().expect("a vocabulary of the text is that of a new model");
+            BpeTrainer::of_training_text(&recipe.data, model.vocab_size, progress)
+        }
+        (None, path, _) if recipe.data.tokenizer_is_path() => {
             let path = path_text::read(path).map_err(|e| Error::usage(format!("data.tokenizer: {e}")))?;
             Tokenizer::at(&path)
         }
+        (None, builtin, _) => Tokenizer::open(builtin),
     };
     tokenizer.map(Some)
 }
@@ -276,7 +287,8 @@ mod tests {
 
     #[test]
     fn the_memory_of_a_teacher_is_that_of_its_weights_in_f32() {
-        let mut recipe: Recipe = toml::from_str(include_str!("../../recipes/shakespeare.toml")).unwrap();
+        let mut recipe: Recipe =
+            toml::from_str(include_str!("../../recipes/shakespeare-bytes.toml")).unwrap();
         assert_eq!(teacher_of(&recipe).unwrap(), None);
         let teacher = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/architectures/llama").into());
         recipe.distill = Some(DistillConfig { teacher, ..DistillConfig::default() });
@@ -288,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_training_that_outgrows_the_memory_beside_its_teacher_is_refused() {
-        let recipe: Recipe = toml::from_str(include_str!("../../recipes/shakespeare.toml")).unwrap();
+        let recipe: Recipe = toml::from_str(include_str!("../../recipes/shakespeare-bytes.toml")).unwrap();
         let shape = recipe.model.clone().unwrap();
         if total_memory().is_none() {
             return;

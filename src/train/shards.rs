@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn every_row_is_somebodys_and_blocks_are_shared_out_evenly() {
-        let recipe: Recipe = toml::from_str(include_str!("../../recipes/shakespeare.toml")).unwrap();
+        let recipe: Recipe = toml::from_str(include_str!("../../recipes/shakespeare-bytes.toml")).unwrap();
         let decoder = Decoder::new(&recipe.model.unwrap(), Scope::All, Grouping::default());
         let grads = Gradients::zeros(decoder.weights());
         for size in [1, 2, 3, 8, 64] {

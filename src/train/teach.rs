@@ -64,7 +64,7 @@ impl Teaching {
         let held = 14 * shard as u128 * top as u128;
         judge_memory(weights + teacher_pass_bytes(&shape, rows, false) + held)?;
         let lock = FolderLock::acquire(folder)?;
-        let tokenizer = tokenizer(recipe, None)?.ok_or_else(|| {
+        let tokenizer = tokenizer(recipe, None, &|_, _| ())?.ok_or_else(|| {
             Error::usage("task: found one without a text, wanted lm: lessons are of a text")
         })?;
         let corpus = Corpus::open(&recipe.data, &tokenizer, cache, progress)?;

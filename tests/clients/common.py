@@ -50,7 +50,7 @@ def talking_model(width=128, layers=3, steps=60):
              "train.weight_decay_until": steps, "train.warmup": steps // 6, "train.save_every": steps, "train.lr": 4e-3,
              "train.eval_every": steps, "train.eval_sequences": 1, "report.prompts": []}
     run = place() / f"talks-{width}"
-    command = [TERNLM, "train", "shakespeare", "--data", str(text), "--out", str(run)]
+    command = [TERNLM, "train", "shakespeare-bytes", "--data", str(text), "--out", str(run)]
     for key, value in small.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -375,3 +375,30 @@ fn a_text_to_test_on_is_missed_at_the_start() {
     lab.fails(&["train", "tiny.toml", "--set", "report.test=none.txt"], &["none.txt"]);
     assert!(!lab.path("runs").exists(), "a refused run leaves nothing behind");
 }
+
+#[test]
+fn a_vocabulary_made_of_the_text_stays_the_one_of_the_run() {
+    let lab = Lab::new();
+    let made = ["--set", "data.tokenizer=bpe", "--set", "model.vocab_size=270"];
+    let train = |out: &'static str, more: &[&'static str]| {
+        [&["train", "tiny.toml", "--out", out][..], &made, more].concat()
+    };
+    lab.ok(&train("whole", &[]));
+    lab.ok(&train("run", &["--set", "train.steps=4"]));
+    let tokenizer = lab.read("whole/model/tokenizer.json");
+    assert_eq!(lab.read("run/model/tokenizer.json"), tokenizer);
+    let json: serde_json::Value = serde_json::from_str(&tokenizer).unwrap();
+    assert_eq!(json["model"]["merges"].as_array().unwrap().len(), 270 - 257);
+
+    // Other text is read in the run's tokens, not in those that would be made of it.
+    let resume = ["train", "tiny.toml", "--out", "run", "--resume", "--set", "train.steps=6"];
+    lab.ok(&[&resume[..], &["--data", "other.txt", "--other-data"]].concat());
+    assert_eq!(lab.read("run/model/tokenizer.json"), tokenizer);
+    lab.fails(&[&resume[..], &["--set", "data.tokenizer=bytes"]].concat(), &["found bytes, wanted bpe"]);
+
+    lab.fails(&["train", "tiny.toml", "--out", "a", made[0], made[1]], &["model.vocab_size", "256", "257"]);
+    let with_init = train("b", &["--init", "whole/model"]);
+    lab.fails(&with_init, &["data.tokenizer", "beside init"]);
+    let taught = train("c", &["--teacher", "whole/model"]);
+    lab.fails(&taught, &["data.tokenizer", "beside distill"]);
+}

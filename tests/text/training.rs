@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use std::collections::HashMap;
 use std::fs;
 use std::time::Instant;
+use ternlm::config::DataConfig;
 use ternlm::text::{BpeTrainer, Tokenizer, documents, sources};
 
 use super::{mixed_text, shared};
@@ -193,4 +194,39 @@ fn pieces_of_a_file_give_the_vocabulary_of_the_whole() {
     let trainer = BpeTrainer { vocab_size: 400, special: vec![] };
     let ours = trainer.train(pieces.into_iter().map(Ok), |_, _| {}).unwrap();
     assert_eq!(ours.fingerprint(), train(&text, 400, &[]).unwrap().fingerprint());
+}
+
+/// A vocabulary of 300 made of `name`, its last `val_fraction` held out.
+fn of_file(name: &std::path::Path, val_fraction: f64) -> Tokenizer {
+    let data = DataConfig { train: vec![name.into()], val_fraction, ..DataConfig::default() };
+    BpeTrainer::of_training_text(&data, 300, |_, _| {}).unwrap()
+}
+
+#[test]
+fn a_vocabulary_of_the_training_text_knows_nothing_of_what_is_held_out() {
+    let dir = tempfile::tempdir().unwrap();
+    // "é" has two bytes, the first of which ends what is kept.
+    let (kept, held_out) = ("the cat sat on the mat ".repeat(40), "zzzz qqqq ".repeat(92));
+    assert_eq!(kept.len(), held_out.len());
+    let text = format!("{kept}é{held_out}");
+    let path = dir.path().join("text.txt");
+    fs::write(&path, &text).unwrap();
+    let expected = train(&kept, 300, &[EOT]).unwrap();
+    let half = of_file(&path, 0.5);
+    assert_eq!(vocabulary(&half), vocabulary(&expected));
+    assert_eq!((half.eos(), half.token(0)), (Some(0), Some(EOT.into())));
+    assert!(!vocabulary(&half).iter().any(|token| token.contains("zz")));
+    assert_eq!(vocabulary(&of_file(&path, 0.0)), vocabulary(&train(&text, 300, &[EOT]).unwrap()));
+
+    // Of records it is the share of their text, not of the file.
+    let padding = "x".repeat(5000);
+    let record = |text: &str| format!("{}\n", serde_json::json!({ "text": text, "other": padding }));
+    let path = dir.path().join("text.jsonl");
+    fs::write(&path, record(&kept) + &record(&held_out)).unwrap();
+    assert_eq!(vocabulary(&of_file(&path, 0.5)), vocabulary(&expected));
+
+    // Files of their own are held out: all of the text counts.
+    let data = DataConfig { train: vec![path.clone()], val: vec![path], ..DataConfig::default() };
+    let whole = BpeTrainer::of_training_text(&data, 300, |_, _| {}).unwrap();
+    assert!(vocabulary(&whole).iter().any(|token| token.contains("zz")));
 }
