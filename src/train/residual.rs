@@ -18,9 +18,10 @@ use crate::model::Role;
 /// ```
 pub fn residual(start: f32, anneal: f32, steps: u64, step: u64) -> f32 {
     // 0.2 is above a fifth in f32: a step that begins there is none before it.
-    let first = (start as f64 * steps as f64 * (1.0 - f32::EPSILON as f64)).ceil() as u64;
+    let steps_of = |share: f64| (share * steps as f64 * (1.0 - f32::EPSILON as f64)).ceil() as u64;
+    let (first, end) = (steps_of(start as f64), steps_of(start as f64 + anneal as f64));
     let Some(step) = step.checked_sub(first) else { return 1.0 };
-    let length = (anneal as f64 * steps as f64).ceil();
+    let length = (end - first) as f64;
     if step as f64 >= length {
         return 0.0;
     }
@@ -124,7 +125,11 @@ mod tests {
                 let first = steps * tenths / 10;
                 let around = [first - 1, first].map(|step| residual(start, 0.0, steps, step));
                 assert_eq!(around, [1.0, 0.0], "{start} of {steps}");
+                let around = [first - 1, first].map(|step| residual(0.0, start, steps, step) > 0.0);
+                assert_eq!(around, [true, false], "annealed over {start} of {steps}");
             }
+            // Together nine tenths, each of which is no whole number of ten steps.
+            assert_eq!(residual(0.65, 0.25, steps, steps * 9 / 10), 0.0, "{steps}");
         }
     }
 }
