@@ -96,6 +96,8 @@ fn a_plan_that_cannot_be_run_is_named_before_anything_is_trained() {
         (&["copy", "--grid", "train.speed=1,2"], "unknown field `speed`"),
         (&["copy", "--grid", "train.lr=-1,1"], "train.lr: found -1"),
         (&["copy", "--seeds", "1,1"], "each once"),
+        (&["copy", "--grid", "train.lr=1e-3", "--grid", "train.lr=2e-3"], "--grid train.lr: found twice"),
+        (&["copy", "--grid", "data.val_fraction=0.1,0.2"], "the same one for all"),
         (&["copy", "--jobs", "0"], "--jobs 0"),
         (&["nothing.toml"], "no such file"),
         (&["plan.toml"], "sweep"),
@@ -104,4 +106,69 @@ fn a_plan_that_cannot_be_run_is_named_before_anything_is_trained() {
         assert!(!out.status.success() && said(&out).contains(wanted), "{args:?}: {}", said(&out));
         assert!(!dir.path().join("sweeps").exists(), "{args:?}");
     }
+}
+
+#[test]
+fn vocabularies_are_compared_by_bytes_and_a_name_may_hold_a_full_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("text.txt"), "the cat sat on the mat. ".repeat(400)).unwrap();
+    let args =
+        ["shakespeare", "--data", "text.txt", "--grid", "model.vocab_size=258,264", "--out", "sweeps/copy"];
+    let small = ["--set", "train.steps=2", "--set", "model.layers=1", "--set", "train.seq=16"];
+    let out = sweep(dir.path(), &[&args[..], &small].concat());
+    assert!(out.status.success() && said(&out).contains("bits per byte"), "{}", said(&out));
+    for run in lines(dir.path()) {
+        assert!(run["figure"] == run["bits_per_byte"] && run["figure"] != run["val_nll"], "{run}");
+    }
+    let out = sweep(dir.path(), &["qwen3-0.6b-all", "--data", "text.txt", "--set", "init=model", "--table"]);
+    assert!(said(&out).contains("sweeps/qwen3-0.6b-all"), "{}", said(&out));
+}
+
+/// Ended with the test, however that ends.
+struct Child(std::process::Child);
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// As a queue of a cluster ends a job: the signal reaches the sweep alone.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_sweep_that_is_told_to_stop_stops_its_trainings() {
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
+    command.args([
+        "sweep",
+        "copy",
+        "--seeds",
+        "0,1",
+        "--set",
+        "train.steps=3000",
+        "--set",
+        "train.log_every=1",
+    ]);
+    command.current_dir(dir.path()).env_remove("TERNLM_LOG").stdout(Stdio::null()).stderr(Stdio::null());
+    let mut sweep = Child(command.spawn().unwrap());
+    let log = || fs::read_to_string(dir.path().join("sweeps/copy/runs/all/seed-0.log")).unwrap_or_default();
+    let start = Instant::now();
+    let wait = || {
+        assert!(start.elapsed() < Duration::from_secs(120), "{}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    while !log().contains("Step 3:") {
+        wait();
+    }
+    assert!(Command::new("kill").arg(sweep.0.id().to_string()).status().unwrap().success());
+    while sweep.0.try_wait().unwrap().is_none() {
+        wait();
+    }
+    let said = log();
+    assert!(said.contains("a checkpoint will be saved") && said.contains("--resume"), "{said}");
+    assert!(!dir.path().join("sweeps/copy/runs/all/seed-0/report.json").exists());
 }

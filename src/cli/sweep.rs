@@ -63,7 +63,10 @@ pub fn run(args: SweepArgs) -> Result<()> {
         return Err(Error::usage(format!("sweep: {found}, wanted one: its trainings are each alone")));
     }
     let plan = plan(&args)?;
-    let name = args.plan.file_stem().unwrap_or(args.plan.as_os_str());
+    // A built-in recipe's name may hold a full stop.
+    let built_in = recipe::built_in(&args.plan).is_some();
+    let stem = args.plan.file_stem().filter(|_| !built_in);
+    let name = stem.unwrap_or(args.plan.as_os_str());
     let out = args.out.clone().unwrap_or_else(|| Path::new("sweeps").join(name));
     if args.table {
         return show(&plan, &out);
@@ -110,8 +113,8 @@ fn plan(args: &SweepArgs) -> Result<Plan> {
                 recipe: args.plan.clone(),
                 data: args.data.clone(),
                 seeds: if args.seeds.is_empty() { vec![0] } else { args.seeds.clone() },
-                set: args.set.iter().map(|text| assignment(text)).collect::<Result<_>>()?,
-                grid: args.grid.iter().map(|text| values(text)).collect::<Result<_>>()?,
+                set: each_once("--set", args.set.iter().map(|text| assignment(text)))?,
+                grid: each_once("--grid", args.grid.iter().map(|text| values(text)))?,
             };
             plan.judge(&args.plan)?;
             plan
@@ -150,6 +153,20 @@ fn judge_runs(plan: &Plan) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// The keys with their values, none of them twice.
+fn each_once<T>(option: &str, all: impl Iterator<Item = Result<(String, T)>>) -> Result<BTreeMap<String, T>> {
+    let mut found = BTreeMap::new();
+    for one in all {
+        let (key, value) = one?;
+        if found.insert(key.clone(), value).is_some() {
+            return Err(Error::usage(format!(
+                "{option} {key}: found twice, wanted once, with all its values"
+            )));
+        }
+    }
+    Ok(found)
 }
 
 fn assignment(text: &str) -> Result<(String, Value)> {
@@ -194,15 +211,24 @@ fn train_all(plan: &Plan, out: &Path, jobs: usize, threads: usize) -> Result<Vec
     bar.set_position((runs.len() - todo.len()) as u64);
     bar.enable_steady_tick(std::time::Duration::from_secs(1));
     let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    // The trainings hear of it, too, and save checkpoints.
-    let _ = ctrlc::set_handler(move || asked.store(true, Ordering::SeqCst));
+    let running = Arc::new(Mutex::new(Vec::new()));
+    let (asked, children) = (stop.clone(), running.clone());
+    let _ = ctrlc::set_handler(move || {
+        let again = asked.swap(true, Ordering::SeqCst);
+        if !again {
+            tell!("\nstopping; the trainings save checkpoints (Ctrl-C again to leave at once)");
+        }
+        children.lock().expect("no thread panics while it is held").iter().for_each(|id| ask_to_stop(*id));
+        if again {
+            std::process::exit(130);
+        }
+    });
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         while let Some(run) = todo.get(next.fetch_add(1, Ordering::SeqCst))
             && !stop.load(Ordering::SeqCst)
         {
-            match train(plan, run, out, threads) {
+            match train(plan, run, out, threads, &running) {
                 Ok(()) => {}
                 Err(_) if stop.load(Ordering::SeqCst) => return,
                 Err(why) => {
@@ -227,7 +253,7 @@ fn train_all(plan: &Plan, out: &Path, jobs: usize, threads: usize) -> Result<Vec
 }
 
 /// One training to its end, in a process of its own, which says what it does in a file beside the folder of the run.
-fn train(plan: &Plan, run: &Run, out: &Path, threads: usize) -> Result<()> {
+fn train(plan: &Plan, run: &Run, out: &Path, threads: usize, running: &Mutex<Vec<u32>>) -> Result<()> {
     let folder = out.join(run.folder());
     let log = folder.with_extension("log");
     if let Some(parent) = folder.parent() {
@@ -249,7 +275,19 @@ fn train(plan: &Plan, run: &Run, out: &Path, threads: usize) -> Result<()> {
     }
     let file = open()?;
     command.stdin(Stdio::null()).stderr(file.try_clone().map_err(Error::io("write", &log))?).stdout(file);
-    let status = command.status().map_err(Error::io("run", &program))?;
+    // It hears of the end from here alone, and once: a second signal would not let it save its checkpoint.
+    #[cfg(target_os = "linux")]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let all = || running.lock().expect("no thread panics while it is held");
+    let mut child = {
+        let mut all = all();
+        let child = command.spawn().map_err(Error::io("run", &program))?;
+        all.push(child.id());
+        child
+    };
+    let status = child.wait();
+    all().retain(|id| *id != child.id());
+    let status = status.map_err(Error::io("run", &program))?;
     // A bar of the recipe that was missed is no failure of the run.
     if folder.join(report::JSON).is_file() {
         return Ok(());
@@ -257,6 +295,18 @@ fn train(plan: &Plan, run: &Run, out: &Path, threads: usize) -> Result<()> {
     let said = std::fs::read_to_string(&log).unwrap_or_default();
     let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
     Err(Error::CheckFailed(format!("{status}: {last} ({})", log.display())))
+}
+
+/// Asks a training to save a checkpoint and end. (Elsewhere than on Linux, Ctrl-C reaches it as it reaches
+/// this process.)
+fn ask_to_stop(id: u32) {
+    #[cfg(target_os = "linux")]
+    if let Ok(id) = i32::try_from(id) {
+        // SAFETY: no memory is touched. The process has not been waited for, so its number is its own.
+        unsafe { libc::kill(id, libc::SIGTERM) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = id;
 }
 
 /// Writes what there is so far.

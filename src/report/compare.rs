@@ -119,6 +119,8 @@ struct Figure {
     shown: fn(f64) -> String,
     /// Whether less is better, more is, or neither.
     better: Option<bool>,
+    /// Whether it is a loss of a token: of runs with other tokens it says nothing.
+    of_tokens: bool,
 }
 
 const FIGURES: [Figure; 10] = [
@@ -131,6 +133,7 @@ const FIGURES: [Figure; 10] = [
         },
         shown: |x| significant(x, 5),
         better: Some(false),
+        of_tokens: true,
     },
     Figure {
         name: "val_ppl",
@@ -138,6 +141,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| (FIGURES[0].of)(run).map(f64::exp),
         shown: |x| significant(x, 4),
         better: Some(false),
+        of_tokens: true,
     },
     Figure {
         name: "test_ppl",
@@ -145,6 +149,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| Some(run.summary.as_ref()?.test.as_ref()?.result.ppl),
         shown: |x| significant(x, 4),
         better: Some(false),
+        of_tokens: true,
     },
     Figure {
         name: "bits_per_byte",
@@ -156,6 +161,7 @@ const FIGURES: [Figure; 10] = [
         },
         shown: |x| significant(x, 4),
         better: Some(false),
+        of_tokens: false,
     },
     Figure {
         name: "accuracy",
@@ -163,6 +169,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| run.summary.as_ref()?.accuracy,
         shown: percent,
         better: Some(true),
+        of_tokens: false,
     },
     Figure {
         name: "train_loss",
@@ -173,6 +180,7 @@ const FIGURES: [Figure; 10] = [
         },
         shown: |x| significant(x, 5),
         better: Some(false),
+        of_tokens: true,
     },
     Figure {
         name: "zero",
@@ -180,6 +188,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| run.curves.trits.last().map(|t| t.1[1]),
         shown: percent,
         better: None,
+        of_tokens: false,
     },
     Figure {
         name: "parameters",
@@ -187,6 +196,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| Some(run.summary.as_ref()?.parameters as f64),
         shown: short,
         better: None,
+        of_tokens: false,
     },
     Figure {
         name: "tokens",
@@ -194,6 +204,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| Some(run.summary.as_ref()?.tokens as f64),
         shown: short,
         better: None,
+        of_tokens: false,
     },
     Figure {
         name: "seconds",
@@ -201,6 +212,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| Some(run.summary.as_ref()?.wall_seconds),
         shown: duration,
         better: Some(false),
+        of_tokens: false,
     },
 ];
 
@@ -211,11 +223,17 @@ struct Cell {
 }
 
 fn figure_rows(runs: &[Compared]) -> Vec<(&'static str, Vec<Cell>)> {
+    let tokens = |run: &Compared| {
+        let recipe = flat(&run.recipe);
+        ["data.tokenizer", "model.vocab_size"].map(|key| recipe.get(key).cloned())
+    };
+    let same_tokens = runs.windows(2).all(|two| tokens(&two[0]) == tokens(&two[1]));
     let row = |figure: &Figure| {
         let values: Vec<Option<f64>> =
             runs.iter().map(|run| (figure.of)(run).filter(|x| x.is_finite())).collect();
         let known = values.iter().flatten().copied();
-        let best = match figure.better {
+        // A token more or less is another amount of text.
+        let best = match figure.better.filter(|_| same_tokens || !figure.of_tokens) {
             Some(true) => known.reduce(f64::max),
             Some(false) => known.reduce(f64::min),
             None => None,

@@ -92,11 +92,25 @@ impl Plan {
         {
             return bad(key, "a value".into(), "seeds in `seeds`, and no name");
         }
+        // They decide what is held out.
+        if let Some(key) = self
+            .grid
+            .keys()
+            .find(|key| ["data.val", "data.val_fraction", "data.field"].contains(&key.as_str()))
+        {
+            let field = format!("grid.{key:?}");
+            return bad(&field, "a text to be judged by for each run".into(), "the same one for all");
+        }
         let settings = self.grid.values().try_fold(1usize, |n, values| n.checked_mul(values.len()));
         match settings.and_then(|n| n.checked_mul(self.seeds.len())) {
             Some(runs) if runs <= MOST => Ok(()),
             _ => bad("grid", "too many combinations".into(), &format!("at most {MOST} runs")),
         }
+    }
+
+    /// Whether a token of one run is not a token of every other.
+    pub fn varies_tokens(&self) -> bool {
+        ["data.tokenizer", "model.vocab_size"].iter().any(|key| self.grid.contains_key(*key))
     }
 
     /// Every combination with every seed, seed by seed: the first seed of all settings comes before the second of any, so

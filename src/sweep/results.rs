@@ -21,6 +21,8 @@ pub const CSV: &str = "results.csv";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Figure {
     Validation,
+    /// Of a text that is not the same tokens in all runs.
+    BitsPerByte,
     /// Of the synthetic tasks.
     Wrong,
     Training,
@@ -83,7 +85,7 @@ impl Results {
             let ended = folder.join(report::JSON).is_file();
             found.push(if ended { Some(report::read(&folder)?) } else { None });
         }
-        let figure = Figure::of(found.iter().flatten());
+        let figure = Figure::of(plan, found.iter().flatten());
         let outcomes: Vec<Outcome> =
             runs.iter().zip(&found).map(|(run, summary)| outcome(run, summary.as_ref(), figure)).collect();
         let mut rows: Vec<Row> = Vec::new();
@@ -152,10 +154,12 @@ impl Results {
 }
 
 impl Figure {
-    /// What all runs that have ended have.
-    fn of<'a>(summaries: impl Iterator<Item = &'a Summary> + Clone) -> Self {
+    /// What all runs of `plan` that have ended have.
+    fn of<'a>(plan: &Plan, summaries: impl Iterator<Item = &'a Summary> + Clone) -> Self {
+        let in_bytes = |s: &Summary| s.val.as_ref().is_some_and(|val| val.bits_per_byte.is_some());
         match summaries.clone().count() {
             0 => Figure::Training,
+            _ if plan.varies_tokens() && summaries.clone().all(in_bytes) => Figure::BitsPerByte,
             _ if summaries.clone().all(|s| s.val.is_some()) => Figure::Validation,
             _ if summaries.clone().all(|s| s.accuracy.is_some()) => Figure::Wrong,
             _ => Figure::Training,
@@ -165,6 +169,7 @@ impl Figure {
     fn in_summary(self, summary: &Summary) -> Option<f64> {
         let value = match self {
             Figure::Validation => summary.val.as_ref()?.nll,
+            Figure::BitsPerByte => summary.val.as_ref()?.bits_per_byte?,
             Figure::Wrong => 1.0 - summary.accuracy?,
             Figure::Training => summary.last20_loss,
         };
@@ -176,6 +181,7 @@ impl fmt::Display for Figure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Figure::Validation => "validation loss, nats per token",
+            Figure::BitsPerByte => "validation loss, bits per byte",
             Figure::Wrong => "share of wrong tokens",
             Figure::Training => "training loss of the last 20 steps, nats per token",
         })
