@@ -90,13 +90,13 @@ pub fn run(args: EvalArgs) -> Result<()> {
         join: args.join.unwrap_or(data.join),
         detokenize_wikitext: args.detokenize_wikitext,
     };
-    let mut text = Reading::open(&args.data, &tokenizer, &options)?;
-    text.truncate(args.tokens.unwrap_or(usize::MAX));
-    let count = text.ids.len();
-    if count < 2 {
-        return Err(Error::input(&args.data, "text", format!("{count} tokens"), "2 or more"));
+    let most = args.tokens.unwrap_or(usize::MAX);
+    if most < 2 {
+        return Err(Error::usage(format!("--tokens {most}: wanted 2 or more")));
     }
-    tokenizer.fits(&args.data.display().to_string(), text.ids.iter().copied(), config.vocab_size)?;
+    let mut text = Reading::to_measure(&args.data, &tokenizer, &options, config.vocab_size)?;
+    text.truncate(most);
+    let count = text.ids.len();
     let windows = match args.halves {
         true if context < 3 || count < context => {
             let wanted = format!("3 tokens or more, and a text of one window at least: this has {count}");

@@ -14,8 +14,10 @@ use super::{recipe, thousands};
 use crate::config::{Recipe, Task};
 use crate::error::{Error, Result};
 use crate::files::{self, FolderLock, path_text, read_text};
+use crate::finish;
 use crate::formats::ModelFiles;
 use crate::measure::Perplexity;
+use crate::report;
 use crate::text::{Corpus, PassedOver, Tokens, default_cache_dir};
 use crate::train::{
     self, Observer, Outcome, Preparing, Resume, Source, StepReport, Together, Trainer, checkpoint,
@@ -227,6 +229,11 @@ fn started(args: &TrainArgs, named: &Table, out: &Path, leads: bool) -> Result<(
         overrides(args, &mut table)?;
     }
     let recipe = absolute(recipe::resolve(&args.recipe, table)?);
+    // The run's folder has the name of the recipe, and a resume is of the recipe named.
+    if Some(recipe.name.as_str()) != named.get("name").and_then(|n| n.as_str()) {
+        let wanted = "none: --out DIR tells runs of a recipe apart";
+        return Err(Error::usage(format!("--set name: found {}, wanted {wanted}", recipe.name)));
+    }
     if recipe.task != Task::Lm && !args.data.is_empty() {
         return Err(Error::usage(format!(
             "--data: found a path, wanted none: {} makes its own sequences",
@@ -239,6 +246,11 @@ fn started(args: &TrainArgs, named: &Table, out: &Path, leads: bool) -> Result<(
             "{} already holds a run: go on with it (--resume), or choose another folder (--out DIR)",
             out.display()
         )));
+    }
+    let others = [finish::MODEL, train::METRICS, report::JSON, report::HTML];
+    if let Some(other) = others.into_iter().find(|name| leads && out.join(name).exists()) {
+        let wanted = "a folder without one, which the run would replace (--out DIR)";
+        return Err(Error::input(out, "--out", format!("{other} of something else"), wanted));
     }
     Ok((Start { recipe, resume: None, recorded: None }, lock))
 }

@@ -538,7 +538,8 @@ impl Recipe {
             ("train.scale_lr", t.scale_lr, 0.0, 10.0),
             ("train.beta1", t.beta1, 0.0, 0.999_999),
             ("train.beta2", t.beta2, 0.0, 0.999_999_9),
-            ("train.eps", t.eps, 0.0, 1.0),
+            // A row that no gradient has reached yet would be 0 / 0.
+            ("train.eps", t.eps, f32::MIN_POSITIVE, 1.0),
             ("train.momentum", t.momentum, 0.0, 0.999_999),
             ("train.weight_decay", t.weight_decay, 0.0, 1e3),
             ("train.clip", t.clip, 0.0, f32::MAX),
@@ -571,10 +572,13 @@ impl Recipe {
             }
         }
         if self.data.tokenizer == OF_THE_TEXT {
-            let other = ["init", "distill"].into_iter().zip([self.init.is_some(), self.taught().is_some()]);
-            if let Some((key, _)) = other.into_iter().find(|(_, there)| *there) {
+            let others = [
+                (self.init.is_some(), "init", "nothing (\"\"): it is the one of that model"),
+                (self.taught().is_some(), "distill", "the teacher's: its folder, or its tokenizer.json"),
+            ];
+            if let Some((_, key, wanted)) = others.into_iter().find(|(there, ..)| *there) {
                 let found = format!("{OF_THE_TEXT}, a vocabulary of its own, beside {key}");
-                return bad("data.tokenizer", &found, "none: it is the model's");
+                return bad("data.tokenizer", &found, wanted);
             }
             if let Some(model) = self.model.as_ref().filter(|m| m.vocab_size < 257) {
                 let wanted = "257 or more with data.tokenizer = \"bpe\": 256 bytes and <|endoftext|>";

@@ -13,8 +13,8 @@ use crate::generate::{Sampler, SamplingConfig, Session};
 use crate::measure::{self, Perplexity, Proof, Windows};
 use crate::model::{self, Decoder};
 use crate::report::{self, Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Versions};
-use crate::text::{Reading, ReadingOptions, Tokenizer};
-use crate::train::Trainer;
+use crate::text::Tokenizer;
+use crate::train::{Trainer, test_text};
 
 /// Folder of the finished model in a run's folder.
 pub const MODEL: &str = "model";
@@ -80,11 +80,9 @@ fn on_test_text(
     tokenizer: &Tokenizer,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Option<TestEvaluation>> {
-    let (data, seq) = (&trainer.recipe.data, trainer.source.seq());
+    let seq = trainer.source.seq();
     let Some(file) = &trainer.recipe.report.test else { return Ok(None) };
-    let options = ReadingOptions { field: data.field.clone(), join: data.join, ..ReadingOptions::default() };
-    let text = Reading::open(file, tokenizer, &options)?;
-    tokenizer.fits(&file.display().to_string(), text.ids.iter().copied(), decoder.config.vocab_size)?;
+    let text = test_text(&trainer.recipe, file, tokenizer, decoder.config.vocab_size)?;
     let (mut read, all) = (0, text.ids.len() as u64);
     progress(read, all);
     let windows = Windows::Sliding { context: seq, stride: seq };

@@ -5,10 +5,26 @@ use std::time::Instant;
 
 use super::Sampler;
 use super::speculate::{Proposer, Speculation};
-use crate::config::KvFormat;
+use crate::config::{KvFormat, ModelConfig};
 use crate::error::{Error, Result};
 use crate::model::{Decoder, KvCache, Span, State, Wanted};
 use crate::text::{TokenStream, Tokenizer};
+
+/// Whether a model of that shape can go on from `tokens`.
+///
+/// # Errors
+/// An empty prompt, a token without a row in the model, or no position left to write at.
+pub fn judge_prompt(tokens: &[u32], tokenizer: &Tokenizer, model: &ModelConfig) -> Result<()> {
+    if tokens.is_empty() {
+        return Err(Error::usage("the prompt holds no token: give at least one character"));
+    }
+    tokenizer.fits("the prompt", tokens.iter().copied(), model.vocab_size)?;
+    let (found, positions) = (tokens.len(), model.max_positions);
+    if found >= positions {
+        return Err(Error::usage(format!("{found} tokens of prompt: the model has {positions} positions")));
+    }
+    Ok(())
+}
 
 /// One conversation with a model: the tokens so far and their cache.
 ///
@@ -117,16 +133,7 @@ impl<'a> Session<'a> {
     ) -> Result<Generated> {
         let config = &self.decoder.config;
         let (vocab, positions) = (config.vocab_size, config.max_positions);
-        if self.tokens.is_empty() {
-            return Err(Error::usage("the prompt holds no token: give at least one character"));
-        }
-        self.tokenizer.fits("the prompt", self.tokens.iter().copied(), vocab)?;
-        if self.tokens.len() >= positions {
-            let found = self.tokens.len();
-            return Err(Error::usage(format!(
-                "{found} tokens of prompt: the model has {positions} positions"
-            )));
-        }
+        judge_prompt(&self.tokens, self.tokenizer, config)?;
         let start = Instant::now();
         let mut out = Generated { prompt_tokens: self.tokens.len(), ..Generated::default() };
         let mut logits = self.prefill();

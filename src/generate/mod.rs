@@ -6,7 +6,7 @@ mod scores;
 mod speculate;
 mod stop;
 
-pub use decode::{Generated, Session};
+pub use decode::{Generated, Session, judge_prompt};
 pub use sampling::{Sampler, SamplingConfig};
 pub use scores::{Scored, score};
 pub use speculate::Speculation;

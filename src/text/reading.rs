@@ -81,6 +81,24 @@ impl Reading {
         Self::of(texts, passed_over, tokenizer, options)
     }
 
+    /// [`Reading::open`] of a text that a model with `rows` rows of vocabulary is to be measured on.
+    ///
+    /// # Errors
+    /// Those of [`Reading::open`], fewer than two tokens, and tokens that the model has no rows for.
+    pub fn to_measure(
+        path: &Path,
+        tokenizer: &Tokenizer,
+        options: &ReadingOptions,
+        rows: usize,
+    ) -> Result<Reading> {
+        let text = Self::open(path, tokenizer, options)?;
+        if text.ids.len() < 2 {
+            return Err(Error::input(path, "text", format!("{} tokens", text.ids.len()), "2 or more"));
+        }
+        tokenizer.fits(&path.display().to_string(), text.ids.iter().copied(), rows)?;
+        Ok(text)
+    }
+
     /// The tokens of one text that is no file.
     pub fn of_text(text: &str, tokenizer: &Tokenizer) -> Result<Reading> {
         let texts = vec![(text.to_string(), None)];

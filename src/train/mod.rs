@@ -34,7 +34,7 @@ pub use residual::{Residuals, residual};
 pub use resume::{Difference, Resume, differences};
 pub use run::{Observer, Outcome, run};
 pub use schedule::{At, schedule};
-pub use setup::{Preparing, setup, setup_random};
+pub use setup::{Preparing, setup, setup_random, test_text};
 pub use source::{Source, Synthetic};
 pub use teach::Teaching;
 pub use teacher::Taught;

@@ -5,13 +5,14 @@ use std::path::Path;
 use super::cost::{annealed_bytes, teacher_pass_bytes, training_bytes};
 use super::teacher::Taught;
 use super::{Resume, Source, Synthetic, Trainer, checkpoint, differences};
-use crate::config::{DistillConfig, ModelConfig, OF_THE_TEXT, Recipe, Task};
+use crate::config::{DataConfig, DistillConfig, ModelConfig, OF_THE_TEXT, Recipe, Task};
 use crate::error::{Error, Result};
 use crate::files::path_text;
 use crate::formats::{Description, ModelFiles, files_of};
+use crate::generate::judge_prompt;
 use crate::measure::Needs;
 use crate::model::{self, Decoder, Latents, Model};
-use crate::text::{BpeTrainer, Corpus, Tokenizer, sources};
+use crate::text::{BpeTrainer, Corpus, Reading, ReadingOptions, Tokenizer};
 
 /// What takes time before the first step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,18 +48,19 @@ pub fn setup(
     shape.tie_embeddings &= !recipe.ternary.rotate;
     check_memory(&shape, teacher_of(&recipe)?, &recipe, among)?;
     recipe.model = Some(shape);
-    if let Some(test) = recipe.report.test.as_ref().filter(|_| recipe.task == Task::Lm) {
-        // It is read after the last step.
-        sources::list_any(std::slice::from_ref(test))?;
-    }
     let dir = resume.map(|resume| resume.dir.as_path());
     let merging = |done, of| progress(Preparing::Vocabulary(done, of));
     let tokenizer = tokenizer(&recipe, dir, &merging)?;
     let (mut model, mut latents) = starting_model(&recipe, dir)?;
     let config = &model.decoder.config;
-    if let Some(t) = tokenizer.as_ref().filter(|_| model.description.eos.is_empty()) {
-        model.description.eos = t.stop_ids().to_vec();
-        model.description.bos = t.bos();
+    if let Some(t) = tokenizer.as_ref() {
+        judge_report(&recipe, t, config)?;
+        if model.description.eos.is_empty() {
+            // A tokenizer may have more tokens than the model has rows.
+            let has_row = |id: &u32| (*id as usize) < config.vocab_size;
+            model.description.eos = t.stop_ids().iter().copied().filter(has_row).collect();
+            model.description.bos = t.bos().filter(has_row);
+        }
     }
     let source = match (recipe.task, &tokenizer) {
         (Task::Lm, Some(t)) => {
@@ -95,6 +97,27 @@ pub fn setup(
         checkpoint::restore(dir, &mut trainer)?;
     }
     Ok(trainer)
+}
+
+/// Refuses what the report of a recipe cannot be made of, before the first step in place of after the last one.
+fn judge_report(recipe: &Recipe, tokenizer: &Tokenizer, model: &ModelConfig) -> Result<()> {
+    for prompt in &recipe.report.prompts {
+        judge_prompt(&tokenizer.encode_prompt(prompt)?, tokenizer, model)
+            .map_err(|why| Error::usage(format!("report.prompts: found {prompt:?}: {why}")))?;
+    }
+    if let Some(file) = &recipe.report.test {
+        test_text(recipe, file, tokenizer, model.vocab_size)?;
+    }
+    Ok(())
+}
+
+/// The text that the finished model of `recipe` is measured on.
+///
+/// # Errors
+/// Those of [`Reading::to_measure`].
+pub fn test_text(recipe: &Recipe, file: &Path, tokenizer: &Tokenizer, rows: usize) -> Result<Reading> {
+    let DataConfig { field, join, .. } = recipe.data.clone();
+    Reading::to_measure(file, tokenizer, &ReadingOptions { field, join, ..ReadingOptions::default() }, rows)
 }
 
 /// On the first sequences that the training reads.
@@ -232,6 +255,10 @@ fn check_memory(
     let rows = recipe.train.batch as u128 * seq as u128;
     let mut needed =
         training_bytes(model, &recipe.train, rows, among) + annealed_bytes(model, &recipe.ternary);
+    // Inputs and targets of a whole step, and what sequences to calibrate on are in every block.
+    needed += 8 * rows * recipe.train.accumulate as u128;
+    let calibrated = recipe.ternary.calibrate as u128 * seq as u128;
+    needed += calibrated * (8 + 4 * model.hidden_size as u128);
     let mut beside = "";
     if let Some((weights, shape)) = &teacher {
         let relations = recipe.taught().is_some_and(DistillConfig::relates);
@@ -241,11 +268,13 @@ fn check_memory(
     if needed > memory {
         let gib = |bytes: u128| bytes as f64 / (1u64 << 30) as f64;
         return Err(Error::usage(format!(
-            "memory: found {:.1} GiB, wanted at least {:.1} GiB to train {} parameters{beside} on {rows} tokens at a time (a \
-             smaller train.batch with a larger train.accumulate needs less)",
+            "memory: found {:.1} GiB, wanted at least {:.1} GiB to train {} parameters{beside} on {rows} tokens at a time, {} \
+             of them in a step (a smaller train.batch with a larger train.accumulate needs less){}",
             gib(memory),
             gib(needed),
-            model.parameters()
+            model.parameters(),
+            rows * recipe.train.accumulate as u128,
+            if calibrated > 0 { format!(", calibrated on {calibrated}") } else { String::new() }
         )));
     }
     Ok(())
