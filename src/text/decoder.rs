@@ -82,6 +82,14 @@ impl Decoders {
         feed(&mut self.0, token, out);
     }
 
+    /// The text so far has been said by others, all but an unfinished character: none of it is given out later.
+    pub fn settle(&mut self) {
+        for at in 0..self.0.len() {
+            let (step, rest) = self.0[at..].split_first_mut().expect("at is a step");
+            step.settle(&mut |piece| feed(rest, piece, &mut String::new()));
+        }
+    }
+
     /// The text that was held back. The next token begins a new text when `self` is replaced by a fresh copy.
     pub fn finish(mut self, out: &mut String) {
         for at in 0..self.0.len() {
@@ -138,6 +146,29 @@ impl Step {
             Step::Spaced { first } => {
                 give(if std::mem::take(first) { piece } else { format!(" {piece}") });
             }
+        }
+    }
+
+    /// Gives what stands, whatever comes; what the next piece needs of it is kept.
+    fn settle(&mut self, give: &mut dyn FnMut(String)) {
+        match self {
+            Step::ByteFallback { run } => {
+                let whole = match std::str::from_utf8(run) {
+                    Err(e) if e.error_len().is_none() => e.valid_up_to(),
+                    _ => run.len(),
+                };
+                let unfinished = run.split_off(whole);
+                self.finish(give);
+                *self = Step::ByteFallback { run: unfinished };
+            }
+            Step::WordEnd { suffix, held } => {
+                if let Some(last) = held.take() {
+                    *held =
+                        Some(if last.ends_with(suffix.as_str()) { suffix.clone() } else { String::new() });
+                    give(last.replace(suffix.as_str(), ""));
+                }
+            }
+            _ => {}
         }
     }
 

@@ -33,15 +33,17 @@ impl TokenStream {
         TokenStream { tokenizer: tokenizer.clone(), state, before: 0 }
     }
 
-    /// A stream whose text begins after that of `ids`: what they leave unfinished is finished here, and a space that only
-    /// the beginning of a text loses stays.
+    /// A stream whose text begins after that of `ids`, which [`Tokenizer::decode`] gives: a character that they leave
+    /// unfinished is finished here, and a space that only the beginning of a text loses stays.
     pub fn after(tokenizer: &Tokenizer, ids: &[u32]) -> Self {
         let mut stream = Self::new(tokenizer);
         for &id in ids {
             stream.push(id);
         }
-        if let State::Whole(ids) = &stream.state {
-            stream.before = tokenizer.decode(ids).len();
+        match &mut stream.state {
+            State::Bytes(_) => {}
+            State::Chain(chain) => chain.settle(),
+            State::Whole(ids) => stream.before = tokenizer.decode(ids).len(),
         }
         stream
     }
