@@ -33,6 +33,9 @@ pub struct Options {
     pub kv: KvFormat,
 }
 
+/// A year: no clock of a machine runs over.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -67,6 +70,14 @@ impl Options {
         ] {
             if !(least..=most).contains(&value) {
                 return Err(Error::usage(format!("{name} {value}: wanted {least} to {most}")));
+            }
+        }
+        for (name, value) in [("--time", self.time), ("--patience", self.patience), ("--grace", self.grace)] {
+            let least = if name == "--grace" { Duration::ZERO } else { Duration::from_millis(1) };
+            if !(least..=LONGEST).contains(&value) {
+                let (found, most) = (value.as_secs(), LONGEST.as_secs());
+                let wanted = if least.is_zero() { "at most" } else { "above 0 and at most" };
+                return Err(Error::usage(format!("{name} {found}: wanted {wanted} {most} s")));
             }
         }
         if !self.chunk.is_multiple_of(PAGE) {

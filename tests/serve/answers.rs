@@ -64,6 +64,16 @@ fn an_echo_is_scored_as_the_model_scores() {
     }
 }
 
+/// Characters, not the names of bytes that are no whole one.
+#[test]
+fn offsets_are_those_of_the_text() {
+    let place = Place::with(Form::F32, Options::default());
+    let body = json!({ "prompt": "\u{e9}a\u{e9}", "max_tokens": 1, "echo": true, "logprobs": 0, "logit_bias": { "98": 100 } });
+    let choice = &place.post("/v1/completions", &body).json(200)["choices"][0];
+    assert_eq!(choice["text"], "\u{e9}a\u{e9}b");
+    assert_eq!(choice["logprobs"]["text_offset"], json!([0, 0, 1, 2, 2, 3]));
+}
+
 #[test]
 fn choices_stops_biases_and_penalties() {
     let place = Place::new();

@@ -324,3 +324,45 @@ fn a_long_prompt_lets_streams_flow() {
     let made = place.metric("tokens_made_total");
     assert!(made >= 31, "the stream had a token in each: {made}");
 }
+
+#[test]
+fn a_body_that_does_not_come_whole_is_no_long_one() {
+    let place = Place::with(Form::Int8, options());
+    for bytes in [
+        &b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"[..],
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 20\r\n\r\n{\"a\":",
+    ] {
+        let mut io = TcpStream::connect(("127.0.0.1", place.port)).unwrap();
+        io.write_all(bytes).unwrap();
+        io.shutdown(Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        io.read_to_end(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("did not come whole"), "{answer}");
+    }
+    let long = format!("{{\"prompt\":\"{}\"}}", "a".repeat(3 << 20));
+    let chunked = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{long}\r\n0\r\n\r\n",
+        long.len()
+    );
+    let mut io = TcpStream::connect(("127.0.0.1", place.port)).unwrap();
+    let _ = io.write_all(chunked.as_bytes());
+    let mut start = [0; 12];
+    io.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 413");
+}
+
+#[test]
+fn times_have_bounds() {
+    let year = Duration::from_secs(365 * 24 * 3600);
+    for wrong in [
+        Options { time: Duration::ZERO, ..options() },
+        Options { patience: Duration::ZERO, ..options() },
+        Options { time: Duration::MAX, ..options() },
+        Options { patience: year * 2, ..options() },
+        Options { grace: Duration::from_secs(u64::MAX), ..options() },
+    ] {
+        assert!(wrong.validate().unwrap_err().to_string().contains("at most"));
+    }
+    Options { time: year, patience: year, grace: Duration::ZERO, ..options() }.validate().unwrap();
+}

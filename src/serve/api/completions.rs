@@ -10,6 +10,7 @@ use super::settings::{Settings, TOP, limit};
 use super::{Ask, Work, constraint, prompts, schema};
 use crate::generate::Scored;
 use crate::serve::queue::{Generate, Piece};
+use crate::text::TokenStream;
 
 /// Tokens of an answer where a request does not say; that of OpenAI's API.
 const LIMIT: usize = 16;
@@ -82,11 +83,13 @@ impl Completions {
     fn logprobs(&self, prompt: Option<(&[u32], &[Scored])>, scores: &[Scored], mut offset: usize) -> Value {
         let (mut tokens, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
         let tokenizer = &self.served.tokenizer;
+        // Characters that a token does not finish are those of a later one. Before an answer stands some text.
+        let before = if prompt.is_some() { Vec::new() } else { tokenizer.encode("a").unwrap_or_default() };
+        let mut stream = TokenStream::after(tokenizer, &before);
         let mut add = |token: u32, scored: Option<&Scored>| {
-            let text = token_text(tokenizer, token);
             offsets.push(offset);
-            offset += text.chars().count();
-            tokens.push(text);
+            offset += stream.push(token).chars().count();
+            tokens.push(token_text(tokenizer, token));
             values.push(scored.map(|s| finite(s.log_probability)));
             tops.push(scored.map(|s| {
                 let one = |(id, p): &(u32, f32)| (token_text(tokenizer, *id), json!(finite(*p)));

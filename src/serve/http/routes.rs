@@ -197,7 +197,15 @@ async fn body(app: &App, request: Request) -> Result<Bytes, ApiError> {
     }
     match timeout(app.options.patience, to_bytes(request.into_body(), limit)).await {
         Ok(Ok(body)) => Ok(body),
-        Ok(Err(_)) => Err(too_long()),
+        Ok(Err(error)) => {
+            // As it comes from `to_bytes`, with the reason inside.
+            let reason = std::error::Error::source(&error);
+            if reason.is_some_and(|why| why.is::<http_body_util::LengthLimitError>()) {
+                return Err(too_long());
+            }
+            let why = reason.map_or_else(|| error.to_string(), ToString::to_string);
+            Err(ApiError::new(400, "invalid_request_error", format!("the body did not come whole: {why}")))
+        }
         Err(_) => {
             let why = format!("the body did not come within {} s", app.options.patience.as_secs());
             Err(ApiError::new(408, "invalid_request_error", why))
