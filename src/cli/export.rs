@@ -11,6 +11,8 @@ use crate::formats::{self, packed};
 use crate::model::{self, Decoder, Model, Rounding, Weight};
 use crate::report::thousands;
 use crate::ternary::Density;
+use crate::text::Tokenizer;
+use crate::train::checkpoint;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -35,12 +37,12 @@ pub struct ExportArgs {
     /// What to write
     #[arg(long, value_enum, default_value_t = Format::Packed)]
     format: Format,
-    /// Trits of a packed file: base3, five in a byte, or 2bit, four
-    #[arg(long, value_parser = density, default_value = "base3")]
-    density: Density,
-    /// How a GGUF file holds ternary matrices
-    #[arg(long = "type", value_enum, default_value_t = GgufType::Q2_0)]
-    kind: GgufType,
+    /// Trits of a packed file: base3, five in a byte, or 2bit, four [default: base3]
+    #[arg(long, value_parser = density)]
+    density: Option<Density>,
+    /// How a GGUF file holds ternary matrices [default: q2_0]
+    #[arg(long = "type", value_enum)]
+    kind: Option<GgufType>,
     /// Let a GGUF type round what it does not hold, and say what that changes
     #[arg(long)]
     lossy: bool,
@@ -89,9 +91,28 @@ enum GgufType {
 }
 
 impl ExportArgs {
+    fn kind(&self) -> GgufType {
+        self.kind.unwrap_or(GgufType::Q2_0)
+    }
+
+    /// Refuses what says something of another format than the one to write.
+    fn judge(&self) -> Result<()> {
+        let (packed, gguf) = (self.format == Format::Packed, self.format == Format::Gguf);
+        for (option, there, its_own, format) in [
+            ("--density", self.density.is_some(), packed, "packed"),
+            ("--type", self.kind.is_some(), gguf, "gguf"),
+            ("--lossy", self.lossy, gguf, "gguf"),
+        ] {
+            if there && !its_own {
+                return Err(Error::usage(format!("{option}: wanted with --format {format} alone")));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the form is one for a model without any ternary weight, too.
     fn holds_numbers(&self) -> bool {
-        let numbers = matches!(self.kind, GgufType::F16 | GgufType::Bf16 | GgufType::F32);
+        let numbers = matches!(self.kind(), GgufType::F16 | GgufType::Bf16 | GgufType::F32);
         self.format == Format::Unpacked || (self.format == Format::Gguf && numbers)
     }
 }
@@ -100,12 +121,24 @@ pub(super) fn density(text: &str) -> std::result::Result<Density, String> {
     serde_json::from_value(text.into()).map_err(|_| "wanted base3 or 2bit".into())
 }
 
-/// A packed file is replaced only where `force` says so.
+/// What is there is replaced only where `force` says so.
 pub(super) fn refuse_existing(path: &Path, option: &str, force: bool) -> Result<()> {
-    match path.exists() && !force {
+    match path.symlink_metadata().is_ok() && !force {
         true => Err(Error::input(path, option, "something there", "a new name, or --force to replace it")),
         false => Ok(()),
     }
+}
+
+/// A folder that is replaced goes with all that is in it: it is an empty one, or a model and no run.
+fn refuse_others(folder: &Path) -> Result<()> {
+    let Ok(mut entries) = std::fs::read_dir(folder) else { return Ok(()) };
+    let empty = entries.next().is_none();
+    let run = folder.join(super::recipe::FILE).exists() || !checkpoint::list(folder).is_empty();
+    if empty || (formats::is_model(folder) && !run) {
+        return Ok(());
+    }
+    let found = if run { "the folder of a run" } else { "a folder that is no model" };
+    Err(Error::input(folder, "--out", found, "a new name, or a model to replace"))
 }
 
 /// The sizes of a packed file that has been written.
@@ -124,6 +157,7 @@ pub(super) fn say_packed(path: &Path, ternary: usize) -> Result<()> {
 }
 
 pub fn run(args: ExportArgs) -> Result<()> {
+    args.judge()?;
     let path = super::model_dir(&args.model)?;
     refuse_existing(&args.out, "--out", args.force)?;
     let model = model::load_trits(&path)?;
@@ -134,6 +168,10 @@ pub fn run(args: ExportArgs) -> Result<()> {
         return Err(Error::input(&path, "model", "none that is ternary", wanted));
     }
     let files = formats::files_of(&path)?;
+    if Tokenizer::is_in(&files) && !files.contains("tokenizer.json") {
+        // In a form that is not read: what is written would have none, and be no model of texts. This says so.
+        Tokenizer::of(&files)?;
+    }
     let mut beside = Vec::new();
     for name in packed::EMBEDDED.into_iter().filter(|name| !packed::WRITTEN_ANEW.contains(name)) {
         if let Some(bytes) = files.read(name, packed::MAX_FILE)? {
@@ -147,14 +185,16 @@ pub fn run(args: ExportArgs) -> Result<()> {
     let (decoder, description) = (&model.decoder, &model.description);
     match args.format {
         Format::Packed => {
+            let density = args.density.unwrap_or(Density::Base3);
             with_bar("Writing", &mut |progress| {
                 let files = beside.clone();
-                model::save_packed_of(out, decoder, description, files, args.density, &model::held, progress)
+                model::save_packed_of(out, decoder, description, files, density, &model::held, progress)
             })?;
-            checked(out, decoder, Rounding::Matrices)?;
+            checked_file(out, decoder, Rounding::Matrices)?;
             say_packed(out, ternary)?;
         }
         _ => {
+            refuse_others(out)?;
             let exists = if args.force { IfExists::Replace } else { IfExists::Refuse };
             let writer = DirectoryWriter::new(out, exists)?;
             with_bar("Writing", &mut |progress| match args.format {
@@ -175,14 +215,14 @@ pub fn run(args: ExportArgs) -> Result<()> {
 
 /// A file for llama.cpp.
 fn export_gguf(model: Model, files: &Bundle, args: &ExportArgs) -> Result<()> {
-    let name = args.kind.to_possible_value().expect("no type is hidden").get_name().to_uppercase();
+    let name = args.kind().to_possible_value().expect("no type is hidden").get_name().to_uppercase();
     let kind = BlockType::by_name(&name).expect("a type of ggml");
     let (units, out) = (model.decoder.config.intermediate_size, &args.out);
     let (decoder, changes) = model::fit(model.decoder, kind, args.lossy, out)?;
     with_bar("Writing", &mut |progress| {
         model::save_gguf(out, &decoder, &model.description, files, kind, progress)
     })?;
-    checked(out, &decoder, Rounding::Nothing)?;
+    checked_file(out, &decoder, Rounding::Nothing)?;
     let file = GgufFile::open(out)?;
     let tensor = |weight: &Weight| names::from_hf(&weight.name).and_then(|name| file.tensors().get(&name));
     let size = std::fs::metadata(out).map_err(Error::io("read", out))?.len();
@@ -225,6 +265,13 @@ fn with_bar(what: &'static str, work: &mut dyn FnMut(Progress<'_>) -> Result<()>
     });
     bar.finish_and_clear();
     done
+}
+
+/// [`checked`] of a file that stands under its name already. One that is not what it was to be goes again.
+fn checked_file(path: &Path, decoder: &Decoder, rounding: Rounding) -> Result<()> {
+    checked(path, decoder, rounding).inspect_err(|_| {
+        let _ = std::fs::remove_file(path);
+    })
 }
 
 /// Compares what was written with what was to be.

@@ -191,6 +191,9 @@ fn cores_of_machine() -> Option<usize> {
 pub fn model_dir(path: &Path) -> Result<PathBuf> {
     let finished = path.join(MODEL);
     let newest = crate::train::checkpoint::list(path).pop();
+    if !formats::is_model(path) && formats::is_model(&finished) {
+        tell_of_later(path, newest.as_deref());
+    }
     [Some(path.to_path_buf()), Some(finished), newest]
         .into_iter()
         .flatten()
@@ -200,6 +203,19 @@ pub fn model_dir(path: &Path) -> Result<PathBuf> {
                 "a model directory with a config.json, a packed or GGUF file, or the folder of a run";
             Error::input(path, "model", if path.exists() { "neither" } else { "nothing there" }, wanted)
         })
+}
+
+/// Says where a training went on after the model of the run was written.
+fn tell_of_later(run: &Path, newest: Option<&Path>) {
+    let Some(step) = newest.and_then(crate::train::checkpoint::step_of) else { return };
+    let Ok(summary) = crate::report::read(run) else { return };
+    if step > summary.steps {
+        tracing::warn!(
+            "{} is the model after {} steps; its training has gone on to step {step} and not ended (--resume)",
+            run.join(MODEL).display(),
+            summary.steps
+        );
+    }
 }
 
 /// The tokenizer stored with the model at `dir`.

@@ -23,9 +23,12 @@ pub struct ReportArgs {
     /// Print report.json, or what differs between runs, instead of making a page
     #[arg(long)]
     json: bool,
-    /// The page that compares several runs
-    #[arg(long, value_name = "FILE", default_value = "comparison.html")]
-    out: PathBuf,
+    /// The page that compares several runs [default: comparison.html]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Replace what is at --out
+    #[arg(long)]
+    force: bool,
 }
 
 pub fn run(args: ReportArgs) -> Result<()> {
@@ -33,11 +36,19 @@ pub fn run(args: ReportArgs) -> Result<()> {
         if args.json {
             super::say_json(&report::compare(&args.runs)?);
         } else {
-            report::write_comparison(&args.runs, &args.out)?;
-            say!("{}", args.out.display());
+            if let Some(out) = &args.out {
+                super::export::refuse_existing(out, "--out", args.force)?;
+            }
+            let out = args.out.unwrap_or_else(|| "comparison.html".into());
+            report::write_comparison(&args.runs, &out)?;
+            say!("{}", out.display());
         }
         return Ok(());
     };
+    if let Some(out) = args.out {
+        let wanted = "several runs: the page of one is in its folder";
+        return Err(Error::input(out, "--out", "one run", wanted));
+    }
     if !run.join(report::JSON).is_file() {
         let found = if run.exists() { format!("no {}", report::JSON) } else { "nothing there".into() };
         return Err(Error::input(run, "report", found, "the folder of a run that has finished"));

@@ -128,6 +128,11 @@ impl Sampler {
         Self { made_from: prompt, ..self }
     }
 
+    /// [`Sampler::after_prompt`] of the next answer.
+    pub fn set_prompt(&mut self, prompt: usize) {
+        self.made_from = prompt;
+    }
+
     /// The token that follows `history`, given the `[V]` logits of the model. The logits are changed.
     ///
     /// A logit that is NaN counts as impossible; of nothing but impossible tokens the first is returned. Greedy

@@ -1,6 +1,6 @@
 //! The tensors that a stored model holds against those that its configuration describes.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::Decoder;
 use crate::config::{ModelConfig, Scope};
@@ -14,14 +14,22 @@ const FIRST_LAYER: &str = "model.layers.0.";
 /// The names of the tensors that `stored` has and its model does not use, but for those that say nothing new.
 ///
 /// # Errors
-/// A tensor that the model needs and that is not there.
+/// A tensor that the model needs and that is not there, or has another shape.
 pub fn unused(stored: &ModelFiles) -> Result<Vec<&str>> {
     let config = &stored.description.model;
-    let needed = || names(config, Scope::None).map(|(name, _)| name);
-    if let Some(name) = needed().find(|name| !stored.contains(name)) {
-        return Err(missing(&name, stored));
+    let mut used = HashSet::new();
+    for Needed { name, shape, .. } in needed(config, Scope::None) {
+        if !stored.contains(&name) {
+            return Err(missing(&name, stored));
+        }
+        let tensor = stored.tensor(&name)?;
+        if tensor.shape() != shape {
+            let found = format!("shape {:?}", tensor.shape());
+            let wanted = format!("{shape:?}, as config.json has it");
+            return Err(Error::input(stored.source(), format!("tensor {}", quoted(&name)), found, wanted));
+        }
+        used.insert(name);
     }
-    let used: HashSet<String> = needed().collect();
     let again = |name: &str| config.tie_embeddings && name == HEAD;
     let unused = |name: &&str| !used.contains(*name) && !again(name) && !says_nothing_new(name, stored);
     Ok(stored.names().filter(unused).collect())
@@ -32,31 +40,47 @@ pub fn promised(stored: &ModelFiles, scope: Scope) -> HashSet<String> {
     // A model of more layers than there are tensors lacks some, which `unused` says.
     let config = &stored.description.model;
     let config = ModelConfig { layers: config.layers.min(stored.names().count()), ..config.clone() };
-    names(&config, scope).filter(|(_, ternary)| *ternary).map(|(name, _)| name).collect()
+    needed(&config, scope).filter(|tensor| tensor.ternary).map(|tensor| tensor.name).collect()
 }
 
-/// The names of a decoder's tensors, whatever its size, and which are ternary: those of a decoder of one layer, again for
-/// every layer.
-fn names(config: &ModelConfig, scope: Scope) -> impl Iterator<Item = (String, bool)> {
+/// A tensor of a decoder.
+#[derive(Clone)]
+struct Needed {
+    name: String,
+    ternary: bool,
+    shape: Vec<usize>,
+}
+
+/// The tensors of a decoder, whatever its size: those of a decoder of one layer, again for every layer, whose sizes are small
+/// and tell each other apart.
+fn needed(config: &ModelConfig, scope: Scope) -> impl Iterator<Item = Needed> {
     let sizes = ModelConfig {
-        vocab_size: 1,
-        hidden_size: 1,
+        vocab_size: 3,
+        hidden_size: 5,
         layers: 1,
-        heads: 1,
-        kv_heads: 1,
+        heads: 22,
+        kv_heads: 11,
         head_dim: 2,
-        intermediate_size: 1,
+        intermediate_size: 7,
         max_positions: 1,
         ..config.clone()
     };
+    let each = |c: &ModelConfig| {
+        let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        [c.vocab_size, c.hidden_size, queries, keys, c.head_dim, c.intermediate_size]
+    };
+    let real: HashMap<usize, usize> = each(&sizes).into_iter().zip(each(config)).collect();
     let small = Decoder::new(&sizes, scope, Grouping::default());
-    let (layer, ends): (Vec<_>, Vec<_>) = small
-        .weights()
-        .map(|p| (p.name.clone(), p.ternary().is_some()))
-        .partition(|(name, _)| name.starts_with(FIRST_LAYER));
+    let tensors = small.weights().map(|weight| Needed {
+        name: weight.name.clone(),
+        ternary: weight.ternary().is_some(),
+        shape: weight.shape.iter().map(|size| real[size]).collect(),
+    });
+    let (layer, ends): (Vec<_>, Vec<_>) = tensors.partition(|tensor| tensor.name.starts_with(FIRST_LAYER));
     let of_layer = move |i: usize| {
-        let named = |(name, ternary): &(String, bool)| {
-            (format!("model.layers.{i}.{}", &name[FIRST_LAYER.len()..]), *ternary)
+        let named = |tensor: &Needed| Needed {
+            name: format!("model.layers.{i}.{}", &tensor.name[FIRST_LAYER.len()..]),
+            ..tensor.clone()
         };
         layer.iter().map(named).collect::<Vec<_>>()
     };

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Decoder, Role, Weight};
-use crate::config::{Activation, ModelConfig, RopeScaling};
+use crate::config::{Activation, Inputs, ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::files::Bundle;
 use crate::formats::gguf::encode::{self, holds};
@@ -29,6 +29,9 @@ pub fn save_gguf(
 ) -> Result<()> {
     let config_file = files.path_of(hf::FILE_NAME);
     let architecture = architecture(&decoder.config, description, &config_file)?;
+    if decoder.inputs() != Inputs::F32 {
+        tracing::warn!("the model was trained with inputs of 8 bits, of which a GGUF file says nothing");
+    }
     let metadata = metadata(path, architecture, decoder, description, files, kind)?;
     let mut tensors: Vec<ToWrite<'_>> = decoder
         .weights()

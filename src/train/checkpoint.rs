@@ -146,8 +146,8 @@ pub(super) fn read(dir: &Path) -> Result<Saved> {
     }
 }
 
-/// The step in the name of a checkpoint's folder.
-fn step_of(dir: &Path) -> Option<u64> {
+/// The step in the name of a checkpoint's folder, after which it was saved.
+pub fn step_of(dir: &Path) -> Option<u64> {
     dir.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
 }
 

@@ -1,9 +1,11 @@
 //! Runs and what is recorded of them: resumes that say what they do, one process a run, paths and output that fail.
 
+mod before;
 mod checkpoints;
 mod locks;
 mod output;
 mod paths;
+mod replaced;
 mod resume;
 
 use serde_json::Value;
