@@ -94,8 +94,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     if most < 2 {
         return Err(Error::usage(format!("--tokens {most}: wanted 2 or more")));
     }
-    let mut text = Reading::to_measure(&args.data, &tokenizer, &options, config.vocab_size)?;
-    text.truncate(most);
+    let text = Reading::to_measure(&args.data, &tokenizer, &options, most, config.vocab_size)?;
     let count = text.ids.len();
     let windows = match args.halves {
         true if context < 3 || count < context => {

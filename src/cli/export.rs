@@ -129,16 +129,25 @@ pub(super) fn refuse_existing(path: &Path, option: &str, force: bool) -> Result<
     }
 }
 
-/// A folder that is replaced goes with all that is in it: it is an empty one, or a model and no run.
+/// A folder that is replaced goes with all that is in it: it is an empty one, or a model and nothing besides.
 fn refuse_others(folder: &Path) -> Result<()> {
-    let Ok(mut entries) = std::fs::read_dir(folder) else { return Ok(()) };
-    let empty = entries.next().is_none();
-    let run = folder.join(super::recipe::FILE).exists() || !checkpoint::list(folder).is_empty();
-    if empty || (formats::is_model(folder) && !run) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
+    let entries: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    let bare = |name: &str| {
+        // A run, a checkpoint, a clone, a project that has a config.json: what is below is more than a model.
+        let more = folder.join(super::recipe::FILE).exists() || folder.join(checkpoint::TRAINER).exists();
+        folder.join(name).is_file() && !more && !entries.iter().any(|path| path.is_dir())
+    };
+    let weights = [tensors::FILE_NAME, tensors::INDEX_NAME].into_iter().any(bare);
+    if entries.is_empty() || (weights && formats::is_model(folder)) {
         return Ok(());
     }
-    let found = if run { "the folder of a run" } else { "a folder that is no model" };
-    Err(Error::input(folder, "--out", found, "a new name, or a model to replace"))
+    Err(Error::input(
+        folder,
+        "--out",
+        "a folder that holds more than a model",
+        "a new name, or a model to replace",
+    ))
 }
 
 /// The sizes of a packed file that has been written.

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 use toml::{Table, Value};
 
 use super::recipe;
@@ -22,7 +23,7 @@ use crate::train::group;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  ternlm sweep shakespeare --data input.txt --seeds 0,1,2 --grid train.lr=3e-4,1e-3,3e-3
+  ternlm sweep shakespeare --data input.txt --seeds 0,1,2 --grid train.muon_lr=0.01,0.02,0.04
   ternlm sweep copy --seeds 0,1,2 --grid train.lr=1e-3,2e-3 --grid ternary.scope=all,none --jobs 2
   ternlm sweep plan.toml --out sweeps/lr
   ternlm sweep plan.toml --out sweeps/lr --table
@@ -30,7 +31,8 @@ Examples:
 A plan is a TOML file: recipe, data, seeds, and the tables [set] and [grid] of recipe keys. Every combination of the grid is
 trained with every seed, each by a process of its own. Called again, a sweep goes on: what has ended stays, what was
 interrupted resumes; values and seeds may be added. results.jsonl, results.csv and sweep.html are written after every run.
-Settings whose means differ by less than seeds alone make are not ranked.")]
+Settings whose means differ by less than seeds alone make are not ranked. Vocabularies are compared by bits per byte; the last tenth of
+the tokens of one is then not quite that of another, a text of its own (data.val) is the same for all.")]
 pub struct SweepArgs {
     /// A plan, or a built-in recipe or its TOML file, to be varied by --grid
     plan: PathBuf,
@@ -148,9 +150,13 @@ fn judge_runs(plan: &Plan) -> Result<()> {
             // Judged with the model that it starts from.
             continue;
         }
-        recipe::resolve(&plan.recipe, table).map_err(|why| {
+        let recipe = recipe::resolve(&plan.recipe, table).map_err(|why| {
             Error::usage(format!("{} with {}: {why}", plan.recipe.display(), Run::label(&run.settings)))
         })?;
+        if plan.grid.contains_key("data.train") && recipe.data.val.is_empty() {
+            let wanted = "with data.val, the same text to be judged by for all";
+            return Err(Error::usage(format!("grid of data.train: found no such text, wanted it {wanted}")));
+        }
     }
     Ok(())
 }
@@ -209,7 +215,7 @@ fn train_all(plan: &Plan, out: &Path, jobs: usize, threads: usize) -> Result<Vec
     );
     let bar = super::count_bar("Runs", runs.len() as u64);
     bar.set_position((runs.len() - todo.len()) as u64);
-    bar.enable_steady_tick(std::time::Duration::from_secs(1));
+    bar.enable_steady_tick(Duration::from_secs(1));
     let stop = Arc::new(AtomicBool::new(false));
     let running = Arc::new(Mutex::new(Vec::new()));
     let (asked, children) = (stop.clone(), running.clone());
@@ -228,7 +234,7 @@ fn train_all(plan: &Plan, out: &Path, jobs: usize, threads: usize) -> Result<Vec
         while let Some(run) = todo.get(next.fetch_add(1, Ordering::SeqCst))
             && !stop.load(Ordering::SeqCst)
         {
-            match train(plan, run, out, threads, &running) {
+            match train(plan, run, out, threads, (&stop, &running)) {
                 Ok(()) => {}
                 Err(_) if stop.load(Ordering::SeqCst) => return,
                 Err(why) => {
@@ -253,7 +259,13 @@ fn train_all(plan: &Plan, out: &Path, jobs: usize, threads: usize) -> Result<Vec
 }
 
 /// One training to its end, in a process of its own, which says what it does in a file beside the folder of the run.
-fn train(plan: &Plan, run: &Run, out: &Path, threads: usize, running: &Mutex<Vec<u32>>) -> Result<()> {
+fn train(
+    plan: &Plan,
+    run: &Run,
+    out: &Path,
+    threads: usize,
+    (stop, running): (&AtomicBool, &Mutex<Vec<u32>>),
+) -> Result<()> {
     let folder = out.join(run.folder());
     let log = folder.with_extension("log");
     if let Some(parent) = folder.parent() {
@@ -275,19 +287,28 @@ fn train(plan: &Plan, run: &Run, out: &Path, threads: usize, running: &Mutex<Vec
     }
     let file = open()?;
     command.stdin(Stdio::null()).stderr(file.try_clone().map_err(Error::io("write", &log))?).stdout(file);
-    // It hears of the end from here alone, and once: a second signal would not let it save its checkpoint.
-    #[cfg(target_os = "linux")]
-    std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let all = || running.lock().expect("no thread panics while it is held");
     let mut child = {
         let mut all = all();
+        // Whoever says stop has said so before he looks at what is running.
+        if stop.load(Ordering::SeqCst) {
+            return Err(Error::usage("stopped before it began"));
+        }
         let child = command.spawn().map_err(Error::io("run", &program))?;
         all.push(child.id());
         child
     };
-    let status = child.wait();
-    all().retain(|id| *id != child.id());
-    let status = status.map_err(Error::io("run", &program))?;
+    let status = loop {
+        {
+            // A process that has been waited for is none of those that are running.
+            let mut all = all();
+            if let Some(status) = child.try_wait().map_err(Error::io("wait for", &program))? {
+                all.retain(|id| *id != child.id());
+                break status;
+            }
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
     // A bar of the recipe that was missed is no failure of the run.
     if folder.join(report::JSON).is_file() {
         return Ok(());
@@ -297,15 +318,16 @@ fn train(plan: &Plan, run: &Run, out: &Path, threads: usize, running: &Mutex<Vec
     Err(Error::CheckFailed(format!("{status}: {last} ({})", log.display())))
 }
 
-/// Asks a training to save a checkpoint and end. (Elsewhere than on Linux, Ctrl-C reaches it as it reaches
-/// this process.)
+/// Asks a training that has not been waited for to save a checkpoint and end. (Where there are no such signals, Ctrl-C reaches
+/// it as it reaches this process.)
 fn ask_to_stop(id: u32) {
-    #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     if let Ok(id) = i32::try_from(id) {
-        // SAFETY: no memory is touched. The process has not been waited for, so its number is its own.
-        unsafe { libc::kill(id, libc::SIGTERM) };
+        use nix::sys::signal::{Signal, kill};
+        // It may have ended by itself.
+        let _ = kill(nix::unistd::Pid::from_raw(id), Signal::SIGTERM);
     }
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(not(unix))]
     let _ = id;
 }
 
@@ -348,6 +370,11 @@ fn show(plan: &Plan, out: &Path) -> Result<()> {
             noise.deviation,
             noise.degrees
         ),
+        None if !results.comparable => {
+            say!(
+                "Not ranked: a token of one is not a token of another, and no text with known bytes is held out"
+            )
+        }
         None => say!("Not ranked: no setting has two runs, so nothing is known of the noise"),
     }
     say!("{}", out.join(HTML).display());

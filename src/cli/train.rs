@@ -4,9 +4,9 @@ use clap::{Args, Parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 use toml::Table;
 
 use super::group::GroupArgs;
@@ -88,11 +88,17 @@ pub struct TrainArgs {
 pub fn run(args: TrainArgs) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
-    // A second Ctrl-C does not wait for the checkpoint.
+    // A second Ctrl-C does not wait for the checkpoint. Of one that ends a whole group of processes there may be several, from
+    // the system and from a sweep.
+    let first = OnceLock::new();
     let _ = ctrlc::set_handler(move || {
         if asked.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
+            if first.get_or_init(Instant::now).elapsed() > Duration::from_secs(1) {
+                std::process::exit(130);
+            }
+            return;
         }
+        first.get_or_init(Instant::now);
         tell!("\nstopping after this step; a checkpoint will be saved (Ctrl-C again to leave at once)");
     });
     follow(args, &stop, None).map(|_| ())

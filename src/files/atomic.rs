@@ -25,7 +25,7 @@ pub fn write_file(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> 
     if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
         return Err(Error::usage(format!("{} exists and is no file", path.display())));
     }
-    remove_abandoned(path)?;
+    remove_abandoned(path);
     let (temp, file) =
         create_beside(path, |temp| OpenOptions::new().write(true).create_new(true).open(temp).map(Some))?;
     let file = file.expect("a file was opened");
@@ -78,7 +78,7 @@ impl DirectoryWriter {
         let target = target.as_ref().to_path_buf();
         fs::create_dir_all(parent(&target)).map_err(Error::io("create", parent(&target)))?;
         recover(&target)?;
-        remove_abandoned(&target)?;
+        remove_abandoned(&target);
         occupied(&target, if_exists)?;
         // Where a folder cannot be opened or locked, there is no lock and `sweep` keeps away from it.
         let (partial, _lock) = create_beside(&target, |partial| {
@@ -153,23 +153,24 @@ pub fn sweep(folder: impl AsRef<Path>) -> Result<usize> {
 }
 
 /// Removes what interrupted writers of `target` left beside it: each may be as large as a model.
-fn remove_abandoned(target: &Path) -> Result<()> {
+fn remove_abandoned(target: &Path) {
     // A folder that cannot be read says so when something is created in it.
     for (path, base, kind) in leftovers(parent(target)).unwrap_or_default() {
-        if kind == PARTIAL && base.file_name() == target.file_name() && abandoned(&path).is_some() {
+        if kind == PARTIAL && base.file_name() == target.file_name() {
+            let Some(_lock) = abandoned(&path) else { continue };
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             // Another process may have removed it.
             let _ = removed;
         }
     }
-    Ok(())
 }
 
 /// Finishes an interrupted replacement of the folder `target`: afterwards it is the old one or the new one, whole.
 pub fn recover(target: impl AsRef<Path>) -> Result<()> {
     let target = target.as_ref();
     for (path, base, kind) in leftovers(parent(target))? {
-        if kind == OLD && base.file_name() == target.file_name() && abandoned(&path).is_some() {
+        if kind == OLD && base.file_name() == target.file_name() {
+            let Some(_lock) = abandoned(&path) else { continue };
             settle(&path, target)?;
         }
     }

@@ -26,7 +26,7 @@ const MOST: usize = 10_000;
 /// "train.steps" = 300
 ///
 /// [grid]
-/// "train.lr" = [3e-4, 1e-3]
+/// "train.muon_lr" = [0.01, 0.02]
 /// "ternary.scope" = ["all", "none"]
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -110,7 +110,7 @@ impl Plan {
 
     /// Whether a token of one run is not a token of every other.
     pub fn varies_tokens(&self) -> bool {
-        ["data.tokenizer", "model.vocab_size"].iter().any(|key| self.grid.contains_key(*key))
+        ["data.tokenizer", "model.vocab_size", "init"].iter().any(|key| self.grid.contains_key(*key))
     }
 
     /// Every combination with every seed, seed by seed: the first seed of all settings comes before the second of any, so

@@ -70,6 +70,8 @@ pub struct Results {
     pub rows: Vec<Row>,
     pub noise: Option<Noise>,
     pub figure: Figure,
+    /// Whether the figure is of the same thing in all runs.
+    pub comparable: bool,
 }
 
 impl Results {
@@ -108,13 +110,16 @@ impl Results {
         }
         let key = |row: &Row| row.sample.map_or(f64::INFINITY, |s| s.mean);
         rows.sort_by(|a, b| key(a).total_cmp(&key(b)));
-        let noise = Noise::of(&rows.iter().filter_map(|row| row.sample).collect::<Vec<_>>());
+        let of_tokens = matches!(figure, Figure::Validation | Figure::Training);
+        let comparable = !(plan.varies_tokens() && of_tokens);
+        let samples: Vec<Sample> = rows.iter().filter_map(|row| row.sample).collect();
+        let noise = if comparable { Noise::of(&samples) } else { None };
         if let (Some(noise), Some(best)) = (noise, rows.first().and_then(|row| row.sample)) {
             for row in &mut rows {
                 row.worse = row.sample.map(|s| s.mean - best.mean > noise.least_difference(&s, &best));
             }
         }
-        Ok(Self { outcomes, rows, noise, figure })
+        Ok(Self { outcomes, rows, noise, figure, comparable })
     }
 
     /// Writes the tables for programs into the folder `dir`.

@@ -40,8 +40,8 @@ type Words = HashMap<Box<[u8]>, u64>;
 type Pair = (u32, u32);
 
 impl BpeTrainer {
-    /// A vocabulary of `size` entries, the first one `<|endoftext|>`, of the text that `data` trains on: what is held out
-    /// has no part in it, as far as a share of the bytes is the same share of the tokens.
+    /// A vocabulary of `size` entries, the first one `<|endoftext|>`, of the text that `data` trains on, without its
+    /// [end](DataConfig::trained_share), where some of the tokens will be held out.
     ///
     /// # Errors
     /// Those of [`BpeTrainer::train`], and files that cannot be read.

@@ -29,6 +29,6 @@ pub use bpe_train::BpeTrainer;
 pub use corpus::{Corpus, default_cache_dir};
 pub use documents::PassedOver;
 pub use reading::{Extent, Reading, ReadingOptions};
-pub use stream::TokenStream;
+pub use stream::{TokenStream, take_whole};
 pub use tokenizer::Tokenizer;
 pub use tokens::Tokens;

@@ -81,7 +81,7 @@ impl Reading {
         Self::of(texts, passed_over, tokenizer, options)
     }
 
-    /// [`Reading::open`] of a text that a model with `rows` rows of vocabulary is to be measured on.
+    /// The first tokens, `most` at most, of a text that a model with `rows` rows of vocabulary is to be measured on.
     ///
     /// # Errors
     /// Those of [`Reading::open`], fewer than two tokens, and tokens that the model has no rows for.
@@ -89,9 +89,11 @@ impl Reading {
         path: &Path,
         tokenizer: &Tokenizer,
         options: &ReadingOptions,
+        most: usize,
         rows: usize,
     ) -> Result<Reading> {
-        let text = Self::open(path, tokenizer, options)?;
+        let mut text = Self::open(path, tokenizer, options)?;
+        text.truncate(most);
         if text.ids.len() < 2 {
             return Err(Error::input(path, "text", format!("{} tokens", text.ids.len()), "2 or more"));
         }

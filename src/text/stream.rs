@@ -87,7 +87,7 @@ impl TokenStream {
 }
 
 /// Takes the whole characters off `pending`, invalid bytes as U+FFFD in the way of `String::from_utf8_lossy`.
-fn take_whole(pending: &mut Vec<u8>) -> String {
+pub fn take_whole(pending: &mut Vec<u8>) -> String {
     let mut text = String::new();
     let mut used = 0;
     for chunk in pending.utf8_chunks() {

@@ -20,7 +20,7 @@ use crate::formats::tensors::{Data, Tensor, TensorFiles, by_width, write_safeten
 use crate::ternary::Flips;
 
 const OPTIMIZER: &str = "optimizer.safetensors";
-pub(super) const TRAINER: &str = "trainer.json";
+pub const TRAINER: &str = "trainer.json";
 /// Bytes of a `trainer.json`; ours have a line or two for each tensor.
 const MAX_TRAINER: u64 = 16 << 20;
 /// The only version of `trainer.json` so far.

@@ -46,7 +46,8 @@ pub fn setup(
     };
     // A rotated model's head is no longer its embedding.
     shape.tie_embeddings &= !recipe.ternary.rotate;
-    check_memory(&shape, teacher_of(&recipe)?, &recipe, among)?;
+    let calibrated = if resume.is_none() { recipe.ternary.calibrate } else { 0 };
+    check_memory(&shape, teacher_of(&recipe)?, &recipe, calibrated, among)?;
     recipe.model = Some(shape);
     let dir = resume.map(|resume| resume.dir.as_path());
     let merging = |done, of| progress(Preparing::Vocabulary(done, of));
@@ -117,7 +118,8 @@ fn judge_report(recipe: &Recipe, tokenizer: &Tokenizer, model: &ModelConfig) -> 
 /// Those of [`Reading::to_measure`].
 pub fn test_text(recipe: &Recipe, file: &Path, tokenizer: &Tokenizer, rows: usize) -> Result<Reading> {
     let DataConfig { field, join, .. } = recipe.data.clone();
-    Reading::to_measure(file, tokenizer, &ReadingOptions { field, join, ..ReadingOptions::default() }, rows)
+    let options = ReadingOptions { field, join, ..ReadingOptions::default() };
+    Reading::to_measure(file, tokenizer, &options, usize::MAX, rows)
 }
 
 /// On the first sequences that the training reads.
@@ -145,7 +147,7 @@ fn calibrate(
 pub fn setup_random(recipe: Recipe, among: usize) -> Result<Trainer> {
     let config = recipe.model.clone().ok_or_else(|| Error::usage("the recipe has no [model] table"))?;
     let teacher = recipe.taught().map(|_| (4 * config.parameters(), config.clone()));
-    check_memory(&config, teacher, &recipe, among)?;
+    check_memory(&config, teacher, &recipe, 0, among)?;
     let (model, latents) = random_model(&recipe)?;
     let source = match recipe.task {
         // Random tokens to be copied cost what a text of the same shape costs.
@@ -248,6 +250,7 @@ fn check_memory(
     model: &ModelConfig,
     teacher: Option<(u128, ModelConfig)>,
     recipe: &Recipe,
+    calibrated: usize,
     among: usize,
 ) -> Result<()> {
     let Some(memory) = total_memory() else { return Ok(()) };
@@ -257,7 +260,7 @@ fn check_memory(
         training_bytes(model, &recipe.train, rows, among) + annealed_bytes(model, &recipe.ternary);
     // Inputs and targets of a whole step, and what sequences to calibrate on are in every block.
     needed += 8 * rows * recipe.train.accumulate as u128;
-    let calibrated = recipe.ternary.calibrate as u128 * seq as u128;
+    let calibrated = calibrated as u128 * seq as u128;
     needed += calibrated * (8 + 4 * model.hidden_size as u128);
     let mut beside = "";
     if let Some((weights, shape)) = &teacher {
@@ -336,8 +339,17 @@ mod tests {
         }
         let mut taught = recipe.clone();
         taught.distill = Some(DistillConfig { teacher: Some("x".into()), ..DistillConfig::default() });
-        assert!(check_memory(&shape, None, &recipe, 1).is_ok());
-        let error = check_memory(&shape, Some((1 << 60, shape.clone())), &taught, 1).unwrap_err().to_string();
+        let said = |teacher, recipe: &Recipe, calibrated| {
+            check_memory(&shape, teacher, recipe, calibrated, 1)
+                .map_or_else(|e| e.to_string(), |()| String::new())
+        };
+        assert_eq!(said(None, &recipe, 0), "");
+        let error = said(Some((1 << 60, shape.clone())), &taught, 0);
         assert!(error.contains("beside its teacher"), "{error}");
+        let error = said(None, &recipe, 1 << 40);
+        assert!(error.contains("calibrated on"), "{error}");
+        taught.train.accumulate = 1 << 40;
+        let error = said(None, &taught, 0);
+        assert!(error.contains(&format!("{} of them in a step", 2048u128 << 40)), "{error}");
     }
 }

@@ -26,9 +26,14 @@ fn an_export_replaces_a_model_and_nothing_else() {
     let lab = Lab::trained(&[]);
     let mlx = |out: &'static str| ["export", "run", "--format", "unpacked", "--out", out, "--force"];
     lab.write("papers/thesis.txt", "years");
-    lab.fails(&mlx("papers"), &["papers", "no model"]);
+    lab.fails(&mlx("papers"), &["papers", "more than a model"]);
+    // Many projects have a configuration.
+    lab.write("papers/config.json", "{}");
+    lab.fails(&mlx("papers"), &["papers", "more than a model"]);
+    let checkpoint = ["export", "run", "--format", "unpacked", "--out", &lab.newest(), "--force"];
+    lab.fails(&checkpoint, &["more than a model"]);
     let before = lab.files("run");
-    lab.fails(&mlx("run"), &["run", "the folder of a run"]);
+    lab.fails(&mlx("run"), &["run", "more than a model"]);
     assert!(before == lab.files("run"));
     assert_eq!(lab.read("papers/thesis.txt"), "years");
     fs::create_dir(lab.path("empty")).unwrap();

@@ -196,8 +196,9 @@ fn pieces_of_a_file_give_the_vocabulary_of_the_whole() {
     assert_eq!(ours.fingerprint(), train(&text, 400, &[]).unwrap().fingerprint());
 }
 
-/// A vocabulary of 300 made of `name`, its last `val_fraction` held out.
-fn of_file(name: &std::path::Path, val_fraction: f64) -> Tokenizer {
+/// A vocabulary of 300 made of `name`, of which the last `left_out` have no part in it.
+fn of_file(name: &std::path::Path, left_out: f64) -> Tokenizer {
+    let val_fraction = left_out / 1.1;
     let data = DataConfig { train: vec![name.into()], val_fraction, ..DataConfig::default() };
     BpeTrainer::of_training_text(&data, 300, |_, _| {}).unwrap()
 }

@@ -10,7 +10,7 @@ use super::settings::{Settings, TOP, limit};
 use super::{Ask, Work, constraint, prompts, schema};
 use crate::generate::Scored;
 use crate::serve::queue::{Generate, Piece};
-use crate::text::TokenStream;
+use crate::text::take_whole;
 
 /// Tokens of an answer where a request does not say; that of OpenAI's API.
 const LIMIT: usize = 16;
@@ -83,12 +83,12 @@ impl Completions {
     fn logprobs(&self, prompt: Option<(&[u32], &[Scored])>, scores: &[Scored], mut offset: usize) -> Value {
         let (mut tokens, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
         let tokenizer = &self.served.tokenizer;
-        // Characters that a token does not finish are those of a later one. Before an answer stands some text.
-        let before = if prompt.is_some() { Vec::new() } else { tokenizer.encode("a").unwrap_or_default() };
-        let mut stream = TokenStream::after(tokenizer, &before);
+        // Of a character that no token finishes alone, the last one has it.
+        let mut unfinished = Vec::new();
         let mut add = |token: u32, scored: Option<&Scored>| {
             offsets.push(offset);
-            offset += stream.push(token).chars().count();
+            unfinished.extend(tokenizer.token_bytes(token));
+            offset += take_whole(&mut unfinished).chars().count();
             tokens.push(token_text(tokenizer, token));
             values.push(scored.map(|s| finite(s.log_probability)));
             tops.push(scored.map(|s| {
