@@ -133,7 +133,9 @@ mod tests {
         for (name, _) in BUILT_IN {
             let mut table = read(name.as_ref()).unwrap();
             set_text(&mut table, "data.train=[\"x.txt\"]").unwrap();
-            set_text(&mut table, "init=somewhere").unwrap();
+            if table.contains_key("needs_init") {
+                set_text(&mut table, "init=somewhere").unwrap();
+            }
             if table.contains_key("distill") {
                 set_text(&mut table, "distill.teacher=somewhere").unwrap();
             }
