@@ -98,7 +98,7 @@ fn a_plan_that_cannot_be_run_is_named_before_anything_is_trained() {
         (&["copy", "--seeds", "1,1"], "each once"),
         (&["copy", "--grid", "train.lr=1e-3", "--grid", "train.lr=2e-3"], "--grid train.lr: found twice"),
         (&["copy", "--grid", "data.val_fraction=0.1,0.2"], "the same one for all"),
-        (&["shakespeare", "--grid", "data.train=[['a.txt'],['b.txt']]"], "with data.val"),
+        (&["shakespeare", "--grid", "data.train=['a.txt'],['b.txt']"], "with data.val"),
         (&["copy", "--jobs", "0"], "--jobs 0"),
         (&["nothing.toml"], "no such file"),
         (&["plan.toml"], "sweep"),
