@@ -162,7 +162,6 @@ impl Chat<'_> {
         let prompt = self.template.render(&self.messages, true)?;
         // The template has written the special tokens already.
         self.session.set_tokens(self.tokenizer.encode(&prompt)?);
-        self.sampler.set_prompt(self.session.tokens().len());
         self.session.generate(&mut self.sampler, self.max_tokens, self.tokenizer.stop_ids(), on_text)
     }
 }

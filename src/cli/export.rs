@@ -129,25 +129,20 @@ pub(super) fn refuse_existing(path: &Path, option: &str, force: bool) -> Result<
     }
 }
 
-/// A folder that is replaced goes with all that is in it: it is an empty one, or a model and nothing besides.
+/// A folder that is replaced goes with all that is in it: it is an empty one, or a model and nothing besides. A run, a
+/// checkpoint, a clone, a project that has a config.json are more.
 fn refuse_others(folder: &Path) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
     let entries: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    let bare = |name: &str| {
-        // A run, a checkpoint, a clone, a project that has a config.json: what is below is more than a model.
-        let more = folder.join(super::recipe::FILE).exists() || folder.join(checkpoint::TRAINER).exists();
-        folder.join(name).is_file() && !more && !entries.iter().any(|path| path.is_dir())
-    };
-    let weights = [tensors::FILE_NAME, tensors::INDEX_NAME].into_iter().any(bare);
-    if entries.is_empty() || (weights && formats::is_model(folder)) {
+    let has = |name: &&str| folder.join(name).exists();
+    let weights = [tensors::FILE_NAME, tensors::INDEX_NAME].iter().any(has);
+    let more =
+        [super::recipe::FILE, checkpoint::TRAINER].iter().any(has) || entries.iter().any(|e| e.is_dir());
+    if entries.is_empty() || (formats::is_model(folder) && weights && !more) {
         return Ok(());
     }
-    Err(Error::input(
-        folder,
-        "--out",
-        "a folder that holds more than a model",
-        "a new name, or a model to replace",
-    ))
+    let found = "a folder that holds more than a model";
+    Err(Error::input(folder, "--out", found, "a new name, or a model to replace"))
 }
 
 /// The sizes of a packed file that has been written.
@@ -169,6 +164,9 @@ pub fn run(args: ExportArgs) -> Result<()> {
     args.judge()?;
     let path = super::model_dir(&args.model)?;
     refuse_existing(&args.out, "--out", args.force)?;
+    if matches!(args.format, Format::Unpacked | Format::Mlx) {
+        refuse_others(&args.out)?;
+    }
     let model = model::load_trits(&path)?;
     let ternary: usize = model.decoder.weights().filter(|w| w.ternary().is_some()).map(|w| w.len()).sum();
     if ternary == 0 && !args.holds_numbers() {
@@ -203,7 +201,6 @@ pub fn run(args: ExportArgs) -> Result<()> {
             say_packed(out, ternary)?;
         }
         _ => {
-            refuse_others(out)?;
             let exists = if args.force { IfExists::Replace } else { IfExists::Refuse };
             let writer = DirectoryWriter::new(out, exists)?;
             with_bar("Writing", &mut |progress| match args.format {

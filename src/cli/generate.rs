@@ -57,8 +57,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     if !args.json {
         output::piece(&prompt);
     }
-    let mut sampler = Sampler::new(config).after_prompt(session.tokens().len());
-    let made = session.generate(&mut sampler, args.max_tokens, stop, &mut |piece| {
+    let made = session.generate(&mut Sampler::new(config), args.max_tokens, stop, &mut |piece| {
         // A text that nobody sees ends.
         args.json || output::piece(piece)
     })?;

@@ -10,7 +10,7 @@ mod ternary;
 pub use model::{Activation, KvFormat, ModelConfig};
 pub use recipe::{
     DataConfig, Direction, DistillConfig, Join, MomentFormat, OF_THE_TEXT, OptimizerKind, Order, Precision,
-    Recipe, ReportConfig, ScheduleKind, Task, TrainConfig,
+    Recipe, ReportConfig, ScheduleKind, TOKEN_KEYS, Task, TrainConfig,
 };
 pub use rope::{RopeScaling, Rotation};
 pub use ternary::{Inputs, Scale, Scope, StartConfig, TernaryConfig};

@@ -38,6 +38,9 @@ impl std::fmt::Display for Precision {
 /// `data.tokenizer` of a vocabulary that is made of the training text.
 pub const OF_THE_TEXT: &str = "bpe";
 
+/// Keys that say what a token is: losses of a token are compared between runs that agree in them.
+pub const TOKEN_KEYS: [&str; 2] = ["data.tokenizer", "model.vocab_size"];
+
 /// What the model is asked to learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -25,7 +25,8 @@ pub fn write_file(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> 
     if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
         return Err(Error::usage(format!("{} exists and is no file", path.display())));
     }
-    remove_abandoned(path);
+    // A folder that cannot be read, or is not there, says so when the file is created in it.
+    let _ = recover(path);
     let (temp, file) =
         create_beside(path, |temp| OpenOptions::new().write(true).create_new(true).open(temp).map(Some))?;
     let file = file.expect("a file was opened");
@@ -78,7 +79,6 @@ impl DirectoryWriter {
         let target = target.as_ref().to_path_buf();
         fs::create_dir_all(parent(&target)).map_err(Error::io("create", parent(&target)))?;
         recover(&target)?;
-        remove_abandoned(&target);
         occupied(&target, if_exists)?;
         // Where a folder cannot be opened or locked, there is no lock and `sweep` keeps away from it.
         let (partial, _lock) = create_beside(&target, |partial| {
@@ -139,8 +139,22 @@ pub fn remove_folder(path: impl AsRef<Path>) -> Result<()> {
 /// Removes from `folder` what dead processes left there, and finishes their interrupted replacements. Returns the
 /// number of leftovers found. What a live process holds is not touched.
 pub fn sweep(folder: impl AsRef<Path>) -> Result<usize> {
+    tidy(folder.as_ref(), None)
+}
+
+/// [`sweep`] of what was to become `target`: what its writers left may be as large as a model, and a folder that was being
+/// replaced is afterwards the old one or the new one, whole.
+pub fn recover(target: impl AsRef<Path>) -> Result<()> {
+    let target = target.as_ref();
+    tidy(parent(target), target.file_name()).map(drop)
+}
+
+fn tidy(folder: &Path, of: Option<&OsStr>) -> Result<usize> {
     let mut count = 0;
-    for (path, target, kind) in leftovers(folder.as_ref())? {
+    for (path, target, kind) in leftovers(folder)? {
+        if of.is_some() && target.file_name() != of {
+            continue;
+        }
         let Some(_lock) = abandoned(&path) else { continue };
         count += 1;
         match kind {
@@ -150,31 +164,6 @@ pub fn sweep(folder: impl AsRef<Path>) -> Result<usize> {
         }
     }
     Ok(count)
-}
-
-/// Removes what interrupted writers of `target` left beside it: each may be as large as a model.
-fn remove_abandoned(target: &Path) {
-    // A folder that cannot be read says so when something is created in it.
-    for (path, base, kind) in leftovers(parent(target)).unwrap_or_default() {
-        if kind == PARTIAL && base.file_name() == target.file_name() {
-            let Some(_lock) = abandoned(&path) else { continue };
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            // Another process may have removed it.
-            let _ = removed;
-        }
-    }
-}
-
-/// Finishes an interrupted replacement of the folder `target`: afterwards it is the old one or the new one, whole.
-pub fn recover(target: impl AsRef<Path>) -> Result<()> {
-    let target = target.as_ref();
-    for (path, base, kind) in leftovers(parent(target))? {
-        if kind == OLD && base.file_name() == target.file_name() {
-            let Some(_lock) = abandoned(&path) else { continue };
-            settle(&path, target)?;
-        }
-    }
-    Ok(())
 }
 
 /// An old folder whose replacement was interrupted: superseded when the target is there, otherwise put back.

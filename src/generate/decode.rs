@@ -134,6 +134,7 @@ impl<'a> Session<'a> {
         let config = &self.decoder.config;
         let (vocab, positions) = (config.vocab_size, config.max_positions);
         judge_prompt(&self.tokens, self.tokenizer, config)?;
+        sampler.set_prompt(self.tokens.len());
         let start = Instant::now();
         let mut out = Generated { prompt_tokens: self.tokens.len(), ..Generated::default() };
         let mut logits = self.prefill();

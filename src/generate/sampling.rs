@@ -124,11 +124,6 @@ impl Sampler {
     }
 
     /// Of every history the first `prompt` tokens were given, not made: presence and frequency do not count them.
-    pub fn after_prompt(self, prompt: usize) -> Self {
-        Self { made_from: prompt, ..self }
-    }
-
-    /// [`Sampler::after_prompt`] of the next answer.
     pub fn set_prompt(&mut self, prompt: usize) {
         self.made_from = prompt;
     }
@@ -339,7 +334,8 @@ mod tests {
     #[test]
     fn presence_counts_a_made_token_once_and_frequency_each_time() {
         let config = SamplingConfig { presence_penalty: 0.5, frequency_penalty: 0.25, ..config(0.0) };
-        let mut sampler = Sampler::new(config).after_prompt(2).with_bias(vec![(3, 2.0), (9, 1.0)]);
+        let mut sampler = Sampler::new(config).with_bias(vec![(3, 2.0), (9, 1.0)]);
+        sampler.set_prompt(2);
         let mut logits = [1.0, 1.0, 1.0, -1.5];
         // 0 stands in the prompt alone; 99 is no token of the model.
         assert_eq!(sampler.sample(&mut logits, &[0, 0, 1, 2, 2, 99]), 0);

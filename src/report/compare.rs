@@ -12,6 +12,7 @@ use super::curves::{Curves, Point, smoothed, thinned};
 use super::number::{duration, percent, short, significant};
 use super::render::render;
 use super::{JSON, Summary, metrics, read};
+use crate::config::TOKEN_KEYS;
 use crate::error::{Error, Result};
 use crate::files::{if_there, read_limited, write_bytes};
 
@@ -225,7 +226,7 @@ struct Cell {
 fn figure_rows(runs: &[Compared]) -> Vec<(&'static str, Vec<Cell>)> {
     let tokens = |run: &Compared| {
         let recipe = flat(&run.recipe);
-        ["data.tokenizer", "model.vocab_size"].map(|key| recipe.get(key).cloned())
+        TOKEN_KEYS.map(|key| recipe.get(key).cloned())
     };
     let same_tokens = runs.windows(2).all(|two| tokens(&two[0]) == tokens(&two[1]));
     let row = |figure: &Figure| {

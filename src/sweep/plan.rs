@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::Value;
 
+use crate::config::TOKEN_KEYS;
 use crate::error::{Error, Result};
 use crate::files::read_text;
 
@@ -110,7 +111,8 @@ impl Plan {
 
     /// Whether a token of one run is not a token of every other.
     pub fn varies_tokens(&self) -> bool {
-        ["data.tokenizer", "model.vocab_size", "init"].iter().any(|key| self.grid.contains_key(*key))
+        // A model to start from may have other ones.
+        TOKEN_KEYS.iter().chain(&["init"]).any(|key| self.grid.contains_key(*key))
     }
 
     /// Every combination with every seed, seed by seed: the first seed of all settings comes before the second of any, so

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::cost::{annealed_bytes, teacher_pass_bytes, training_bytes};
 use super::teacher::Taught;
 use super::{Resume, Source, Synthetic, Trainer, checkpoint, differences};
-use crate::config::{DataConfig, DistillConfig, ModelConfig, OF_THE_TEXT, Recipe, Task};
+use crate::config::{DistillConfig, ModelConfig, OF_THE_TEXT, Recipe, Task};
 use crate::error::{Error, Result};
 use crate::files::path_text;
 use crate::formats::{Description, ModelFiles, files_of};
@@ -117,7 +117,7 @@ fn judge_report(recipe: &Recipe, tokenizer: &Tokenizer, model: &ModelConfig) -> 
 /// # Errors
 /// Those of [`Reading::to_measure`].
 pub fn test_text(recipe: &Recipe, file: &Path, tokenizer: &Tokenizer, rows: usize) -> Result<Reading> {
-    let DataConfig { field, join, .. } = recipe.data.clone();
+    let (field, join) = (recipe.data.field.clone(), recipe.data.join);
     let options = ReadingOptions { field, join, ..ReadingOptions::default() };
     Reading::to_measure(file, tokenizer, &options, usize::MAX, rows)
 }

@@ -42,7 +42,8 @@ impl Making {
     ) -> Self {
         let seed = generate.sampling.seed.wrapping_add(choice as u64);
         let sampling = SamplingConfig { seed, ..generate.sampling.clone() };
-        let sampler = Sampler::new(sampling).with_bias(generate.bias.clone()).after_prompt(job.prompt.len());
+        let mut sampler = Sampler::new(sampling).with_bias(generate.bias.clone());
+        sampler.set_prompt(job.prompt.len());
         Self {
             events: job.events.clone(),
             deadline: job.deadline,
