@@ -53,6 +53,7 @@ fn largest(values: &[f32]) -> f32 {
 
 #[test]
 fn logits_are_those_of_the_reference() {
+    let _one_at_a_time = common::on_this_isa();
     for name in FAMILIES.into_iter().chain(["bitnet-int8", "bitnet-online"]) {
         let (tokens, seqs) = tokens(name);
         let decoder = decoder_at(&folder(name));
@@ -63,6 +64,7 @@ fn logits_are_those_of_the_reference() {
 
 #[test]
 fn gradients_are_those_of_the_reference() {
+    let _one_at_a_time = common::on_this_isa();
     for name in ["llama", "qwen2", "bitnet", "bitnet-int8", "bitnet-online"] {
         let (tokens, seqs) = tokens(name);
         let targets: Vec<u32> =
@@ -94,6 +96,7 @@ fn turned(change: impl FnOnce(&mut Map<String, Value>)) -> tempfile::TempDir {
 
 #[test]
 fn rotations_are_those_of_the_reference_in_both_spellings() {
+    let _one_at_a_time = common::on_this_isa();
     let ropes: Map<String, Value> = serde_json::from_slice(&fs::read(folder("ropes.json")).unwrap()).unwrap();
     let (tokens, seqs) = tokens("llama");
     for (name, scaling) in &ropes {
@@ -236,6 +239,7 @@ fn bitnet_is_itself_in_packed_files() {
 /// The layout of the published file: two bits a weight, a number for each matrix.
 #[test]
 fn bitnet_is_read_as_it_is_packed() {
+    let _one_at_a_time = common::on_this_isa();
     let (tokens, seqs) = tokens("bitnet-int8");
     let decoder = decoder_at(&folder("bitnet-packed"));
     assert_eq!((decoder.inputs(), decoder.grouping), (Inputs::Int8, Grouping::Tensor));
@@ -246,6 +250,7 @@ fn bitnet_is_read_as_it_is_packed() {
 /// BitNet from its master weights, trained further.
 #[test]
 fn bitnet_learns() {
+    let _one_at_a_time = common::on_this_isa();
     let (tokens, seqs) = tokens("bitnet-online");
     let targets: Vec<u32> =
         tokens.chunks(seqs.len).flat_map(|row| row[1..].iter().copied().chain([IGNORE])).collect();

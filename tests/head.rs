@@ -58,6 +58,7 @@ fn case(rng: &mut Rng, n: usize, inputs: usize, out: usize, grouping: Grouping) 
     let matrix = Matrix::ternary(&w, Inputs::F32).rounded(Precision::Bf16);
     let Some(w) = with_loss(n, matrix) else {
         assert!(Isa::current() != Isa::Amx, "{n} x {inputs} x {out} is a head for tiles");
+        println!("SKIPPED on {}: no AMX (emulate/amx has it)", Isa::current());
         return;
     };
     let mut x = rng.normal(n * inputs);

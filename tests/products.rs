@@ -4,8 +4,8 @@ mod common;
 
 use common::{close, on_every_isa, wide};
 use ternlm::config::{Inputs, Precision};
-use ternlm::kernels::{self as k, Matrix, Rhs, Target, Threads, To, View, reference};
-use ternlm::ternary::{Grouping, TernaryMatrix};
+use ternlm::kernels::{self as k, Matrix, Rhs, Target, Threads, To, Values, View, reference};
+use ternlm::ternary::{Density, Grouping, TernaryMatrix};
 
 /// Shapes around every edge: register tiles, 16-column words, blocks of 512, a single row or column.
 const SHAPES: [(usize, usize, usize); 12] = [
@@ -256,19 +256,26 @@ fn products_are_the_same_for_any_number_of_threads() {
         {
             let group = Grouping::Size(group);
             let w = TernaryMatrix::project("w", &rng.normal(out * inputs), out, inputs, group).unwrap();
+            let packed = k::pack(&w, group, Density::TwoBit);
             let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
             let run = |threads: usize| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let (mut y, mut dx, mut dw) =
                     (vec![0.5; n * out], vec![0.5; n * inputs], vec![0.5; out * inputs]);
+                let mut few = vec![0.5; 3 * out];
                 pool.install(|| {
                     for w in [Matrix::ternary(&w, Inputs::F32), Matrix::ternary(&w, Inputs::Int8)] {
                         k::linear::forward(&x, w, &mut y, To::Add);
                         k::linear::backward_input(&dy, w, &mut dx, To::Add);
                     }
                     k::linear::backward_weight(&dy, &x, &mut dw, [out, inputs], Precision::F32);
+                    for inputs_of in [Inputs::F32, Inputs::Int8] {
+                        let w = Matrix::new(Values::Packed(&packed), inputs_of);
+                        k::linear::forward(&x, w, &mut y, To::Add);
+                        k::linear::forward(&x[..3 * inputs], w, &mut few, To::Add);
+                    }
                 });
-                (y, dx, dw)
+                (y, dx, dw, few)
             };
             let one = run(1);
             for threads in [2, 3, 5] {

@@ -167,21 +167,12 @@ impl<'a> Parts<'a> {
             }
         }
         let words = self.codes.bytes_of(Dtype::U32, &[rows, cols / CODES_PER_WORD])?;
-        let mut words: Vec<u32> = words.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+        let words: Vec<u32> = words.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
         if let Some(at) = words.iter().position(|w| w & (w >> 1) & 0x5555_5555 != 0) {
             let within = (0..CODES_PER_WORD).position(|j| words[at] >> (2 * j) & 3 == 3).unwrap_or(0);
             let (row, col) = (at * CODES_PER_WORD / cols, at * CODES_PER_WORD % cols + within);
             let place = format!("row {row}, column {col}");
             return Err(self.bad(&place, "code 3".into(), "0, 1 or 2: weights that are ternary"));
-        }
-        // A group without a scale is all zeros, whatever its codes.
-        for (at, _) in merged.iter().enumerate().filter(|(_, s)| **s == 0.0) {
-            let (row, first) = (at / own_groups, at % own_groups * own);
-            for col in first..(first + own).min(cols) {
-                let word = &mut words[row * (cols / CODES_PER_WORD) + col / CODES_PER_WORD];
-                let shift = 2 * (col % CODES_PER_WORD);
-                *word = *word & !(3 << shift) | 1 << shift;
-            }
         }
         TernaryMatrix::from_parts(rows, cols, grouping, words, merged)
             .map_err(|why| self.bad("parts", why, "trits and scales"))

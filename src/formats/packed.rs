@@ -14,6 +14,8 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use super::quoted;
@@ -69,12 +71,24 @@ pub struct PackedFile {
     matrices: BTreeMap<String, (PackedMatrix, [usize; 2])>,
 }
 
+/// Tells a file that is of quite another kind, whose first bytes say nothing as a header.
+fn judge_kind(path: &Path) -> Result<()> {
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(Error::io("read", path))?;
+    file.take(9).read_to_end(&mut start).map_err(Error::io("read", path))?;
+    match start.last() {
+        Some(b'{') if start.len() == 9 => Ok(()),
+        _ => Err(Error::input(path, "kind", "neither", "a packed model (.tern) or a GGUF file")),
+    }
+}
+
 impl PackedFile {
     /// Maps the file and gives the files that it embeds.
     ///
     /// # Errors
     /// A file that is no packed model, or whose parts have not the sizes that its header says.
     pub fn open(path: &Path) -> Result<(Self, Bundle)> {
+        judge_kind(path)?;
         let stored = TensorFiles::open_file(path)?;
         let bad = |field: &str, found: String, wanted: &str| Error::input(path, field, found, wanted);
         let field = format!("metadata {KEY:?}");

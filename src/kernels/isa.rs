@@ -56,7 +56,8 @@ impl Isa {
         let found = match wanted.as_deref() {
             None | Some("") => *available.last().unwrap_or(&Isa::Portable),
             Some(name) => *available.iter().find(|isa| isa.to_string() == name).unwrap_or_else(|| {
-                tracing::warn!("TERNLM_ISA={name}: not on this machine, which has {available:?}");
+                let names: Vec<String> = available.iter().map(Isa::to_string).collect();
+                tracing::warn!("TERNLM_ISA={name}: not on this machine, which has {}", names.join(", "));
                 available.last().unwrap_or(&Isa::Portable)
             }),
         };
@@ -115,7 +116,10 @@ impl Isa {
     }
 
     /// Makes this one current for the whole process: for tests and comparisons. Panics if the machine lacks it.
-    pub fn force(self) {
+    ///
+    /// # Safety
+    /// No kernel runs meanwhile: one that began with tables for this instruction set would end with those of another.
+    pub unsafe fn force(self) {
         assert!(Isa::available().contains(&self), "this machine cannot run {self}");
         CURRENT.store(self as u8, Ordering::Relaxed);
     }

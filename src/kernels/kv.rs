@@ -3,6 +3,7 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use super::product::rounding;
 use super::simd::Simd;
 use crate::config::KvFormat;
 
@@ -128,12 +129,11 @@ impl KvMemory {
                     }
                 }
                 Values::Int8 { codes, scales } => {
-                    let most = x.iter().fold(0f32, |most, x| most.max(x.abs()));
-                    let scale = most / 127.0;
-                    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                    let scale = rounding::scale_of(x);
+                    let inverse = rounding::inverse(scale);
                     scales[row] = scale;
                     let codes = codes[at].iter_mut().zip(x);
-                    codes.for_each(|(code, x)| *code = (x * inverse).round_ties_even() as i8);
+                    codes.for_each(|(code, x)| *code = rounding::nearest(x * inverse) as i8);
                 }
             }
         }
@@ -216,5 +216,15 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_none_in_8_bits() {
+        let mut memory = KvMemory::zeros(KvFormat::Int8, 1, 1, 2);
+        memory.write(0, 0, &[f32::NAN, 1.0, 1e-42, -1e-42]);
+        let KvRows::Int8 { codes, scales } = memory.section(0).head(0) else { panic!("8 bits") };
+        assert!(scales[0].is_nan() && scales[1] < 1e-43, "{scales:?}");
+        // Too small to be divided by: zeros.
+        assert_eq!(codes[2..4], [0, 0]);
     }
 }

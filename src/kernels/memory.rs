@@ -29,8 +29,8 @@ const LARGE: usize = 4 << 20;
 /// What the system is asked for in place of `layout`.
 fn wider(layout: Layout) -> Layout {
     let align = if layout.size() >= ALIGNED { layout.align().max(LINE) } else { layout.align() };
-    // SAFETY: a power of two, and the size, rounded up to 64, is still far from overflow: it was valid for a page or more.
-    unsafe { Layout::from_size_align_unchecked(layout.size(), align) }
+    // Of a size that no system has, rounding up to 64 may overflow.
+    Layout::from_size_align(layout.size(), align).unwrap_or(layout)
 }
 
 #[cfg(target_os = "linux")]
@@ -69,9 +69,9 @@ unsafe impl GlobalAlloc for LargePages {
         // SAFETY: the caller's word for `size`, `at` and `layout`.
         unsafe {
             let new = Layout::from_size_align_unchecked(size, layout.align());
-            let (from, to) = (wider(layout), wider(new));
-            if !is_large(layout) && !is_large(new) && from.align() == to.align() {
-                return System.realloc(at, from, size);
+            let small = !is_large(layout) && !is_large(new);
+            if small && wider(layout).align() == wider(new).align() {
+                return System.realloc(at, wider(layout), size);
             }
             let moved = self.alloc(new);
             if !moved.is_null() {
@@ -89,7 +89,8 @@ mod pages {
 
     /// Bytes of a large page.
     pub const HUGE: usize = 2 << 20;
-    const PAGE: usize = 4096;
+    /// A multiple of the pages that Linux has on any processor: 4, 16 or 64 KiB.
+    const PAGE: usize = 64 << 10;
 
     /// Zeroed pages, from a multiple of [`HUGE`] on; null when the system has no more.
     pub fn map(size: usize) -> *mut u8 {

@@ -226,9 +226,8 @@ pub fn dropped(seed: u64, [sequence, place, position]: [u64; 3], column: usize, 
     (bits as f64) < (65_536.0 * rate as f64).round()
 }
 
-/// Inputs of a segment: what one scale of [`linear_int8`] multiplies is the sum of at most as many, all of one group. With
-/// 8-bit integers it fits 16 bits.
-pub const SEGMENT: usize = 128;
+/// What one scale of [`linear_int8`] multiplies is the sum of at most as many products, all of one group.
+pub use crate::ternary::SEGMENT;
 
 /// `y = x̂ Ŵᵀ` with inputs rounded to 8 bits, `[n, out]`: exact integers in segments of a group, then f32, each operation rounded on its own. Every instruction set gives these bits.
 pub fn linear_int8(x: &[f32], w: &TernaryMatrix) -> Vec<f32> {

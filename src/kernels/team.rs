@@ -45,7 +45,7 @@ unsafe impl Send for Shared {}
 const INSIDE: u64 = 1 << 32;
 
 impl Shared {
-    /// Counts the caller in, if an operation is open; its number.
+    /// Counts the caller in, if an operation is open; whether one is.
     fn enter(&self) -> bool {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {

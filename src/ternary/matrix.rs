@@ -115,7 +115,8 @@ impl TernaryMatrix {
         Ok(out)
     }
 
-    /// From stored parts, as [`Self::words`] and [`Self::scales`] give them; the error says which part is wrong.
+    /// From stored parts, as [`Self::words`] and [`Self::scales`] give them; the error says which part is wrong. A group
+    /// whose scale is 0 is all zeros, whatever its codes.
     pub fn from_parts(
         rows: usize,
         cols: usize,
@@ -123,7 +124,7 @@ impl TernaryMatrix {
         words: Vec<u32>,
         scales: Vec<f32>,
     ) -> std::result::Result<Self, String> {
-        let out = Self { rows, cols, group: grouping.size(cols), words, scales };
+        let mut out = Self { rows, cols, group: grouping.size(cols), words, scales };
         if out.words.len() != rows * out.row_words() {
             return Err(format!("{} words of codes, wanted {}", out.words.len(), rows * out.row_words()));
         }
@@ -134,10 +135,34 @@ impl TernaryMatrix {
         if let Some(at) = out.words.iter().position(|w| w & (w >> 1) & ZERO_WORD != 0) {
             return Err(format!("code 3 in word {at}, wanted 0, 1 or 2"));
         }
-        if let Some(s) = out.scales.iter().find(|s| !(s.is_finite() && **s >= 0.0)) {
-            return Err(format!("scale {s}, wanted a finite number, 0 or more"));
+        let fits = |s: &f32| s.is_finite() && *s >= 0.0 && f16::from_f32(*s).to_f32() == *s;
+        if let Some(s) = out.scales.iter().find(|s| !fits(s)) {
+            return Err(format!("scale {s}, wanted a number that f16 holds, 0 or more"));
         }
+        if let (Grouping::Tensor, Some(other)) = (grouping, out.scales.iter().find(|s| **s != out.scales[0]))
+        {
+            return Err(format!("scales {} and {other}, wanted one for the whole matrix", out.scales[0]));
+        }
+        out.clear_unused();
         Ok(out)
+    }
+
+    /// Brings what no weight hangs on into its one form: no negative zero among the scales, trits of 0 where the scale is, and
+    /// codes of 0 behind the end of a row.
+    fn clear_unused(&mut self) {
+        let (groups, words) = (self.row_groups(), self.row_words());
+        for at in 0..self.scales.len() {
+            if self.scales[at] == 0.0 {
+                self.scales[at] = 0.0;
+                let (row, first) = (at / groups, at % groups * self.group);
+                (first..(first + self.group).min(self.cols)).for_each(|col| self.set(row, col, 0));
+            }
+        }
+        if !self.cols.is_multiple_of(CODES_PER_WORD) {
+            let used = (1 << (2 * (self.cols % CODES_PER_WORD))) - 1;
+            let last = self.words.iter_mut().skip(words - 1).step_by(words);
+            last.for_each(|word| *word = *word & used | ZERO_WORD & !used);
+        }
     }
 
     /// Reads values that are ternary already, `[rows, cols]`: in each group −s, 0 and +s for one `s` that f16 can hold.

@@ -87,7 +87,21 @@ fn stored_parts_are_judged() {
     assert!(parts(vec![3], m.scales().to_vec()).unwrap_err().contains("code 3"));
     assert!(parts(vec![], m.scales().to_vec()).unwrap_err().contains("words"));
     assert!(parts(m.words().to_vec(), vec![1.0]).unwrap_err().contains("scales"));
-    assert!(parts(m.words().to_vec(), vec![f32::NAN, 1.0]).unwrap_err().contains("finite"));
+    for scale in [f32::NAN, f32::INFINITY, -1.0, 0.1, 1e-9] {
+        assert!(parts(m.words().to_vec(), vec![scale, 1.0]).unwrap_err().contains("f16 holds"), "{scale}");
+    }
+    let two = |scales| TernaryMatrix::from_parts(2, 1, Grouping::Tensor, vec![2, 0], scales);
+    assert!(two(vec![0.5, 0.25]).unwrap_err().contains("one for the whole matrix"));
+    assert_eq!(two(vec![0.5, 0.5]).unwrap().trit(1, 0), -1);
+}
+
+#[test]
+fn what_no_weight_hangs_on_has_one_form() {
+    // Trits +1 +1 -1 and, behind the end of the row, codes of -1: the first group has no scale, a negative zero.
+    let m = TernaryMatrix::from_parts(1, 3, Grouping::Size(2), vec![0b00_1010], vec![-0.0, 0.5]).unwrap();
+    assert_eq!([0, 1, 2].map(|col| m.trit(0, col)), [0, 0, -1]);
+    assert_eq!(m, TernaryMatrix::from_values(&[0.0, 0.0, -0.5], 1, 3, Grouping::Size(2)).unwrap());
+    assert!(m.scales()[0].is_sign_positive());
 }
 
 #[test]

@@ -57,7 +57,8 @@ unsafe fn transpose4(rows: [float32x4_t; 4]) -> [float32x4_t; 4] {
 
 impl Simd for Neon {
     const LANES: usize = 8;
-    const REGISTERS: usize = 32;
+    // 32, and a `V` takes two.
+    const REGISTERS: usize = 16;
     const MR: usize = 6;
     const KC: usize = 384;
     const HOLDS_B: bool = true;

@@ -59,7 +59,7 @@ pub struct Heads {
     pub dim: usize,
     pub causal: bool,
     /// What queries, keys, values, weights and gradients are rounded to where they are multiplied. Scores, soft-max and sums
-    /// are f32; so is everything with a cache in pages, where nothing is rounded again.
+    /// are f32. What runs with a cache in pages has f32 here: nothing is rounded again.
     pub precision: Precision,
 }
 

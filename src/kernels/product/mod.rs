@@ -27,7 +27,7 @@ mod operands;
 mod pack;
 mod packed;
 mod register_tile;
-mod rounding;
+pub(super) mod rounding;
 mod symmetric;
 #[cfg(target_arch = "x86_64")]
 mod tiles;

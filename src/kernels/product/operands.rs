@@ -57,8 +57,10 @@ impl<'a> View<'a> {
     /// Panics unless an `m x n` matrix lies inside the data.
     pub(super) fn check(&self, m: usize, n: usize) {
         if m > 0 && n > 0 {
-            let last = (m - 1) * self.rs + (n - 1) * self.cs;
-            assert!(last < self.data.len(), "a [{m}, {n}] view ends at {last} of {}", self.data.len());
+            let (rows, columns) = ((m - 1).checked_mul(self.rs), (n - 1).checked_mul(self.cs));
+            let last = rows.zip(columns).and_then(|(rows, columns)| rows.checked_add(columns));
+            let inside = last.is_some_and(|last| last < self.data.len());
+            assert!(inside, "a [{m}, {n}] view ends at {last:?} of {}", self.data.len());
         }
     }
 }
@@ -99,8 +101,9 @@ impl Target<'_> {
     /// Panics unless `m` rows of `n` values lie inside the data.
     pub(super) fn check(&self, m: usize, n: usize) {
         let Target { data, stride, .. } = self;
+        let end = m.checked_sub(1).map(|rows| rows.checked_mul(*stride).and_then(|at| at.checked_add(n)));
         assert!(
-            m == 0 || *stride >= n && data.len() >= (m - 1) * stride + n,
+            end.is_none_or(|end| *stride >= n && end.is_some_and(|end| end <= data.len())),
             "[{m}, {n}], {stride} apart, in {} values",
             data.len()
         );
