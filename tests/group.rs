@@ -353,15 +353,19 @@ fn more_processes_than_sequences_are_refused() {
 
 /// What each of three processes of a run is told when the second one does `harm` before step 6.
 fn harmed(lab: &Lab, harm: impl Fn(&mut Trainer) -> Result<()> + Sync) -> Vec<String> {
+    harmed_as(Run { size: 3, ..ONE }, lab, harm)
+}
+
+fn harmed_as(run: Run, lab: &Lab, harm: impl Fn(&mut Trainer) -> Result<()> + Sync) -> Vec<String> {
     // Nobody is harmed while another still waits for the first steps' last word.
     let all = Barrier::new(3);
-    lab.each(Run { size: 3, ..ONE }, |rank, together| {
+    lab.each(run, |rank, together| {
         let mut recipe = lab.recipe();
         let out = lab.path("harmed");
         fs::create_dir_all(&out).unwrap();
         recipe.train.steps = 5;
         let mut trainer = lab.trainer(recipe, None);
-        train::meet(&mut trainer, together, "", false).unwrap();
+        train::meet(&mut trainer, together, "", run.shard).unwrap();
         let never = AtomicBool::new(false);
         train::run(&mut trainer, &out, &never, &mut Seen::default()).unwrap();
         all.wait();
@@ -421,4 +425,22 @@ fn one_that_goes_away_ends_all() {
         "{said:?}"
     );
     assert_eq!(checkpoint::list(&lab.path("harmed")).len(), 1, "the last checkpoint is whole");
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_ends_all_with_the_reason() {
+    for shard in [false, true] {
+        let lab = Lab::new();
+        let said = harmed_as(Run { size: 3, shard, ..ONE }, &lab, |_| {
+            let folder = checkpoint::folder(&lab.path("harmed"));
+            fs::rename(&folder, lab.path("moved")).unwrap();
+            fs::write(folder, "in the way").unwrap();
+            Ok(())
+        });
+        assert!(said[0].contains("cannot create") && said[0].contains("checkpoints"), "{shard}: {said:?}");
+        assert!(
+            said[1..].iter().all(|text| text.is_empty() || text.contains("cannot create")),
+            "{shard}: {said:?}"
+        );
+    }
 }

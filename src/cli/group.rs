@@ -19,7 +19,7 @@ pub struct GroupArgs {
     /// Keep the optimizer's moments once over all processes, not once in each
     #[arg(long)]
     shard_optimizer: bool,
-    /// Seconds that a process waits for the others before it gives the job up
+    /// Seconds that a process waits for the others, once texts and models are read, before it gives the job up
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     patience: u64,
 }

@@ -99,6 +99,10 @@ fn save(run: &Path, trainer: &mut Trainer) -> Result<PathBuf> {
         true => checkpoint::save(run, trainer),
         false => checkpoint::help_to_save(trainer).map(|()| checkpoint::path(run, trainer.progress.step)),
     };
+    if saved.is_err() && trainer.together.shards().is_some() {
+        // The others may still be sending their moments: this process cannot ask them whether they agree.
+        return saved;
+    }
     trainer.together.agree(saved)
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use super::group::{Link, Reduced, Spent, Values, gather_in_pieces, share};
+use super::group::{Link, Reduced, Spent, Values, gather_bytes, share};
 use super::shards::Shards;
 use crate::error::{Error, Result};
 use crate::model::{Decoder, Gradients, Latents, Outlet};
@@ -270,7 +270,7 @@ impl Together {
         link.call(move |group| {
             let mut bytes = vec![0; all];
             bytes[parts[rank].clone()].copy_from_slice(&own);
-            gather_in_pieces(group, Values::Bytes(&mut bytes), &parts)?;
+            gather_bytes(group, &mut bytes, &parts)?;
             Ok(bytes)
         })
     }

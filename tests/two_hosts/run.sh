@@ -98,7 +98,9 @@ for each in $what; do
         echo "went on: step $before before, $(step_of "$scratch/stall") after"
         # The one of rank 0 asks all to stop.
         kill -TERM "$(ours | head -1)"
-        wait %% && echo "stopped in order: $(grep Stopped "$scratch/stall.log")"
+        # Each on a line of its own: left of && a failure would be passed over.
+        wait %%
+        grep Stopped "$scratch/stall.log"
         ;;
     gone)
         echo "== the link goes"

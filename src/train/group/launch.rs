@@ -2,12 +2,13 @@
 
 use std::ffi::OsString;
 
-/// What tells of a launcher, and what it counts its processes in, where it says so: Open MPI's `mpirun`; MPICH's and
-/// Intel's, and `srun --mpi=pmi2`; anything that speaks PMIx, `srun --mpi=pmix` as well.
-const VARIABLES: [(&str, Option<&str>); 3] = [
-    ("OMPI_COMM_WORLD_RANK", Some("OMPI_COMM_WORLD_SIZE")),
-    ("PMI_RANK", Some("PMI_SIZE")),
-    ("PMIX_RANK", None),
+/// What tells of a launcher, and what it counts its processes in: Open MPI's `mpirun`; MPICH's and Intel's, and
+/// `srun --mpi=pmi2`; `srun --mpi=pmix`, where PMIx itself counts nothing and a shell that Slurm started is one process, too;
+/// anything else that speaks PMIx.
+const VARIABLES: [(&str, &str); 3] = [
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("PMIX_RANK", "SLURM_STEP_NUM_TASKS"),
 ];
 
 /// How this process was started.
@@ -56,7 +57,7 @@ fn launch_of(variable: impl Fn(&str) -> Option<String>) -> Option<Launch> {
     let number = |name: &str| variable(name)?.parse::<usize>().ok();
     VARIABLES.into_iter().find_map(|(rank, size)| {
         number(rank)?;
-        let launch = Launch { variable: rank, size: size.and_then(number) };
+        let launch = Launch { variable: rank, size: number(size) };
         (launch.size != Some(1)).then_some(launch)
     })
 }
@@ -91,6 +92,10 @@ mod tests {
         assert_eq!(of(&[("PMI_RANK", "x"), ("PMI_SIZE", "2")]), None);
         let hydra = of(&[("PMI_RANK", "0"), ("PMI_SIZE", "2")]).unwrap();
         assert_eq!(hydra.libraries()[0], "libmpich.so.12");
-        assert_eq!(of(&[("PMIX_RANK", "1")]).unwrap().libraries()[0], "libmpi.so.40");
+        let pmix = of(&[("PMIX_RANK", "1")]).unwrap();
+        assert_eq!((pmix.size, pmix.libraries()[0].to_str()), (None, Some("libmpi.so.40")));
+        let slurm = |tasks| of(&[("PMIX_RANK", "0"), ("SLURM_STEP_NUM_TASKS", tasks)]);
+        assert_eq!(slurm("1"), None, "a shell, or one process");
+        assert_eq!(slurm("8").unwrap().size, Some(8));
     }
 }

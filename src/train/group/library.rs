@@ -30,6 +30,7 @@ struct Api<H> {
     add: H,
     in_place: *mut c_void,
     ignore: *mut c_void,
+    initialized: unsafe extern "C" fn(*mut c_int) -> c_int,
     init: unsafe extern "C" fn(*mut c_int, *mut c_void, c_int, *mut c_int) -> c_int,
     finalize: unsafe extern "C" fn() -> c_int,
     abort: unsafe extern "C" fn(H, c_int) -> c_int,
@@ -194,6 +195,7 @@ unsafe fn functions<H>(library: &Library, name: &OsString, h: Handles<H>) -> Res
         no_request: h.no_request,
         in_place: h.in_place as *mut c_void,
         ignore: h.ignore as *mut c_void,
+        initialized: function!(b"MPI_Initialized"),
         init: function!(b"MPI_Init_thread"),
         finalize: function!(b"MPI_Finalize"),
         abort: function!(b"MPI_Abort"),
@@ -212,10 +214,18 @@ unsafe fn functions<H>(library: &Library, name: &OsString, h: Handles<H>) -> Res
 }
 
 /// # Safety
-/// `api` is that of the library, which nobody has initialised.
+/// `api` is that of the library.
 unsafe fn start<H: Copy + 'static>(api: Api<H>, launch: &Launch, name: &OsString) -> Result<Box<dyn Group>> {
-    let (mut level, mut rank, mut size, mut len) = (0, 0, 0, 0);
+    let (mut level, mut rank, mut size, mut len, mut before) = (0, 0, 0, 0, 0);
     let mut text = [0 as c_char; TEXT];
+    // SAFETY: this one may be called at any time; the pointer is to a variable.
+    if unsafe { (api.initialized)(&mut before) } != 0 || before != 0 {
+        return Err(Error::usage(format!(
+            "{}: found MPI in use in this process already (by a training before this one, or by another library), wanted one \
+             training a process",
+            name.display()
+        )));
+    }
     // SAFETY: the pointers are to variables that outlive the calls, the text is longer than MPI's longest; a program may
     // initialise without its arguments. `text` ends with a zero, as it was zeros.
     let (codes, place) = unsafe {

@@ -13,7 +13,7 @@ mod values;
 
 pub use launch::{Launch, launched, threads_of_each};
 pub use link::{Link, Maker, Reduced, Spent, gone};
-pub use sum::{Way, gather_in_pieces, share};
+pub use sum::{Way, gather_bytes, share};
 pub use threads::{Thread, threads};
 pub use values::Values;
 

@@ -131,6 +131,28 @@ pub fn gather_in_pieces(group: &mut dyn Group, mut all: Values<'_>, parts: &[Ran
     pieces(parts, PIECE).try_for_each(|piece| group.gather(all.reborrow(), &piece))
 }
 
+/// [`gather_in_pieces`] of bytes, of which there may be more than MPI counts to: each piece by way of a buffer, where its
+/// places are small numbers.
+pub fn gather_bytes(group: &mut dyn Group, all: &mut [u8], parts: &[Range<usize>]) -> Result<()> {
+    let mut buffer = Vec::new();
+    pieces(parts, PIECE).try_for_each(|piece| {
+        let mut end = 0;
+        let mut within = Vec::with_capacity(piece.len());
+        for part in &piece {
+            within.push(end..end + part.len());
+            end += part.len();
+        }
+        buffer.resize(end, 0);
+        let rank = group.rank();
+        buffer[within[rank].clone()].copy_from_slice(&all[piece[rank].clone()]);
+        group.gather(Values::Bytes(&mut buffer), &within)?;
+        for (part, within) in piece.iter().zip(&within) {
+            all[part.clone()].copy_from_slice(&buffer[within.clone()]);
+        }
+        Ok(())
+    })
+}
+
 /// Parts cut into pieces that are exchanged one after the other.
 fn pieces(parts: &[Range<usize>], values: usize) -> impl Iterator<Item = Vec<Range<usize>>> {
     let step = (values / parts.len()).max(1);
@@ -225,6 +247,32 @@ mod tests {
         assert!(worst < 2f64.powi(-9) * 4.0 / steps as f64 * 4.0, "off by {worst} of the largest");
         let once = &reduced(size, Way::Bf16, None, 1, of)[0][0];
         assert!(once.iter().all(|x| reference::bf16(*x) == *x), "sums are bf16");
+    }
+
+    #[test]
+    fn bytes_are_gathered_in_pieces_that_are_smaller_than_their_places() {
+        // Parts that are not equal, one of them empty, of more than a piece.
+        let lens = [PIECE, 5, 0, 2 * PIECE / 3];
+        let len: usize = lens.iter().sum();
+        let parts: Vec<Range<usize>> = lens
+            .iter()
+            .scan(0, |end, len| Some((*end, *end += len).0))
+            .zip(lens)
+            .map(|(s, l)| s..s + l)
+            .collect();
+        let byte = |at: usize| (at * 31 % 251) as u8 + 1;
+        std::thread::scope(|scope| {
+            for mut group in threads(lens.len()) {
+                let parts = &parts;
+                scope.spawn(move || {
+                    let own = parts[group.rank()].clone();
+                    let mut all: Vec<u8> = (0..len).map(|at| byte(at) * own.contains(&at) as u8).collect();
+                    gather_bytes(&mut group, &mut all, parts).unwrap();
+                    assert!(all.iter().enumerate().all(|(at, found)| *found == byte(at)), "{own:?}");
+                    group.finish().unwrap();
+                });
+            }
+        });
     }
 
     #[test]
