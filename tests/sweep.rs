@@ -90,6 +90,7 @@ fn a_plan_that_cannot_be_run_is_named_before_anything_is_trained() {
         "recipe = 'copy'\nseeds = [0]\n[grid]\n'train.lr' = [1e-3]\nlr = 3",
     )
     .unwrap();
+    fs::write(dir.path().join("slip.toml"), "recipe = 'copy'\nseed = [0]").unwrap();
     for (args, wanted) in [
         (&["copy", "--grid", "train.lr"][..], "wanted KEY=VALUE"),
         (&["copy", "--grid", "train.lr=1e-3,1e-3"], "each once"),
@@ -98,10 +99,14 @@ fn a_plan_that_cannot_be_run_is_named_before_anything_is_trained() {
         (&["copy", "--seeds", "1,1"], "each once"),
         (&["copy", "--grid", "train.lr=1e-3", "--grid", "train.lr=2e-3"], "--grid train.lr: found twice"),
         (&["copy", "--grid", "data.val_fraction=0.1,0.2"], "the same one for all"),
+        (&["copy", "--grid", "train.muon_lr=0.1,0.2"], "change nothing (only muon uses it)"),
         (&["shakespeare", "--grid", "data.train=['a.txt'],['b.txt']"], "with data.val"),
         (&["copy", "--jobs", "0"], "--jobs 0"),
         (&["nothing.toml"], "no such file"),
-        (&["plan.toml"], "sweep"),
+        (&["plan.toml"], "sweep: found"),
+        (&["slip.toml"], "unknown field `seed`, expected one of `recipe`"),
+        (&["copy", "--seeds", "18446744073709551615"], "at most 9223372036854775807"),
+        (&["copy", "--table", "--out", "nothere"], "no sweep.toml"),
     ] {
         let out = sweep(dir.path(), args);
         assert!(!out.status.success() && said(&out).contains(wanted), "{args:?}: {}", said(&out));

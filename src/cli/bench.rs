@@ -72,9 +72,16 @@ pub fn run(args: BenchArgs) -> Result<()> {
     }
 }
 
+/// Of a measurement.
+const MOST_STEPS: u64 = 1_000_000;
+/// Tokens of the batches that are stored.
+const MOST_EXPORTED: u128 = 1 << 28;
+
 fn train(args: TrainArgs) -> Result<()> {
-    if args.steps == 0 {
-        return Err(Error::usage("--steps 0: wanted 1 or more"));
+    for (option, n, least) in [("--steps", args.steps, 1), ("--warmup", args.warmup, 0)] {
+        if !(least..=MOST_STEPS).contains(&n) {
+            return Err(Error::usage(format!("{option} {n}: wanted {least} to {MOST_STEPS}")));
+        }
     }
     let mut table = recipe::read(args.recipe.as_ref())?;
     // Neither texts nor pretrained weights are read.
@@ -92,6 +99,7 @@ fn train(args: TrainArgs) -> Result<()> {
         recipe::set(&mut table, "model.tie_embeddings", false.into())?;
     }
     let recipe = recipe::resolve(args.recipe.as_ref(), table)?;
+    recipe::tell_idle(&recipe, &args.set);
     let mut together = args.group.join()?;
     let trainer = together.agree(setup_random(recipe, args.group.among(&together)));
     let mut trainer = trainer.map_err(|error| together.fail(error))?;
@@ -213,9 +221,13 @@ fn export(dir: &Path, trainer: &Trainer, steps: u64) -> Result<()> {
     std::fs::create_dir(&model).map_err(Error::io("create", &model))?;
     trainer.save_model(&model, Form::Latent)?;
     let t = &trainer.recipe.train;
-    let sequences = steps as usize * t.accumulate * t.batch;
-    let (mut inputs, mut targets) =
-        (vec![0; sequences * trainer.source.seq()], vec![0; sequences * trainer.source.seq()]);
+    let sequences = steps as u128 * t.accumulate as u128 * t.batch as u128;
+    let tokens = sequences * trainer.source.seq() as u128;
+    if tokens > MOST_EXPORTED {
+        let wanted = format!("at most {MOST_EXPORTED} tokens in all steps");
+        return Err(Error::input(dir, "--export", tokens, wanted));
+    }
+    let (mut inputs, mut targets) = (vec![0; tokens as usize], vec![0; tokens as usize]);
     trainer.source.fill(0, &mut inputs, &mut targets);
     let shape = vec![steps as usize, t.accumulate, t.batch, trainer.source.seq()];
     let tensor = |name: &str, data| Tensor { name: name.into(), shape: shape.clone(), data: Data::U32(data) };

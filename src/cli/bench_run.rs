@@ -124,6 +124,11 @@ impl Shape {
     }
 }
 
+/// Of a prompt, and of what is made after it.
+const MOST_TOKENS: usize = 1 << 24;
+/// Sequences of a pass.
+const MOST_TOGETHER: usize = 1024;
+
 pub fn run(args: RunArgs) -> Result<()> {
     let least = [("--prompt", args.prompt), ("--gen", args.made), ("--rounds", args.rounds)];
     if let Some((name, _)) =
@@ -133,6 +138,11 @@ pub fn run(args: RunArgs) -> Result<()> {
     }
     if let (Some(path), Some(shape)) = (&args.write, args.shape) {
         return write(path, shape, &args);
+    }
+    let most = [("--prompt", &args.prompt, MOST_TOKENS), ("--gen", &args.made, MOST_TOKENS)];
+    let batches = args.batch.iter().map(|n| ("--batch", n, MOST_TOGETHER));
+    if let Some((name, n, most)) = most.into_iter().chain(batches).find(|(_, n, most)| *n > most) {
+        return Err(Error::usage(format!("{name} {n}: wanted 1 to {most}")));
     }
     let positions = args.prompt + args.made + 1;
     let start = Instant::now();

@@ -7,7 +7,7 @@ use super::output;
 use super::sampling::{self, SamplingArgs};
 use super::speculation::SpeculationArgs;
 use crate::error::Result;
-use crate::generate::{Sampler, Session};
+use crate::generate::{Sampler, Session, judge_prompt};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -53,7 +53,9 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let stop = if args.ignore_eos { &[] } else { tokenizer.stop_ids() };
     let mut session = Session::new(&decoder, &tokenizer, args.kv.format(args.precision));
     session.speculate(args.speculation.with(draft.as_ref(), &decoder))?;
-    session.set_tokens(tokenizer.encode_prompt(&prompt)?);
+    let tokens = tokenizer.encode_prompt(&prompt)?;
+    judge_prompt(&tokens, &tokenizer, &decoder.config)?;
+    session.set_tokens(tokens);
     if !args.json {
         output::piece(&prompt);
     }

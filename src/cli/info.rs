@@ -31,13 +31,17 @@ Examples:
   ternlm info model.gguf
   ternlm info MODEL --json
   ternlm info MODEL --estimate --context 4096
-  ternlm info --recipe copy > my.toml")]
+  ternlm info --recipe copy > my.toml
+  ternlm info --keys")]
 pub struct InfoArgs {
     /// A model directory, a packed or GGUF file, or the folder of a run; without it: this machine
     path: Option<PathBuf>,
     /// Print the TOML of a recipe, with its comments
     #[arg(long, value_name = "NAME", conflicts_with_all = ["path", "json"])]
     recipe: Option<String>,
+    /// Print every key that a recipe can have, with defaults and values
+    #[arg(long, conflicts_with_all = ["path", "json", "recipe"])]
+    keys: bool,
     /// Positions that the memory is told for [default: 2048, or all that the model has]
     #[arg(long, value_name = "N", requires = "path")]
     context: Option<usize>,
@@ -52,6 +56,10 @@ pub struct InfoArgs {
 pub fn run(args: InfoArgs) -> Result<()> {
     if let Some(name) = &args.recipe {
         say!("{}", recipe::text(name.as_ref())?.trim_end());
+        return Ok(());
+    }
+    if args.keys {
+        say!("{}", recipe::KEYS.trim_end());
         return Ok(());
     }
     let Some(path) = &args.path else {

@@ -24,12 +24,13 @@ mod tokenizer;
 mod train;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command as Process, ExitCode};
+use std::sync::OnceLock;
 
 use crate::config::{Inputs, KvFormat};
 use crate::error::{Error, Result};
@@ -100,10 +101,31 @@ pub fn main() -> ExitCode {
     call(std::env::args_os()).into()
 }
 
+/// How this program is started, where that is not by its own file: what `ternlm sweep` starts trainings with.
+static STARTED_BY: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// Says that commands are run by another program, such as an interpreter, with these arguments before those of a command.
+pub fn started_by(program: Vec<OsString>) {
+    let _ = STARTED_BY.set(program);
+}
+
+/// A process that takes the arguments of a command.
+fn this_program() -> Result<Process> {
+    match STARTED_BY.get().map(|all| &all[..]) {
+        Some([program, arguments @ ..]) => {
+            let mut process = Process::new(program);
+            process.args(arguments);
+            Ok(process)
+        }
+        _ => Ok(Process::new(std::env::current_exe().map_err(Error::io("find", "this program"))?)),
+    }
+}
+
 /// Runs the command of these arguments, the first of which is the program's name, and says what went wrong in one sentence;
 /// the exit status. Wrong arguments end the process.
 pub fn call(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    let done = match Cli::try_parse_from(arguments) {
+    let parsed = signed(Cli::command()).try_get_matches_from(arguments);
+    let done = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => start(cli),
         Err(error) if error.use_stderr() => error.exit(),
         // The help or the version.
@@ -126,6 +148,15 @@ pub fn call(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
+/// With negative numbers as values, which each option judges for itself: they are no options of one letter.
+fn signed(command: clap::Command) -> clap::Command {
+    let signed_arg = |arg: clap::Arg| match arg.get_action().takes_values() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    command.mut_args(signed_arg).mut_subcommands(signed)
+}
+
 fn start(cli: Cli) -> Result<()> {
     let level = match &cli.command {
         _ if cli.verbose => "ternlm=debug",
@@ -133,15 +164,20 @@ fn start(cli: Cli) -> Result<()> {
         Command::Serve(_) => "ternlm=warn,ternlm::serve=info",
         _ => "ternlm=warn",
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TERNLM_LOG").unwrap_or_else(|_| level.into());
+    tell_log(level);
+    threads(cli.threads)?;
+    run(cli.command)
+}
+
+/// From here on says on the standard error what is logged, at these levels unless `TERNLM_LOG` says others; once in a process.
+pub fn tell_log(levels: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TERNLM_LOG").unwrap_or_else(|_| levels.into());
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(output::coloured())
         .log_internal_errors(false)
         .try_init();
-    threads(cli.threads)?;
-    run(cli.command)
 }
 
 fn run(command: Command) -> Result<()> {
@@ -201,7 +237,7 @@ pub fn model_dir(path: &Path) -> Result<PathBuf> {
         .ok_or_else(|| {
             let wanted =
                 "a model directory with a config.json, a packed or GGUF file, or the folder of a run";
-            Error::input(path, "model", if path.exists() { "neither" } else { "nothing there" }, wanted)
+            Error::input(path, "model", if path.exists() { "none of them" } else { "nothing there" }, wanted)
         })
 }
 

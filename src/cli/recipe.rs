@@ -20,6 +20,9 @@ pub const BUILT_IN: [(&str, &str); 9] = [
     ("qwen3-0.6b-blocks", include_str!("../../recipes/qwen3-0.6b-blocks.toml")),
 ];
 
+/// Every key, its default and its values.
+pub const KEYS: &str = include_str!("../../recipes/keys.md");
+
 /// The recipe of a run, in its folder.
 pub const FILE: &str = "recipe.toml";
 /// Bytes of a recipe; ours have about a thousand.
@@ -49,7 +52,7 @@ pub fn read(name: &Path) -> Result<Table> {
 
 /// The table that the text of the file `path` holds.
 pub fn parse(path: &Path, text: &str) -> Result<Table> {
-    text.parse().map_err(|e: toml::de::Error| Error::input(path, "TOML", one_line(&e), "a recipe"))
+    text.parse().map_err(|e: toml::de::Error| Error::input(path, "TOML", where_in(text, &e), "a recipe"))
 }
 
 /// The recipe of the run in the folder `run`; `None` where there is none.
@@ -90,6 +93,14 @@ pub fn set_text(table: &mut Table, assignment: &str) -> Result<()> {
     set(table, key.trim(), value)
 }
 
+/// Warns of each `key=value` of `--set` that changes nothing.
+pub fn tell_idle(recipe: &Recipe, assignments: &[String]) {
+    let keys = assignments.iter().filter_map(|text| text.split_once('='));
+    for (key, why) in keys.filter_map(|(key, _)| Some((key.trim(), recipe.idle(key.trim())?))) {
+        tracing::warn!("--set {key} changes nothing: {why}");
+    }
+}
+
 /// Fills in what the table does not say of the model.
 pub fn set_model(table: &mut Table, model: &ModelConfig) {
     let all = Table::try_from(model).expect("a model has a TOML form");
@@ -103,9 +114,16 @@ pub fn set_model(table: &mut Table, model: &ModelConfig) {
 
 /// The recipe that the table describes, every default filled in. Values are not yet judged.
 pub fn from_table(name: &Path, table: Table) -> Result<Recipe> {
-    table
-        .try_into()
-        .map_err(|e: toml::de::Error| Error::input(name, "recipe", one_line(&e), "a known key and value"))
+    // A table has lost its lines: as text again it has some, and the error the one that it is about.
+    let text = toml::to_string(&table).expect("a table has a TOML form");
+    toml::from_str(&text).map_err(|e| {
+        Error::input(
+            name,
+            key_at(&text, &e).as_deref().unwrap_or("recipe"),
+            one_line(&e),
+            "a known key and value",
+        )
+    })
 }
 
 /// [`from_table`], and every value judged.
@@ -122,6 +140,24 @@ pub fn to_toml(recipe: &Recipe) -> String {
 
 fn one_line(error: &toml::de::Error) -> String {
     error.message().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// What is wrong in a TOML text, and in which of its lines.
+fn where_in(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    match line {
+        Some(line) => format!("{} (line {line})", one_line(error)),
+        None => one_line(error),
+    }
+}
+
+/// The key, with its table, of the line that an error is about.
+fn key_at(text: &str, error: &toml::de::Error) -> Option<String> {
+    let at = error.span()?.start.min(text.len());
+    let (before, rest) = text.split_at(text[..at].rfind('\n').map_or(0, |end| end + 1));
+    let (key, _) = rest.lines().next()?.split_once(" = ")?;
+    let table = before.lines().rev().find_map(|line| line.strip_prefix('[')?.strip_suffix(']'));
+    Some(table.into_iter().chain([key]).collect::<Vec<_>>().join("."))
 }
 
 #[cfg(test)]
@@ -162,7 +198,15 @@ mod tests {
     fn a_wrong_key_or_value_is_named() {
         for (assignment, wanted) in [
             ("train.lrr=1", "unknown field `lrr`"),
-            ("train.lr=fast", "invalid type"),
+            ("train.lr=fast", "copy: train.lr: found invalid type: string \"fast\""),
+            ("seed=-1", "copy: seed: found invalid"),
+            ("model.heads='2'", "copy: model.heads: found invalid type: string \"2\", expected usize"),
+            ("data.val=in.txt", "copy: data.val: found invalid type: string \"in.txt\""),
+            ("ternary.group=-1", "copy: ternary.group: found group \"-1\": wanted a number of inputs"),
+            ("ternary.group=1.5", "copy: ternary.group: found a number of inputs, 1 or more, or \"tensor\""),
+            ("name='../x'", "copy: name: found \"../x\", wanted 1 to 100 characters"),
+            ("report.min_accuracy=80", "report.min_accuracy: found 80, wanted 0 to 1"),
+            ("report.max_train_loss=nan", "report.max_train_loss: found NaN, wanted 0 or more"),
             ("train.lr=-1", "train.lr: found -1"),
             ("train.steps=0", "train.steps: found 0"),
             ("model.kv_heads=3", "kv_heads: found 3, wanted a divisor of heads (4)"),
@@ -175,6 +219,8 @@ mod tests {
                 set_text(&mut table, assignment).and_then(|()| resolve("copy".as_ref(), table)).unwrap_err();
             assert!(error.to_string().contains(wanted), "{assignment}: {error}");
         }
+        let line = parse("a.toml".as_ref(), "name = 'a'\nlr = = 3").unwrap_err().to_string();
+        assert!(line.starts_with("a.toml: TOML: found") && line.contains("(line 2)"), "{line}");
         assert!(read("no-such-recipe".as_ref()).unwrap_err().to_string().contains("wiki-75m"));
     }
 }

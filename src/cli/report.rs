@@ -1,7 +1,9 @@
 //! `ternlm report`
 
 use clap::Args;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::report;
@@ -24,11 +26,18 @@ pub struct ReportArgs {
     #[arg(long)]
     json: bool,
     /// The page that compares several runs [default: comparison.html]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
     out: Option<PathBuf>,
     /// Replace what is at --out
     #[arg(long)]
     force: bool,
+}
+
+/// Whether a page that compares runs stands there.
+fn is_comparison(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(1024).read_to_end(&mut start));
+    read.is_ok() && String::from_utf8_lossy(&start).contains(" runs · ternlm report</title>")
 }
 
 pub fn run(args: ReportArgs) -> Result<()> {
@@ -36,10 +45,11 @@ pub fn run(args: ReportArgs) -> Result<()> {
         if args.json {
             super::say_json(&report::compare(&args.runs)?);
         } else {
-            if let Some(out) = &args.out {
-                super::export::refuse_existing(out, "--out", args.force)?;
-            }
+            let asked = args.out.is_some();
             let out = args.out.unwrap_or_else(|| "comparison.html".into());
+            // Of pages that nobody named, one of ours may go.
+            let force = args.force || !asked && is_comparison(&out);
+            super::export::refuse_existing(&out, "--out", force)?;
             report::write_comparison(&args.runs, &out)?;
             say!("{}", out.display());
         }

@@ -24,10 +24,10 @@ pub struct SamplingArgs {
     #[arg(long, default_value_t = 1.0)]
     repetition_penalty: f32,
     /// Taken from the logits of tokens that were made before
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.0)]
     presence_penalty: f32,
     /// Taken from the logit of a token for each time that it was made before
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.0)]
     frequency_penalty: f32,
     /// The same seed gives the same text
     #[arg(long, default_value_t = 0)]

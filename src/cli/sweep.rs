@@ -5,7 +5,7 @@ use indicatif::ProgressBar;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -71,6 +71,9 @@ pub fn run(args: SweepArgs) -> Result<()> {
     let name = stem.unwrap_or(args.plan.as_os_str());
     let out = args.out.clone().unwrap_or_else(|| Path::new("sweeps").join(name));
     if args.table {
+        if !out.join(FILE).is_file() {
+            return Err(Error::input(&out, "--out", format!("no {FILE}"), "the folder of a sweep"));
+        }
         return show(&plan, &out);
     }
     let threads = rayon::current_num_threads();
@@ -103,7 +106,10 @@ pub fn run(args: SweepArgs) -> Result<()> {
 fn plan(args: &SweepArgs) -> Result<Plan> {
     let options =
         !(args.grid.is_empty() && args.seeds.is_empty() && args.set.is_empty() && args.data.is_empty());
-    let is_plan = recipe::built_in(&args.plan).is_none() && recipe::read(&args.plan)?.contains_key("seeds");
+    let is_plan = recipe::built_in(&args.plan).is_none() && {
+        let table = recipe::read(&args.plan)?;
+        ["recipe", "seeds"].iter().any(|key| table.contains_key(*key))
+    };
     let mut plan = match (is_plan, options) {
         (true, false) => Plan::read(&args.plan)?,
         (true, true) => {
@@ -139,6 +145,8 @@ fn plan(args: &SweepArgs) -> Result<Plan> {
 /// That every run's recipe is one, before the first is trained.
 fn judge_runs(plan: &Plan) -> Result<()> {
     let named = recipe::read(&plan.recipe)?;
+    // Keys of the grid, as long as no run uses them.
+    let mut idle: BTreeMap<&String, &str> = plan.grid.keys().map(|key| (key, "")).collect();
     for run in plan.runs() {
         let mut table = named.clone();
         if !plan.data.is_empty() {
@@ -148,17 +156,23 @@ fn judge_runs(plan: &Plan) -> Result<()> {
         run.assignments(&plan.set).try_for_each(|text| recipe::set_text(&mut table, &text))?;
         if table.contains_key("init") {
             // Judged with the model that it starts from.
+            idle.clear();
             continue;
         }
-        let recipe = recipe::resolve(&plan.recipe, table).map_err(|why| {
-            Error::usage(format!("{} with {}: {why}", plan.recipe.display(), Run::label(&run.settings)))
-        })?;
+        let recipe = recipe::resolve(&plan.recipe, table)
+            .map_err(|why| Error::usage(format!("{}: {why}", Run::name(&run.settings))))?;
         if plan.grid.contains_key("data.train") && recipe.data.val.is_empty() {
             let wanted = "with data.val, the same text to be judged by for all";
             return Err(Error::usage(format!("grid of data.train: found no such text, wanted it {wanted}")));
         }
+        idle.retain(|key, why| recipe.idle(key).map(|found| *why = found).is_some());
     }
-    Ok(())
+    match idle.pop_first() {
+        Some((key, why)) => Err(Error::usage(format!(
+            "grid of {key}: found values that change nothing ({why}), wanted a key that some run uses"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The keys with their values, none of them twice.
@@ -238,7 +252,7 @@ fn train_all(plan: &Plan, out: &Path, jobs: usize, threads: usize) -> Result<Vec
                 Ok(()) => {}
                 Err(_) if stop.load(Ordering::SeqCst) => return,
                 Err(why) => {
-                    let label = format!("{}, seed {}: {why}", Run::label(&run.settings), run.seed);
+                    let label = format!("{}, seed {}: {why}", Run::name(&run.settings), run.seed);
                     bar.suspend(|| tell!("{label}"));
                     failed.lock().expect("no thread panics while it is held").push(label);
                 }
@@ -272,8 +286,7 @@ fn train(
         std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }
     let open = || File::create(&log).map_err(Error::io("write", &log));
-    let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
-    let mut command = Command::new(&program);
+    let mut command = super::this_program()?;
     command.args(["--threads", &threads.to_string(), "train"]).arg(&plan.recipe);
     command.arg("--out").arg(&folder).args(["--seed", &run.seed.to_string()]);
     if !plan.data.is_empty() {
@@ -294,7 +307,7 @@ fn train(
         if stop.load(Ordering::SeqCst) {
             return Err(Error::usage("stopped before it began"));
         }
-        let child = command.spawn().map_err(Error::io("run", &program))?;
+        let child = command.spawn().map_err(Error::io("run", command.get_program()))?;
         all.push(child.id());
         child
     };
@@ -302,7 +315,7 @@ fn train(
         {
             // A process that has been waited for is none of those that are running.
             let mut all = all();
-            if let Some(status) = child.try_wait().map_err(Error::io("wait for", &program))? {
+            if let Some(status) = child.try_wait().map_err(Error::io("wait for", command.get_program()))? {
                 all.retain(|id| *id != child.id());
                 break status;
             }
@@ -336,7 +349,7 @@ fn tables(plan: &Plan, out: &Path, bar: &ProgressBar) -> Result<Results> {
     let results = Results::read(plan, out)?;
     results.write(out)?;
     sweep::write_page(plan, &results, out)?;
-    let best = results.rows.first().and_then(|row| Some((row.sample?, Run::label(&row.settings))));
+    let best = results.rows.first().and_then(|row| Some((row.sample?, Run::name(&row.settings))));
     if let Some((best, label)) = best {
         bar.set_message(format!("best {:.4} {label}", best.mean));
     }
@@ -348,7 +361,7 @@ fn show(plan: &Plan, out: &Path) -> Result<()> {
     let results = tables(plan, out, &ProgressBar::hidden())?;
     say!("{}; lower is better", results.figure);
     let labels: BTreeMap<usize, String> =
-        results.rows.iter().enumerate().map(|(i, row)| (i, Run::label(&row.settings))).collect();
+        results.rows.iter().enumerate().map(|(i, row)| (i, Run::name(&row.settings))).collect();
     let width = labels.values().map(|label| label.chars().count()).max().unwrap_or(0);
     for (i, row) in results.rows.iter().enumerate() {
         let (mean, spread) = match row.sample {

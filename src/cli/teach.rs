@@ -59,12 +59,13 @@ pub fn run(args: TeachArgs) -> Result<()> {
         recipe::set(&mut table, "data.train", Value::Array(args.data.iter().map(text).collect()))?;
     }
     args.set.iter().try_for_each(|assignment| recipe::set_text(&mut table, assignment))?;
+    let teacher = super::model_dir(&args.teacher)?;
     let mut distill = Table::new();
-    distill.insert("teacher".into(), text(&args.teacher));
+    distill.insert("teacher".into(), text(&teacher));
     table.insert("distill".into(), Value::Table(distill));
     // Where the training is to start from a model, its tokenizer is the teacher's, too.
     if table.get("needs_init") == Some(&Value::Boolean(true)) && !table.contains_key("init") {
-        table.insert("init".into(), text(&args.teacher));
+        table.insert("init".into(), text(&teacher));
     }
     let recipe = recipe::resolve(&args.recipe, table)?;
     let cache = args.cache.clone().unwrap_or_else(default_cache_dir);

@@ -11,7 +11,7 @@ use toml::Table;
 
 use super::group::GroupArgs;
 use super::{recipe, thousands};
-use crate::config::{Recipe, Task};
+use crate::config::{Recipe, Task, judge_name};
 use crate::error::{Error, Result};
 use crate::files::{self, FolderLock, path_text, read_text};
 use crate::finish;
@@ -59,7 +59,7 @@ pub struct TrainArgs {
     /// Text files or folders to train on (.txt, .jsonl, .parquet)
     #[arg(long, num_args = 1..)]
     data: Vec<PathBuf>,
-    /// Start from this pretrained model: a Hugging Face directory, a packed or GGUF file
+    /// Start from this pretrained model: a Hugging Face directory, a packed or GGUF file, or the folder of a run
     #[arg(long)]
     init: Option<PathBuf>,
     /// Learn from this model, too (recipe key distill.teacher): one of the same tokenizer, in a form that --init takes
@@ -75,7 +75,7 @@ pub struct TrainArgs {
     /// With --resume: go on with another text than the one trained on so far
     #[arg(long, requires = "resume")]
     other_data: bool,
-    /// Change a key of the recipe, as in train.lr=1e-3; may be repeated
+    /// Change a key of the recipe, as in train.lr=1e-3; may be repeated (ternlm info --keys lists them)
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Where tokenised texts are kept [default: TERNLM_CACHE, or the user's cache folder]
@@ -124,14 +124,18 @@ pub fn train(
     follow(arguments.of, stop, Some(observer))
 }
 
-fn follow(args: TrainArgs, stop: &AtomicBool, told: Option<&mut dyn Observer>) -> Result<Outcome> {
+fn follow(mut args: TrainArgs, stop: &AtomicBool, told: Option<&mut dyn Observer>) -> Result<Outcome> {
+    // The folder of a run means its model. Whether there is one is judged where it is needed.
+    for path in [&mut args.init, &mut args.teacher].into_iter().flatten() {
+        *path = super::model_dir(path).unwrap_or(std::mem::take(path));
+    }
     let mut together = args.group.join()?;
     let leads = together.leads();
     let prepared = prepare(&args, &mut together);
     let prepared = together.agree(prepared).map_err(|error| together.fail(error))?;
     let Prepared { mut trainer, out, named, recorded, _lock } = prepared;
+    together.set_patience(args.group.patience())?;
     let met = train::meet(&mut trainer, together, &args.group.describe(), args.group.shard());
-    let met = met.and_then(|()| trainer.together.set_patience(args.group.patience()));
     let met = met.and_then(|()| match leads {
         true => files::write_bytes(out.join(recipe::FILE), recipe::to_toml(&trainer.recipe).as_bytes()),
         false => Ok(()),
@@ -190,6 +194,7 @@ fn prepare(args: &TrainArgs, together: &mut Together) -> Result<Prepared> {
 fn set_up(args: &TrainArgs, leads: bool, among: usize) -> Result<Prepared> {
     let named = recipe::read(&args.recipe)?;
     let name = named.get("name").and_then(|n| n.as_str()).unwrap_or("run").to_string();
+    judge_name(&name, &args.recipe)?;
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(&name));
     let (start, lock) = match args.resume {
         true => resumed(args, &name, &out, leads)?,
@@ -231,7 +236,7 @@ fn started(args: &TrainArgs, named: &Table, out: &Path, leads: bool) -> Result<(
             // The shape that such a recipe states is the usual one.
             table.remove("model");
         }
-        recipe::set_model(&mut table, &ModelFiles::open(dir.as_ref())?.description.model);
+        recipe::set_model(&mut table, &ModelFiles::open(&super::model_dir(dir.as_ref())?)?.description.model);
         overrides(args, &mut table)?;
     }
     let recipe = absolute(recipe::resolve(&args.recipe, table)?);
@@ -245,6 +250,9 @@ fn started(args: &TrainArgs, named: &Table, out: &Path, leads: bool) -> Result<(
             "--data: found a path, wanted none: {} makes its own sequences",
             recipe.name
         )));
+    }
+    if leads {
+        recipe::tell_idle(&recipe, &args.set);
     }
     let lock = leads.then(|| FolderLock::acquire(out)).transpose()?;
     if leads && (out.join(recipe::FILE).exists() || !checkpoint::list(out).is_empty()) {

@@ -437,6 +437,16 @@ impl Default for ReportConfig {
 /// The share of the steps by which every ternary weight is one: the last steps are those of the model that is stored.
 const ALL_TERNARY: f32 = 0.9;
 
+/// Judges the name of a recipe, which is that of a folder and stands in a line of a terminal.
+pub fn judge_name(name: &str, file: &Path) -> Result<()> {
+    let fits = |c: char| !c.is_control() && c != '/' && c != '\\';
+    if (1..=100).contains(&name.chars().count()) && name.chars().all(fits) && name != "." && name != ".." {
+        return Ok(());
+    }
+    let wanted = "1 to 100 characters, none of them / or \\ or a control character, and not . or ..";
+    Err(Error::input(file, "name", format!("{name:?}"), wanted))
+}
+
 impl Recipe {
     /// How the training learns from a teacher, if it does.
     pub fn taught(&self) -> Option<&DistillConfig> {
@@ -448,6 +458,7 @@ impl Recipe {
         let bad = |field: &str, found: &dyn std::fmt::Display, wanted: &str| {
             Err(Error::input(file, field, found, wanted))
         };
+        judge_name(&self.name, file)?;
         if self.needs_init && self.init.is_none() {
             return bad("init", &"nothing", "the directory of a pretrained model (--init DIR)");
         }
@@ -517,6 +528,15 @@ impl Recipe {
             }
             if self.task != Task::Lm {
                 return bad("distill", &"a teacher", "none: the task makes its own sequences");
+            }
+        }
+        let bars = [
+            ("report.max_train_loss", self.report.max_train_loss, f64::MAX),
+            ("report.min_accuracy", self.report.min_accuracy, 1.0),
+        ];
+        for (field, bar, high) in bars {
+            if let Some(bar) = bar.filter(|bar| !(0.0..=high).contains(bar)) {
+                return bad(field, &bar, if high == 1.0 { "0 to 1" } else { "0 or more" });
             }
         }
         let t = &self.train;

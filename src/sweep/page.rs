@@ -97,10 +97,7 @@ fn table(title: String, rows: &[Row], results: &Results) -> Table {
     let place = |x: f64| if high > low { 100.0 * (x - low) / (high - low) } else { 50.0 };
     let best = rows.iter().filter_map(|row| row.sample).min_by(|a, b| a.mean.total_cmp(&b.mean));
     let strips = rows.iter().map(|row| Strip {
-        label: match Run::label(&row.settings) {
-            label if label.is_empty() => "the recipe".into(),
-            label => label,
-        },
+        label: Run::name(&row.settings),
         mean: row.sample.map_or("–".into(), |s| significant(s.mean, 5)),
         spread: row
             .sample
@@ -148,7 +145,7 @@ fn curves(results: &Results, dir: &Path) -> Vec<Curve> {
         .iter()
         .filter(|row| !row.figures.is_empty())
         .take(CURVES)
-        .map(|row| (Run::label(&row.settings), bands(row, dir)))
+        .map(|row| (Run::name(&row.settings), bands(row, dir)))
         .collect();
     let top = some.iter().filter_map(|(_, bands)| {
         // The fall of the first steps would leave little room for all others.

@@ -63,7 +63,10 @@ impl Plan {
         let text = read_text(path, MAX_BYTES)?;
         let plan: Plan = toml::from_str(&text).map_err(|e| {
             let why = e.message().split_whitespace().collect::<Vec<_>>().join(" ");
-            Error::input(path, "sweep", why, "recipe, seeds, and tables set and grid")
+            let line =
+                e.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            let wanted = "recipe, seeds, and tables set and grid";
+            Error::input(path, "sweep", format!("{why} (line {line})"), wanted)
         })?;
         plan.judge(path)?;
         Ok(plan)
@@ -76,8 +79,9 @@ impl Plan {
         let mut seeds = self.seeds.clone();
         seeds.sort_unstable();
         seeds.dedup();
-        if seeds.is_empty() || seeds.len() < self.seeds.len() {
-            return bad("seeds", format!("{:?}", self.seeds), "one or more, each once");
+        if seeds.is_empty() || seeds.len() < self.seeds.len() || seeds.iter().any(|s| *s > i64::MAX as u64) {
+            let wanted = format!("one or more, each once, at most {}", i64::MAX);
+            return bad("seeds", format!("{:?}", self.seeds), &wanted);
         }
         for (key, values) in &self.grid {
             let field = format!("grid.{key:?}");
@@ -155,8 +159,13 @@ impl Plan {
 }
 
 impl Run {
-    /// `train.lr=0.001, ternary.scope=all`, or nothing without a grid.
-    pub fn label(settings: &[(String, Value)]) -> String {
+    /// `train.lr=0.001, ternary.scope=all`, or words that say so without a grid.
+    pub fn name(settings: &[(String, Value)]) -> String {
+        if settings.is_empty() { "the recipe as it is".into() } else { Self::label(settings) }
+    }
+
+    /// As [`Run::name`], but nothing without a grid.
+    fn label(settings: &[(String, Value)]) -> String {
         let one = |(key, value): &(String, Value)| format!("{key}={}", shown(value));
         settings.iter().map(one).collect::<Vec<_>>().join(", ")
     }

@@ -61,9 +61,9 @@ impl Serialize for Grouping {
 impl<'de> Deserialize<'de> for Grouping {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged)]
+        #[serde(untagged, expecting = "a number of inputs, 1 or more, or \"tensor\"")]
         enum Raw {
-            Size(u64),
+            Size(i64),
             Name(String),
         }
         let text = match Raw::deserialize(input)? {

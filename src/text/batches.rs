@@ -26,8 +26,7 @@ impl Batches {
         assert!(seq > 0, "a sequence has tokens");
         if len <= seq {
             return Err(Error::usage(format!(
-                "the corpus has {len} tokens, and one sequence needs {} (train.seq + 1): use more text or a smaller \
-                 train.seq",
+                "data.train: found {len} tokens, wanted {} or more (train.seq + 1): use more text or a smaller train.seq",
                 seq.saturating_add(1)
             )));
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, Saved};
 use super::teacher::LESSONS;
-use crate::config::{DataConfig, ModelConfig, OptimizerKind, Order, Recipe, Scale, ScheduleKind, Task};
+use crate::config::{DataConfig, ModelConfig, Order, Recipe};
 use crate::error::{Error, Result};
 use crate::files::Bundle;
 use crate::formats::{Description, hf};
@@ -151,16 +151,32 @@ fn brief(hash: &str) -> String {
 }
 
 /// What follows the wanted value where `key`, which `asked` changes, cannot take effect; `None` where it can.
-fn refusal(key: &str, asked: &Recipe) -> Option<&'static str> {
-    let (t, lm) = (&asked.train, asked.task == Task::Lm);
-    let unused = |used: bool, why| (!used).then_some(why);
+fn refusal(key: &str, asked: &Recipe) -> Option<String> {
+    let idle = asked.idle(key);
     match key {
+        // A report is made again.
+        _ if key.starts_with("report.") => None,
+        // Which model or lessons it is, their digest judges.
+        _ if key.starts_with("distill.") => None,
+        _ if idle.is_some() => idle.map(|why| format!(": {why}")),
+        // Epochs are counted in windows: another length would make another place of the cursor.
+        "train.seq" => (asked.data.order == Order::Epoch).then(|| {
+            ": with data.order = \"epoch\" the place in the text is counted in windows of it".to_string()
+        }),
         "train.steps"
         | "train.batch"
         | "train.accumulate"
         | "train.precision"
         | "train.recompute"
         | "train.lr"
+        | "train.beta1"
+        | "train.beta2"
+        | "train.eps"
+        | "train.momentum"
+        | "train.muon_lr"
+        | "train.muon_steps"
+        | "train.cautious"
+        | "train.scale_lr"
         | "train.weight_decay"
         | "train.weight_decay_until"
         | "train.clip"
@@ -168,46 +184,20 @@ fn refusal(key: &str, asked: &Recipe) -> Option<&'static str> {
         | "train.dropout"
         | "train.schedule"
         | "train.warmup"
+        | "train.floor"
+        | "train.decay_fraction"
         | "train.log_every"
         | "train.eval_every"
         | "train.eval_sequences"
         | "train.save_every"
         | "train.keep"
-        // Which model or lessons it is, their digest judges.
-        | "distill.teacher"
-        | "distill.lessons"
-        | "distill.weight"
-        | "distill.temperature"
-        | "distill.direction"
-        | "distill.relations"
-        | "distill.relation_layer" => None,
-        "train.beta1" | "train.beta2" | "train.eps" => {
-            unused(t.optimizer != OptimizerKind::Sgd, ": sgd does not use it")
-        }
-        "train.momentum" => unused(t.optimizer != OptimizerKind::AdamW, ": adamw does not use it"),
-        "train.muon_lr" | "train.muon_steps" | "train.cautious" => {
-            unused(t.optimizer == OptimizerKind::Muon, ": only muon uses it")
-        }
-        "train.scale_lr" => {
-            unused(asked.ternary.scale == Scale::Learned, ": only learned scales (ternary.scale) use it")
-        }
-        "train.floor" => {
-            unused(t.schedule != ScheduleKind::Constant, ": a constant schedule does not use it")
-        }
-        "train.decay_fraction" => {
-            unused(t.schedule == ScheduleKind::Linear, ": only a linear schedule uses it")
-        }
-        // Epochs are counted in windows: another length would make another place of the cursor.
-        "train.seq" if lm => unused(
-            asked.data.order == Order::Random,
-            ": with data.order = \"epoch\" the place in the text is counted in windows of it",
-        ),
         // The fingerprint of the text judges.
-        "data.train" | "data.val" | "data.val_fraction" | "data.field" | "data.join" => {
-            unused(lm, ": the task makes its own sequences")
-        }
-        _ if key.starts_with("report.") => None,
-        _ => Some(", as at the start"),
+        | "data.train"
+        | "data.val"
+        | "data.val_fraction"
+        | "data.field"
+        | "data.join" => None,
+        _ => Some(", as at the start".to_string()),
     }
 }
 
@@ -273,6 +263,7 @@ fn values(of: &impl Serialize) -> BTreeMap<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{OptimizerKind, Scale, ScheduleKind, Task};
 
     /// A recipe that has every key.
     fn full() -> Recipe {
@@ -326,20 +317,29 @@ mod tests {
     }
 
     #[test]
+    fn every_key_of_a_recipe_is_in_the_list_for_people() {
+        let list = include_str!("../../recipes/keys.md");
+        for key in values(&full()).into_keys() {
+            assert!(list.contains(&format!("`{key}`")), "{key}");
+        }
+    }
+
+    #[test]
     fn what_another_key_switches_off_cannot_change() {
         let mut recipe = full();
         let refused = |recipe: &Recipe, key: &str| refusal(key, recipe).is_some();
         recipe.train.optimizer = OptimizerKind::Sgd;
         recipe.train.schedule = ScheduleKind::Constant;
         recipe.data.order = Order::Epoch;
+        // Learned scales go by Adam.
+        assert!(!refused(&recipe, "train.beta1") && !refused(&recipe, "train.scale_lr"));
+        recipe.ternary.scale = Scale::Absmean;
         for key in
             ["beta1", "beta2", "eps", "muon_lr", "muon_steps", "cautious", "floor", "decay_fraction", "seq"]
         {
             assert!(refused(&recipe, &format!("train.{key}")), "{key}");
         }
-        assert!(!refused(&recipe, "train.momentum") && !refused(&recipe, "train.scale_lr"));
-        recipe.ternary.scale = Scale::Absmean;
-        assert!(refused(&recipe, "train.scale_lr"));
+        assert!(!refused(&recipe, "train.momentum") && refused(&recipe, "train.scale_lr"));
         recipe.train.optimizer = OptimizerKind::AdamW;
         assert!(refused(&recipe, "train.momentum") && !refused(&recipe, "train.eps"));
         recipe.task = Task::Copy;

@@ -39,3 +39,46 @@ fn a_tokenizer_may_end_texts_with_a_token_that_the_model_has_no_row_for() {
     lab.ok(&["verify", "run"]);
     lab.resumes(&["--set", "train.steps=3"]);
 }
+
+#[test]
+fn a_change_without_effect_is_told() {
+    let lab = Lab::new();
+    let train = |name, sets: &[&str]| {
+        let sets = sets.iter().flat_map(|set| ["--set", set]);
+        lab.ok(&["train", "tiny.toml", "--out", name].into_iter().chain(sets).collect::<Vec<_>>())
+    };
+    let said = train("run", &["train.cautious=true", "train.lr=1e-3", "train.weight_decay_until=3"]);
+    assert!(said.contains("--set train.cautious changes nothing: only muon uses it"), "{said}");
+    assert!(
+        said.contains("--set train.weight_decay_until changes nothing: train.weight_decay is 0"),
+        "{said}"
+    );
+    assert_eq!(said.matches("changes nothing").count(), 2, "{said}");
+    let said = train("muon", &["train.cautious=true", "train.optimizer=muon", "train.muon_lr=0.01"]);
+    assert!(!said.contains("changes nothing"), "{said}");
+}
+
+#[test]
+fn a_name_that_leads_elsewhere_is_refused() {
+    let lab = Lab::new();
+    for name in ["../x", "", ".", "a/b", "red\\u001b[31m"] {
+        lab.write("named.toml", lab.read("tiny.toml").replace("\"tiny\"", &format!("\"{name}\"")));
+        lab.fails(&["train", "named.toml"], &["named.toml: name: found", "1 to 100 characters"]);
+        assert!(!lab.path("runs").exists() && !lab.path("x").exists(), "{name}");
+    }
+}
+
+#[test]
+fn the_folder_of_a_run_is_a_model_to_start_and_to_learn_from() {
+    let lab = Lab::trained(&[]);
+    let lines = lab.read("tiny.toml").replace("\"tiny\"", "\"again\"").replace("tokenizer = \"bytes\"", "");
+    lab.write("again.toml", lines);
+    let again = ["train", "again.toml", "--init", "run", "--teacher", "run", "--out", "again"];
+    lab.ok(&again);
+    assert!(lab.read("again/recipe.toml").contains("run/model\""));
+    lab.fails(&["train", "again.toml", "--init", "nowhere"], &["nowhere: model: found nothing there"]);
+    lab.fails(&["info", "text.txt"], &["kind: found neither", "packed model"]);
+    lab.fails(&["generate", "run", "--prompt", "x", "--temperature", "-1"], &["temperature: found -1"]);
+    let long = "word ".repeat(40);
+    lab.fails(&["generate", "run", "--prompt", &long], &["tokens of prompt"]);
+}

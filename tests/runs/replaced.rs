@@ -90,6 +90,9 @@ fn a_comparison_is_a_page_of_its_own() {
     lab.ok(&["report", "run", "other", "--out", "page.html", "--force"]);
     lab.ok(&["report", "run", "other"]);
     lab.ok(&["report", "run", "other"]);
+    lab.write("comparison.html", "mine");
+    lab.fails(&["report", "run", "other"], &["comparison.html", "--force"]);
+    assert_eq!(lab.read("comparison.html"), "mine");
 }
 
 #[test]
