@@ -13,7 +13,7 @@ path, prompt = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "Once upon a t
 model = ternlm.Model.load(path)
 print(model)
 
-proof = ternlm.verify(path + "/model" if path.startswith("runs/") else path)
+proof = ternlm.verify(path)
 print("ternary" if proof["pass"] else "NOT TERNARY", "by groups of", proof["group"])
 
 name = proof["tensors"][0]["name"]

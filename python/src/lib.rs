@@ -1,4 +1,5 @@
-//! ternlm for Python. Arrays go in and out as NumPy's; whatever computes lets other Python threads run meanwhile.
+//! ternlm for Python. Arrays go in and out as NumPy's; what takes long (models, trainings, proofs, texts) lets other Python threads run
+//! meanwhile.
 
 mod matrix;
 mod model;
@@ -7,6 +8,14 @@ mod training;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::ffi::OsString;
+
+#[global_allocator]
+static MEMORY: ternlm::kernels::LargePages = ternlm::kernels::LargePages;
+
+/// What the library logs of a module's work is told as it is of a command's.
+fn tell_log() {
+    ternlm::cli::tell_log("ternlm=warn");
+}
 
 pyo3::create_exception!(_ternlm, TernlmError, PyValueError, "A file, a value or a request that cannot be used.");
 
@@ -19,9 +28,11 @@ fn wrong(text: impl Into<String>) -> PyErr {
     TernlmError::new_err(text.into())
 }
 
-/// Runs the command line with these arguments, the first of which is the program's name; its exit status.
+/// Runs the command line with these arguments, the first of which is the program's name; its exit status. `program` starts a
+/// process that does the same.
 #[pyfunction]
-fn call(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
+fn call(py: Python<'_>, arguments: Vec<OsString>, program: Vec<OsString>) -> u8 {
+    ternlm::cli::started_by(program);
     py.detach(|| ternlm::cli::call(arguments))
 }
 

@@ -12,12 +12,13 @@ use ternlm::model::{self, Decoder, Sequences, State};
 use ternlm::text::Tokenizer;
 
 use crate::matrix::{TernaryMatrix, array};
-use crate::{raised, wrong};
+use crate::{raised, tell_log, wrong};
 
-/// Proves from the stored files alone that the model at `path` is ternary. A dict: pass, reasons, form, scope, group,
+/// Proves from the stored files alone that the model at `path`, which may be the folder of a run, is ternary. A dict: pass, reasons, form, scope, group,
 /// tensors.
 #[pyfunction]
 pub fn verify<'py>(py: Python<'py>, path: PathBuf) -> PyResult<Bound<'py, PyAny>> {
+    let path = ternlm::cli::model_dir(&path).map_err(raised)?;
     let proof = py.detach(|| measure::verify(&path, &mut |_| {})).map_err(raised)?;
     let text = serde_json::to_string(&proof).map_err(|e| wrong(e.to_string()))?;
     json(py, &text)
@@ -66,6 +67,7 @@ impl Model {
             "int8" => Inputs::Int8,
             _ => return Err(wrong(format!("precision: found {precision:?}, wanted \"f32\" or \"int8\""))),
         };
+        tell_log();
         py.detach(|| {
             let path = ternlm::cli::model_dir(&path)?;
             let mut loaded = model::load(&path, None)?;

@@ -9,7 +9,7 @@ use ternlm::measure::Perplexity;
 use ternlm::train::{Observer, Outcome, StepReport};
 
 use crate::model::figures;
-use crate::raised;
+use crate::{raised, tell_log};
 
 /// Trains as `ternlm train ARGUMENTS` does. `on_metrics` gets a dict with `step` and `loss`, `lr`, `grad_norm`,
 /// `tokens_per_s` of every step that is logged, and `step`, `val_nll`, `val_perplexity` of every validation; returning
@@ -17,6 +17,7 @@ use crate::raised;
 #[pyfunction]
 #[pyo3(signature = (arguments, on_metrics=None))]
 pub fn train(py: Python<'_>, arguments: Vec<OsString>, on_metrics: Option<Py<PyAny>>) -> PyResult<bool> {
+    tell_log();
     let stop = Arc::new(AtomicBool::new(false));
     let mut told = Told { on_metrics, stop: stop.clone(), failed: None };
     let outcome = py.detach(|| ternlm::cli::train(arguments, &stop, &mut told));

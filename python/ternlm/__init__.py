@@ -6,7 +6,9 @@
     ([[0, -1, 0, 1, -1]], [[1.0, 0.375]])
 """
 
+import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -24,7 +26,8 @@ def train(recipe, *, data=(), init=None, out=None, seed=None, resume=False, sett
     is logged (step, loss, lr, grad_norm, tokens_per_s) and of every validation (step, val_nll, val_perplexity); returning
     False ends the training after the step at hand, with a checkpoint to resume from.
 
-    Returns True when the training came to its end. Raises TernlmError where a file or a setting cannot be used.
+    Returns True when the training came to its end. Raises TernlmError where a file or a setting cannot be used, and where the
+    model that was trained misses a bar of the recipe (report.min_accuracy, report.max_train_loss); it is stored all the same.
     """
     arguments = [str(recipe)]
     if data:
@@ -41,14 +44,21 @@ def train(recipe, *, data=(), init=None, out=None, seed=None, resume=False, sett
 
 def _toml(value):
     """A setting as a recipe spells it."""
+    if hasattr(value, "tolist"):  # NumPy's
+        value = value.tolist()
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (str, Path)):
-        return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+        # JSON escapes what TOML does; a character outside of its plane 0 stays as it is, in both.
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return repr(value)
+    if isinstance(value, (int, float)):
+        return repr(value)
+    raise TypeError(f"a setting is a text, a number, True, False or a list of these, not {value!r}")
 
 
 def _command_line():
-    sys.exit(_ternlm.call(sys.argv))
+    # Python's own handler would wait until the command has ended.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(_ternlm.call(sys.argv, [sys.executable, "-m", "ternlm"]))
