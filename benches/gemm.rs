@@ -1,5 +1,5 @@
 //! The three products of a linear layer at the shapes of `wiki-75m`, against the FMA peak measured in the same process.
-//! Each result is checked before it is timed. Run it with `cargo bench --bench gemm`.
+//! Each forward result is checked before it is timed. Run it with `cargo bench --bench gemm`.
 
 mod common;
 

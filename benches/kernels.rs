@@ -1,4 +1,4 @@
-//! Every kernel beside the linear products, at the shapes of `wiki-75m`, against what the machine can do at most: the
+//! The kernels of a step beside the linear products, at the shapes of `wiki-75m`, against what the machine can do at most: the
 //! FMA peak for attention, the speed of reading memory for the rest. Each result is checked before it is timed. Run it
 //! with `cargo bench --bench kernels`, or with a part of a name for some: `cargo bench --bench kernels -- attention`.
 //!

@@ -122,7 +122,7 @@ fn rotated(dir: &Path, config: &ModelConfig, scope: Scope) -> PathBuf {
 
 #[test]
 fn a_rotated_start_is_the_same_function_in_every_format() {
-    let _isa = common::on_this_isa();
+    let _one_at_a_time = common::on_this_isa();
     let configs = [models::qwen3(), ModelConfig { tie_embeddings: true, ..models::llama() }];
     for (config, scope) in configs.iter().flat_map(|config| [(config, Scope::All), (config, Scope::Blocks)]) {
         let dir = tempfile::tempdir().unwrap();

@@ -113,7 +113,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 #[test]
 fn the_text_is_that_without_proposals() {
-    let _isa = common::on_this_isa();
+    let _one_at_a_time = common::on_this_isa();
     let tokenizer = Tokenizer::bytes();
     let mut counts = [(0, 0); 3];
     for seed in 0..3 {
@@ -164,7 +164,7 @@ fn the_text_is_that_without_proposals() {
 /// is what a new session makes of the same tokens.
 #[test]
 fn a_text_ends_in_the_middle_of_what_was_accepted() {
-    let _isa = common::on_this_isa();
+    let _one_at_a_time = common::on_this_isa();
     let tokenizer = Tokenizer::bytes();
     let decoder = in_form(random(5, (2, 2, 128), Scope::All), FORMS[0]);
     let greedy = SamplingConfig::default();
@@ -221,7 +221,7 @@ fn a_text_ends_in_the_middle_of_what_was_accepted() {
 
 #[test]
 fn after_refusals_a_session_is_as_good_as_new() {
-    let _isa = common::on_this_isa();
+    let _one_at_a_time = common::on_this_isa();
     let tokenizer = Tokenizer::bytes();
     let decoder = in_form(random(8, (4, 2, 512), Scope::All), FORMS[2]);
     let stranger = random(98, (1, 1, 512), Scope::All);
@@ -246,7 +246,7 @@ fn after_refusals_a_session_is_as_good_as_new() {
 
 #[test]
 fn a_draft_model_of_another_vocabulary_is_refused() {
-    let _isa = common::on_this_isa();
+    let _one_at_a_time = common::on_this_isa();
     let tokenizer = Tokenizer::bytes();
     let decoder = random(1, (1, 1, 64), Scope::All);
     let mut config = decoder.config.clone();

@@ -219,6 +219,7 @@ def main(argv):
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: wanted 1 or more")
 
+    args.scratch = args.scratch.absolute()
     args.scratch.mkdir(parents=True, exist_ok=True)
     interpreter = python((args.venv or args.scratch / "venv-infer").absolute())
     peers = binaries(args, interpreter)

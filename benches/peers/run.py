@@ -110,6 +110,8 @@ def bench_steps(name, args, tools, scratch, log):
     warmup = max(warmup, COMPARED - steps)
     offered = variant.get("sides", [side for side in STEP_SIDES if side not in BF16_SIDES])
     sides = [side for side in asked(STEP_SIDES, args) if side in offered]
+    if not sides:
+        raise Failed(f"--sides: {name} has none of these, but {', '.join(offered)}")
     threads = ["--threads", args.threads]
     # OMP_NUM_THREADS reaches the libraries that do not ask PyTorch.
     peer_env = {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)} | variant.get("env", {})
@@ -245,6 +247,7 @@ def main():
     if args.rounds < 1 or args.threads < 1 or (args.steps is not None and args.steps < 1):
         parser.error("--rounds, --steps and --threads: wanted 1 or more")
 
+    args.scratch = args.scratch.absolute()
     args.scratch.mkdir(parents=True, exist_ok=True)
     interpreter, versions = python((args.venv or args.scratch / "venv").absolute())
     tools = {"python": interpreter, "ternlm": args.ternlm.absolute() if args.ternlm else build()}

@@ -126,6 +126,10 @@ def main():
                         help="models are written there once and stay; otherwise they are deleted afterwards")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there")
     args = parser.parse_args()
+    # Some processes run elsewhere.
+    for name in ("llama_server", "ternlm", "scratch"):
+        if getattr(args, name):
+            setattr(args, name, getattr(args, name).absolute())
     ternlm = args.ternlm or Path(build())
     most = max(args.streams)
     with tempfile.TemporaryDirectory(prefix="ternlm-serve-") as folder, open(Path(folder) / "log", "w+") as log:
