@@ -1,5 +1,10 @@
 """Right values come from NumPy, in the words of the number contract."""
 
+import json
+import subprocess
+import sys
+import tomllib
+
 import numpy as np
 import pytest
 
@@ -82,7 +87,8 @@ def test_a_training_tells_what_happens_and_its_model_runs(run):
     steps = [m for m in seen if "loss" in m]
     assert steps[0]["loss"] > 4 > steps[-1]["loss"] and any("val_nll" in m for m in seen)
     model = ternlm.Model.load(out)
-    assert ternlm.verify(out / "model")["pass"] and model.config["hidden_size"] == 64
+    assert ternlm.verify(out / "model")["pass"] and ternlm.verify(out) == ternlm.verify(out / "model")
+    assert model.config["hidden_size"] == 64
     tokens = model.encode("the cat")
     logits = model.logits(tokens)
     assert logits.shape == (7, model.config["vocab_size"]) and np.isfinite(logits).all()
@@ -111,3 +117,24 @@ def test_a_training_ends_when_told_and_an_exception_comes_through(run, tmp_path)
 
     with pytest.raises(KeyError, match="mine"):
         ternlm.train("shakespeare-bytes", data=[text], out=tmp_path / "b", settings=settings, on_metrics=fails)
+
+
+@pytest.mark.parametrize("value, meant", [
+    (np.float64(1e-3), 1e-3), (np.int32(3), 3), (np.bool_(True), True), (["First\nSecond", 'a "b" \\ \x7f é'],) * 2,
+    ("line\nline\t\x01", "line\nline\t\x01"), (np.array([1, 2]), [1, 2]),
+])
+def test_settings_are_spelled_as_toml_has_them(value, meant):
+    assert tomllib.loads("value = " + ternlm._toml(value))["value"] == meant
+
+
+def test_a_setting_of_another_kind_is_refused():
+    with pytest.raises(TypeError, match="a setting is"):
+        ternlm.train("copy", settings={"train.lr": None})
+
+
+def test_the_command_line_starts_processes_of_its_own(tmp_path):
+    command = [sys.executable, "-m", "ternlm", "sweep", "copy", "--seeds", "0,1", "--set", "train.steps=3", "--out", "sweep"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    runs = [json.loads(line) for line in (tmp_path / "sweep" / "results.jsonl").read_text().splitlines()]
+    assert [run["figure"] is not None for run in runs] == [True, True]

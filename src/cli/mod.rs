@@ -241,6 +241,24 @@ pub fn model_dir(path: &Path) -> Result<PathBuf> {
         })
 }
 
+/// What tells whose a folder is.
+const FOLDERS: [(&str, &str); 4] = [
+    (recipe::FILE, "a run"),
+    (hf::FILE_NAME, "a model"),
+    (crate::sweep::FILE, "a sweep"),
+    (formats::lessons::FILE_NAME, "lessons"),
+];
+
+/// Judges the folder `out`, that of a command whose folders hold the file `own`.
+fn judge_folder(out: &Path, own: &str) -> Result<()> {
+    match FOLDERS.into_iter().find(|(file, _)| *file != own && out.join(file).exists()) {
+        None => Ok(()),
+        Some((file, what)) => {
+            Err(Error::input(out, "--out", format!("{what} ({file})"), "a folder without one"))
+        }
+    }
+}
+
 /// Says where a training went on after the model of the run was written.
 fn tell_of_later(run: &Path, newest: Option<&Path>) {
     let Some(step) = newest.and_then(crate::train::checkpoint::step_of) else { return };

@@ -11,7 +11,7 @@ use crate::text::Tokenizer;
 
 #[derive(Args)]
 pub struct SpeculationArgs {
-    /// Guess tokens from the text so far, at most that many at a time: the same text, faster where it repeats itself
+    /// Guess tokens from the text so far, at most that many (10) at a time: the same text, faster where it repeats itself
     #[arg(long, value_name = "TOKENS", num_args = 0..=1, require_equals = true, default_missing_value = "10")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=64))]
     lookup: Option<u64>,

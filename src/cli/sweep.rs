@@ -83,6 +83,7 @@ pub fn run(args: SweepArgs) -> Result<()> {
             args.jobs
         )));
     }
+    super::judge_folder(&out, FILE)?;
     let _lock = FolderLock::acquire(&out)?;
     let file = out.join(FILE);
     if file.is_file()

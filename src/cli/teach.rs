@@ -7,6 +7,7 @@ use toml::{Table, Value};
 use super::{recipe, thousands};
 use crate::error::{Error, Result};
 use crate::files::path_text;
+use crate::formats::lessons;
 use crate::text::default_cache_dir;
 use crate::train::{Teaching, group};
 
@@ -68,6 +69,7 @@ pub fn run(args: TeachArgs) -> Result<()> {
         table.insert("init".into(), text(&teacher));
     }
     let recipe = recipe::resolve(&args.recipe, table)?;
+    super::judge_folder(&args.out, lessons::FILE_NAME)?;
     let cache = args.cache.clone().unwrap_or_else(default_cache_dir);
     let reading = super::bytes_bar("Tokenising");
     let teaching = Teaching::open(&recipe, args.top, args.shard, &args.out, &cache, &|done, total| {

@@ -254,6 +254,7 @@ fn started(args: &TrainArgs, named: &Table, out: &Path, leads: bool) -> Result<(
     if leads {
         recipe::tell_idle(&recipe, &args.set);
     }
+    super::judge_folder(out, recipe::FILE)?;
     let lock = leads.then(|| FolderLock::acquire(out)).transpose()?;
     if leads && (out.join(recipe::FILE).exists() || !checkpoint::list(out).is_empty()) {
         return Err(Error::usage(format!(

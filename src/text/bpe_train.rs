@@ -92,7 +92,7 @@ impl BpeTrainer {
         }
         let words = self.count_words(texts)?;
         if words.is_empty() {
-            return Err(Error::usage("no text to train a tokenizer on"));
+            return Err(Error::usage("the files hold no text to make a vocabulary of"));
         }
         let mut merger = Merger::new(words);
         let wanted = self.vocab_size - self.special.len();

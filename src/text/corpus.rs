@@ -1,5 +1,6 @@
 //! A tokenised corpus, kept in a cache and mapped into memory.
 
+use std::collections::HashSet;
 use std::env;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -58,6 +59,12 @@ impl Corpus {
         }
         let train = sources::list(&data.train)?;
         let val = sources::list(&data.val)?;
+        for path in files_that_are_twice(&train, &val) {
+            tracing::warn!(
+                "{} is trained on more than once, or held out as well as trained on",
+                path.display()
+            );
+        }
         let target = cache.join(key(data, tokenizer, &train, &val));
         if let Some(stored) = corpus_cache::load(&target, tokenizer.vocab_size()) {
             return Ok(stored.into());
@@ -87,6 +94,13 @@ impl Corpus {
         }
         build.writer.publish(&target, train_sums, build.passed_over).map(Corpus::from)
     }
+}
+
+/// Files, by the place they lie in, that stand before in one of the lists.
+fn files_that_are_twice<'a>(train: &'a [DocumentFile], val: &'a [DocumentFile]) -> Vec<&'a Path> {
+    let mut seen = HashSet::new();
+    let all = train.iter().chain(val).map(|file| &*file.path);
+    all.filter(|path| path.canonicalize().is_ok_and(|place| !seen.insert(place))).collect()
 }
 
 /// Tokens of `tokens` that are kept for validation.

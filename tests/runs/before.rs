@@ -59,6 +59,19 @@ fn a_change_without_effect_is_told() {
 }
 
 #[test]
+fn a_text_that_stands_in_two_places_is_told() {
+    let lab = Lab::new();
+    let said = |name, more: &[&str]| lab.ok(&[&["train", "tiny.toml", "--out", name], more].concat());
+    assert!(!said("one", &["--set", "data.val=['other.txt']"]).contains("more than once"));
+    assert!(
+        said("two", &["--data", "text.txt", "./text.txt"])
+            .contains("./text.txt is trained on more than once")
+    );
+    let held_out = said("three", &["--set", "data.val=['text.txt']"]);
+    assert!(held_out.contains("or held out as well as trained on"), "{held_out}");
+}
+
+#[test]
 fn a_name_that_leads_elsewhere_is_refused() {
     let lab = Lab::new();
     for name in ["../x", "", ".", "a/b", "red\\u001b[31m"] {

@@ -79,6 +79,17 @@ fn a_model_is_not_exported_without_its_tokenizer() {
 }
 
 #[test]
+fn a_folder_of_one_kind_does_not_become_one_of_another() {
+    let lab = Lab::trained(&[]);
+    lab.fails(&["sweep", "tiny.toml", "--out", "run"], &["run: --out: found a run (recipe.toml)"]);
+    let teach = ["teach", "tiny.toml", "--teacher", "run", "--out", "run"];
+    lab.fails(&teach, &["run: --out: found a run (recipe.toml)"]);
+    lab.fails(&["train", "tiny.toml", "--out", "run/model"], &["found a model (config.json)"]);
+    lab.ok(&["sweep", "tiny.toml", "--out", "sweep"]);
+    lab.fails(&["train", "tiny.toml", "--out", "sweep"], &["found a sweep (sweep.toml)"]);
+}
+
+#[test]
 fn a_comparison_is_a_page_of_its_own() {
     let lab = Lab::trained(&[]);
     lab.ok(&["train", "tiny.toml", "--out", "other"]);
