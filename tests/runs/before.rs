@@ -64,8 +64,7 @@ fn a_text_that_stands_in_two_places_is_told() {
     let said = |name, more: &[&str]| lab.ok(&[&["train", "tiny.toml", "--out", name], more].concat());
     assert!(!said("one", &["--set", "data.val=['other.txt']"]).contains("more than once"));
     assert!(
-        said("two", &["--data", "text.txt", "./text.txt"])
-            .contains("./text.txt is trained on more than once")
+        said("two", &["--data", "text.txt", "./text.txt"]).contains("text.txt is trained on more than once")
     );
     let held_out = said("three", &["--set", "data.val=['text.txt']"]);
     assert!(held_out.contains("or held out as well as trained on"), "{held_out}");
