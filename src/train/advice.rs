@@ -16,8 +16,9 @@ const RISEN: f64 = 0.05;
 pub struct Advisor {
     highest_lr: f64,
     lr: f64,
-    /// Training losses since the last validation, and of all.
+    /// Training losses since the last validation, the mean of those before it, and all.
     since_validation: Vec<f64>,
+    trained: Option<f64>,
     losses: Vec<f64>,
     /// The record after which no trit has changed.
     quiet_from: Option<u64>,
@@ -33,8 +34,8 @@ pub struct Advisor {
 struct Validation {
     step: u64,
     nll: f64,
-    /// Mean training loss before it.
-    trained: f64,
+    /// Mean training loss before it, where one was recorded.
+    trained: Option<f64>,
 }
 
 impl Advisor {
@@ -42,7 +43,11 @@ impl Advisor {
     pub fn hear(&mut self, record: &Record) -> Option<String> {
         let (nth, text) = match record {
             Record::Train { loss, lr, residual, residuals, .. } => {
-                (self.lr, self.highest_lr) = (*lr, self.highest_lr.max(*lr));
+                if *lr > self.highest_lr {
+                    // Still warming up.
+                    (self.highest_lr, self.quiet_from) = (*lr, None);
+                }
+                self.lr = *lr;
                 let left = residuals.map_or(residual.unwrap_or(0.0), |each| each.largest() as f64);
                 self.soft = left > 0.0;
                 // A loss of other weights than trits is no start for theirs, nor does it compare with validations.
@@ -56,7 +61,7 @@ impl Advisor {
             Record::Ternary { step, tensors } => {
                 let changed: u64 = tensors.iter().map(|t| t.to_zero + t.from_zero + t.sign_flips).sum();
                 let from = *self.quiet_from.get_or_insert(*step);
-                if changed > 0 || tensors.is_empty() {
+                if self.soft || changed > 0 || tensors.is_empty() {
                     self.quiet_from = Some(*step);
                     return None;
                 }
@@ -70,15 +75,17 @@ impl Advisor {
     }
 
     fn diverged(&self) -> Option<String> {
-        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
         if self.losses.len() < 3 * WINDOW {
             return None;
         }
-        let (first, last) = (self.losses[0], mean(&self.losses[self.losses.len() - WINDOW..]));
+        let [first, last] = [&self.losses[..WINDOW], &self.losses[self.losses.len() - WINDOW..]];
+        // Batches differ, and are asked many times: five standard errors of the difference.
+        let noise = 5.0 * ((variance(first) + variance(last)) / WINDOW as f64).sqrt();
+        let [first, last] = [first, last].map(mean);
         let text = format!(
             "the loss is {last:.3} where it began at {first:.3}: the learning rate is too high, or its warm-up too short"
         );
-        (last > first + RISEN).then_some(text)
+        (last > first + noise.max(RISEN)).then_some(text)
     }
 
     fn quiet(&self, steps: u64, size: f64) -> Option<String> {
@@ -91,24 +98,32 @@ impl Advisor {
 
     fn validated(&mut self, step: u64, nll: f64) -> Option<String> {
         let losses = std::mem::take(&mut self.since_validation);
-        let trained = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
-        match self.best {
-            Some(best) if nll >= best.nll => {
-                let memorised = nll > best.nll + RISEN && trained < best.trained;
-                self.worse = if memorised { self.worse + 1 } else { 0 };
-                let text = format!(
-                    "the validation loss has risen from {:.3} after {} steps to {nll:.3}, while the training loss fell from \
-                     {:.3} to {trained:.3}: the text is being learnt by heart. Fewer steps or more text would do better",
-                    best.nll, best.step, best.trained
-                );
-                (self.worse >= 2).then_some(text)
-            }
-            _ => {
-                (self.best, self.worse) = (Some(Validation { step, nll, trained }), 0);
-                None
-            }
+        if !losses.is_empty() {
+            self.trained = Some(mean(&losses));
         }
+        let Some(best) = self.best.filter(|best| nll >= best.nll) else {
+            (self.best, self.worse) = (Some(Validation { step, nll, trained: self.trained }), 0);
+            return None;
+        };
+        let (before, trained) = best.trained.zip(self.trained)?;
+        let memorised = nll > best.nll + RISEN && trained < before;
+        self.worse = if memorised { self.worse + 1 } else { 0 };
+        let text = format!(
+            "the validation loss has risen from {:.3} after {} steps to {nll:.3}, while the training loss fell from \
+             {before:.3} to {trained:.3}: the text is being learnt by heart. Fewer steps or more text would do better",
+            best.nll, best.step
+        );
+        (self.worse >= 2).then_some(text)
     }
+}
+
+fn mean(losses: &[f64]) -> f64 {
+    losses.iter().sum::<f64>() / losses.len() as f64
+}
+
+fn variance(losses: &[f64]) -> f64 {
+    let middle = mean(losses);
+    losses.iter().map(|loss| (loss - middle).powi(2)).sum::<f64>() / (losses.len() - 1) as f64
 }
 
 #[cfg(test)]
@@ -185,11 +200,42 @@ mod tests {
     }
 
     #[test]
+    fn without_a_training_loss_nothing_is_known_of_it() {
+        let losses = [(100, 5.1), (200, 5.3), (300, 5.4), (400, 5.5)];
+        let one = [train(1, 5.0, 1e-3)].into_iter();
+        assert_eq!(all(one.chain(losses.map(|(step, nll)| val(step, nll)))), Vec::<String>::new());
+        assert_eq!(all(losses.map(|(step, nll)| val(step, nll))), Vec::<String>::new());
+        // One line for every two validations.
+        let rare = [
+            train(50, 5.0, 1e-3),
+            val(100, 5.1),
+            val(200, 5.2),
+            train(250, 4.0, 1e-3),
+            val(300, 5.3),
+            val(400, 5.4),
+        ];
+        assert_eq!(all(rare).len(), 1);
+    }
+
+    #[test]
+    fn the_noise_of_batches_is_no_rise() {
+        // An easy first batch of a model that no longer learns.
+        let steady = |n: u64| train(n, 3.0 + if n.is_multiple_of(2) { -0.1 } else { 0.1 }, 1e-3);
+        assert_eq!(all((0..200).map(steady)), Vec::<String>::new());
+        let drawn = |n: u64| {
+            train(n, 3.0 + 0.4 * (crate::random::splitmix64(n) as f64 / u64::MAX as f64 - 0.5), 1e-3)
+        };
+        for seed in 0..50 {
+            assert_eq!(all((0..200).map(|n| drawn(1000 * seed + n))), Vec::<String>::new(), "{seed}");
+        }
+    }
+
+    #[test]
     fn a_loss_above_its_start_is_told() {
         assert_eq!(all((0..40).map(|n| train(n, 5.5 - 0.1 * n as f64, 1e-3))).len(), 0);
         let found = all((0..40).map(|n| train(n, 5.5 + 0.1 * n as f64, 1e-3)));
         assert_eq!(found.len(), 1);
-        assert!(found[0].contains("began at 5.500"), "{found:?}");
+        assert!(found[0].contains("began at 5.950"), "{found:?}");
     }
 
     #[test]
@@ -204,6 +250,19 @@ mod tests {
             record
         };
         assert_eq!(all((0..80).map(annealed)), Vec::<String>::new());
+        // No trit changes while latents learn, nor while the rate is still rising.
+        let still = |residual: f64, lr: fn(u64) -> f64| {
+            all((0..2000).step_by(10).flat_map(|n| {
+                let mut record = train(n, 3.0, lr(n));
+                if let Record::Train { residual: left, .. } = &mut record {
+                    *left = Some(residual);
+                }
+                [record, ternary(n, 0)]
+            }))
+        };
+        assert_eq!(still(1.0, |_| 1e-6), Vec::<String>::new());
+        assert_eq!(still(0.0, |n| 1e-9 * (n + 1) as f64), Vec::<String>::new());
+        assert_eq!(still(0.0, |_| 1e-6).len(), 1);
         // Latents that learn, while what their trits would do gets worse.
         let staged = |n: u64| {
             let mut record = train(n, 5.0 - 0.1 * n as f64, 1e-3);
