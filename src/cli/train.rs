@@ -253,6 +253,12 @@ fn started(args: &TrainArgs, named: &Table, out: &Path, leads: bool) -> Result<(
     }
     if leads {
         recipe::tell_idle(&recipe, &args.set);
+        let (warmup, steps) = (recipe.train.warmup, recipe.train.steps);
+        if warmup >= steps {
+            tracing::warn!(
+                "train.warmup is {warmup} of train.steps = {steps}: the learning rate never reaches train.lr"
+            );
+        }
     }
     super::judge_folder(out, recipe::FILE)?;
     let lock = leads.then(|| FolderLock::acquire(out)).transpose()?;
@@ -305,6 +311,10 @@ fn resumed(args: &TrainArgs, name: &str, out: &Path, leads: bool) -> Result<(Sta
     }
     let newest = checkpoint::list(out).pop();
     let resume = newest.map(|dir| Resume::open(&dir, args.other_data)).transpose()?;
+    if resume.is_none() && table.contains_key("init") {
+        // It starts anew, with the shape of whatever it starts from.
+        table.remove("model");
+    }
     if let Some(resume) = &resume {
         if resume.recipe().is_none() && table.contains_key("init") {
             // Earlier versions recorded the shape in the recipe's file, and trained the one of `init`.

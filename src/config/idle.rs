@@ -25,6 +25,14 @@ impl Recipe {
                 (t.optimizer != OptimizerKind::Muon, "only muon uses it")
             }
             "train.scale_lr" => (!learned, "only learned scales (ternary.scale) use it"),
+            // Learned means undo what it does to the size of a group.
+            "train.weight_decay" => (
+                learned && self.ternary.scope == Scope::All,
+                "learned scales (ternary.scale) give every matrix its size",
+            ),
+            "train.eval_sequences" => {
+                (t.eval_every == 0, "train.eval_every is 0: only the end is measured, in full")
+            }
             "train.weight_decay_until" => (t.weight_decay == 0.0, "train.weight_decay is 0"),
             "train.floor" => (t.schedule == ScheduleKind::Constant, "a constant schedule does not use it"),
             "train.decay_fraction" => (t.schedule != ScheduleKind::Linear, "only a linear schedule uses it"),
@@ -39,11 +47,15 @@ impl Recipe {
             "distill.relation_layer" => {
                 (!self.taught().is_some_and(|d| d.relates()), "distill.relations is 0")
             }
+            "report.prompts" | "report.test" if !lm => (true, "the task makes its own sequences"),
             "report.top_p" if !self.report.prompts.is_empty() => {
                 (self.report.temperature == 0.0, "report.temperature is 0")
             }
             "report.sample_tokens" | "report.temperature" | "report.top_p" => {
                 (self.report.prompts.is_empty(), "report.prompts is empty")
+            }
+            "ternary.start.ends" if self.ternary.scope == Scope::Blocks => {
+                (true, "embedding and head are not ternary (ternary.scope)")
             }
             _ if key.starts_with("ternary.") && key != "ternary.scope" => {
                 let of_start = ["ternary.init_std", "ternary.rotate"].contains(&key);

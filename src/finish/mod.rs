@@ -14,7 +14,7 @@ use crate::measure::{self, Perplexity, Proof, Windows};
 use crate::model::{self, Decoder};
 use crate::report::{self, Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Versions};
 use crate::text::Tokenizer;
-use crate::train::{Trainer, test_text};
+use crate::train::{Residuals, Trainer, test_text};
 
 /// Folder of the finished model in a run's folder.
 pub const MODEL: &str = "model";
@@ -59,7 +59,7 @@ pub fn finish(trainer: &mut Trainer, run: &Path, progress: &mut dyn FnMut(u64, u
         test = on_test_text(trainer, &decoder, tokenizer, progress)?;
         samples = written(trainer, &decoder, tokenizer)?;
     }
-    let checks = bar::checks(&trainer.recipe.report, last_losses(&trainer.losses), accuracy);
+    let checks = bar::checks(&trainer.recipe.report, last_losses(trainer), accuracy);
     let figures = Figures { accuracy, val, test, samples, checks };
     let summary = summary(trainer, &proof, figures);
     report::write(run, &summary)?;
@@ -118,9 +118,11 @@ fn mean(losses: &[f32]) -> f64 {
     losses.iter().map(|&l| l as f64).sum::<f64>() / losses.len().max(1) as f64
 }
 
-/// Mean of the last 20.
-fn last_losses(losses: &[f32]) -> f64 {
-    mean(&losses[losses.len().saturating_sub(20)..])
+/// Mean of the last 20 of steps that were of trits alone.
+fn last_losses(trainer: &Trainer) -> f64 {
+    let Trainer { losses, recipe, .. } = trainer;
+    let of_trits = recipe.train.steps - Residuals::end(&recipe.ternary, recipe.train.steps);
+    mean(&losses[losses.len().saturating_sub(of_trits.min(20) as usize)..])
 }
 
 fn evaluation(p: &Perplexity) -> Evaluation {
@@ -158,7 +160,7 @@ fn summary(trainer: &Trainer, proof: &Proof, figures: Figures) -> Summary {
         tokens: progress.tokens,
         tok_per_s: progress.tokens as f64 / progress.elapsed_s.max(1e-9),
         first5_loss: mean(&trainer.losses[..trainer.losses.len().min(5)]),
-        last20_loss: last_losses(&trainer.losses),
+        last20_loss: last_losses(trainer),
         loss_curve: (1..).zip(trainer.losses.iter().map(|&l| l as f64)).collect(),
         val: figures.val.map(|p| evaluation(&p)),
         test: figures.test,

@@ -1,9 +1,10 @@
 //! What a training costs: arithmetic, memory, and memory traffic, from the shape of the model and the batch.
 
 use super::Trainer;
-use crate::config::{ModelConfig, MomentFormat, OptimizerKind, Scope, TernaryConfig, TrainConfig};
+use crate::config::{ModelConfig, MomentFormat, OptimizerKind, Scale, Scope, TernaryConfig, TrainConfig};
 use crate::kernels::BLOCK;
 use crate::model::{Role, Sequences, cross_entropy};
+use crate::ternary::CODES_PER_WORD;
 
 /// `[out, in]` of the projections of a block.
 fn projections(c: &ModelConfig) -> Vec<[usize; 2]> {
@@ -94,6 +95,24 @@ pub fn annealed_bytes(c: &ModelConfig, t: &TernaryConfig) -> u128 {
     4 * soft.map(|(.., values)| values).sum::<u128>()
 }
 
+/// Bytes that ternary weights take beside their latents: trits and scales, what is remembered of those of the start and of the
+/// last record, and learned scales with their moments.
+pub fn ternary_bytes(c: &ModelConfig, t: &TernaryConfig) -> u128 {
+    let matrices = |scale_bytes: u128| -> u128 {
+        let of = |[rows, cols]: [usize; 2]| {
+            let words = values([rows, cols.div_ceil(CODES_PER_WORD)]);
+            3 * 4 * words + scale_bytes * values([rows, cols.div_ceil(t.group.size(cols).max(1))])
+        };
+        let blocks = c.layers as u128 * projections(c).into_iter().map(of).sum::<u128>();
+        match t.scope {
+            Scope::None => 0,
+            Scope::Blocks => blocks,
+            Scope::All => blocks + ends(c) * of(table(c)),
+        }
+    };
+    matrices(if t.scale == Scale::Learned { 4 * 5 } else { 4 * 2 })
+}
+
 /// Bytes of a teacher's pass over `rows` tokens, without its weights: the activations of a block, and logits. With relations
 /// those of one more block, which are kept, and its queries and keys behind their norms.
 pub fn teacher_pass_bytes(c: &ModelConfig, rows: u128, relations: bool) -> u128 {
@@ -109,10 +128,11 @@ fn passing(c: &ModelConfig) -> usize {
 }
 
 /// Bytes of a training that takes `rows` tokens at a time, in each of `among` processes that share the moments out: latents,
-/// gradients, moments and saved activations.
+/// gradients, moments, saved activations and logits.
 pub fn training_bytes(c: &ModelConfig, t: &TrainConfig, rows: u128, among: usize) -> u128 {
-    let activations =
-        4 * rows * (c.layers as u128 * saved_by_block(c, t.recompute) as u128 + passing(c) as u128);
+    let logits = cross_entropy::logits_at_once(c.vocab_size, usize::try_from(rows).unwrap_or(usize::MAX));
+    let activations = 4 * logits as u128
+        + 4 * rows * (c.layers as u128 * saved_by_block(c, t.recompute) as u128 + passing(c) as u128);
     8 * c.parameters() + own_moment_bytes(c, t, among) + activations
 }
 
@@ -171,7 +191,7 @@ mod tests {
     use crate::formats::tensors::Tensor;
     use crate::kernels::Distillation;
     use crate::model::{Decoder, Gradients, Learning, Relations, State, Teacher};
-    use crate::ternary::Grouping;
+    use crate::ternary::{Grouping, TernaryMatrix};
 
     fn copy() -> Recipe {
         toml::from_str(include_str!("../../recipes/copy.toml")).unwrap()
@@ -279,6 +299,29 @@ mod tests {
             let [without, with] = [false, true].map(|relations| teacher_pass_bytes(&c, 12, relations));
             let normed = if c.qk_norm { 12 * (4 + 2) * 8 } else { 0 };
             assert_eq!(with - without, 4 * (saved + normed) as u128);
+        }
+    }
+
+    #[test]
+    fn trits_take_what_the_formula_says() {
+        for c in shapes() {
+            for (scope, group) in [Scope::None, Scope::Blocks, Scope::All].into_iter().zip([
+                Grouping::Size(24),
+                Grouping::Tensor,
+                Grouping::default(),
+            ]) {
+                let decoder = Decoder::new(&c, scope, group);
+                // The watch has the codes of two moments more, and the scales of one.
+                let of =
+                    |matrix: &TernaryMatrix| 3 * 4 * matrix.words().len() + 2 * 4 * matrix.scales().len();
+                let bytes: usize = decoder.weights().filter_map(|w| w.ternary()).map(of).sum();
+                let mut t = TernaryConfig { scope, group, ..TernaryConfig::default() };
+                assert_eq!(ternary_bytes(&c, &t), bytes as u128, "{scope:?}, {c:?}");
+                t.scale = Scale::Learned;
+                let scales: usize =
+                    decoder.weights().filter_map(|w| w.ternary()).map(|m| m.scales().len()).sum();
+                assert_eq!(ternary_bytes(&c, &t), (bytes + 12 * scales) as u128, "a mean and two moments");
+            }
         }
     }
 

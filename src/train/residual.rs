@@ -7,7 +7,7 @@ use crate::config::{Scope, TernaryConfig};
 use crate::model::Role;
 
 /// The share of the latents in what `step` of `steps`, counted from 0, multiplies with: 1 over the first `start` of them, then
-/// from 1 to 0 on half a cosine over `anneal` of them (Sherry's decaying residual), then 0.
+/// from 1 to 0 on half a cosine over `anneal` of them (Sherry's decaying residual), then 0. The last step is always one of 0.
 ///
 /// ```
 /// use ternlm::train::residual;
@@ -18,7 +18,10 @@ use crate::model::Role;
 /// ```
 pub fn residual(start: f32, anneal: f32, steps: u64, step: u64) -> f32 {
     // 0.2 is above a fifth in f32: a step that begins there is none before it.
-    let steps_of = |share: f64| (share * steps as f64 * (1.0 - f32::EPSILON as f64)).ceil() as u64;
+    let steps_of = |share: f64| {
+        let rounded = (share * steps as f64 * (1.0 - f32::EPSILON as f64)).ceil() as u64;
+        rounded.min(steps.saturating_sub(1))
+    };
     let (first, end) = (steps_of(start as f64), steps_of(start as f64 + anneal as f64));
     let Some(step) = step.checked_sub(first) else { return 1.0 };
     let length = (end - first) as f64;
@@ -51,6 +54,17 @@ impl Residuals {
             attention: of(start.attention),
             ends: (scope == Scope::All).then(|| of(start.ends)),
         })
+    }
+
+    /// The first of `steps`, counted from 0, that every weight takes part in with its trits alone.
+    pub fn end(ternary: &TernaryConfig, steps: u64) -> u64 {
+        let soft = |step| Self::at(ternary, steps, step).is_some_and(|left| left.largest() > 0.0);
+        let (mut first, mut end) = (0, steps);
+        while first < end {
+            let middle = first + (end - first) / 2;
+            if soft(middle) { first = middle + 1 } else { end = middle }
+        }
+        end
     }
 
     pub fn of(&self, role: Role) -> f32 {
@@ -103,6 +117,13 @@ mod tests {
         assert_eq!(stages(0.0, |r| r.feed_forward), "0000000000000000");
         assert_eq!(stages(0.0, |r| r.attention), "1111000000000000");
         assert_eq!(stages(0.0, |r| r.ends.unwrap()), "1111111111000000");
+    }
+
+    #[test]
+    fn however_few_the_steps_the_last_is_of_trits() {
+        let ternary = TernaryConfig { anneal: 0.9, ..TernaryConfig::default() };
+        assert_eq!([1, 2, 5, 9, 10, 100].map(|steps| Residuals::end(&ternary, steps)), [0, 1, 4, 8, 9, 90]);
+        assert_eq!(Residuals::end(&TernaryConfig::default(), 100), 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::Residuals;
 use super::checkpoint::{self, Saved};
 use super::teacher::LESSONS;
 use crate::config::{DataConfig, ModelConfig, Order, Recipe};
@@ -77,6 +78,8 @@ impl Resume {
         let (steps, done) = (asked.train.steps, self.saved.progress.step);
         if steps < done {
             refused.push(format!("train.steps: found {steps}, wanted at least the {done} that are done"));
+        } else if let Some(more) = too_few_of_trits(&was, asked, done) {
+            refused.push(more);
         }
         if refused.is_empty() {
             return Ok(());
@@ -144,6 +147,24 @@ fn judge_teachers(was: Option<&str>, now: Option<&str>) -> Result<()> {
         said(now),
         said(was)
     )))
+}
+
+/// What is wrong with `asked`, which ends sooner than planned, where the `done` steps multiplied with latents: a tenth of a
+/// training is of trits alone.
+fn too_few_of_trits(was: &Recipe, asked: &Recipe, done: u64) -> Option<String> {
+    let enough = |steps: u64| {
+        let end = Residuals::end(&asked.ternary, steps).max(done);
+        steps - end >= (steps / 10).max(1)
+    };
+    let (found, planned) = (asked.train.steps, was.train.steps);
+    let soft = done > 0 && done <= Residuals::end(&was.ternary, planned);
+    if !soft || found >= planned || enough(found) {
+        return None;
+    }
+    let wanted = (found..planned).find(|&steps| enough(steps)).unwrap_or(planned);
+    Some(format!(
+        "train.steps: found {found}, wanted at least {wanted}: no step yet was of trits alone, as a tenth of them are to be"
+    ))
 }
 
 fn brief(hash: &str) -> String {
@@ -302,7 +323,7 @@ mod tests {
         // A new key comes into one of these lists and into DESIGN.md.
         let wanted = "data.order data.sequence data.tokenizer init name needs_init seed task ternary.activations \
                       ternary.anneal ternary.calibrate ternary.group ternary.init_std ternary.rotate ternary.scale ternary.scope ternary.start.attention \
-                      ternary.start.ends ternary.start.feed_forward train.moments train.optimizer";
+                      ternary.start.ends ternary.start.feed_forward train.moments train.optimizer train.weight_decay";
         let fixed: Vec<&str> =
             fixed.iter().map(String::as_str).filter(|key| !key.starts_with("model.")).collect();
         assert_eq!(fixed, wanted.split_whitespace().collect::<Vec<_>>());
@@ -312,7 +333,7 @@ mod tests {
                       report.top_p train.accumulate train.batch train.beta1 train.beta2 train.cautious \
                       train.clip train.decay_fraction train.dropout train.eps train.eval_every train.eval_sequences train.floor train.keep \
                       train.log_every train.lr train.momentum train.muon_lr train.muon_steps train.precision train.recompute \
-                      train.save_every train.scale_lr train.schedule train.seq train.steps train.warmup train.weight_decay train.weight_decay_until train.z_loss";
+                      train.save_every train.scale_lr train.schedule train.seq train.steps train.warmup train.weight_decay_until train.z_loss";
         assert_eq!(free, wanted.split_whitespace().collect::<Vec<_>>());
     }
 

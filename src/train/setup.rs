@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use super::cost::{annealed_bytes, teacher_pass_bytes, training_bytes};
+use super::cost::{annealed_bytes, teacher_pass_bytes, ternary_bytes, training_bytes};
 use super::teacher::Taught;
 use super::{Resume, Source, Synthetic, Trainer, checkpoint, differences};
-use crate::config::{DistillConfig, ModelConfig, OF_THE_TEXT, Recipe, Task};
+use crate::config::{DistillConfig, ModelConfig, OF_THE_TEXT, Recipe, Task, TernaryConfig};
 use crate::error::{Error, Result};
 use crate::files::path_text;
-use crate::formats::{Description, ModelFiles, files_of};
+use crate::formats::{Description, ModelFiles, Stored, files_of};
 use crate::generate::judge_prompt;
 use crate::measure::Needs;
-use crate::model::{self, Decoder, Latents, Model};
+use crate::model::{self, Decoder, Latents, Model, Role};
 use crate::text::{BpeTrainer, Corpus, Reading, ReadingOptions, Tokenizer};
 
 /// What takes time before the first step.
@@ -39,13 +39,11 @@ pub fn setup(
     among: usize,
     progress: &dyn Fn(Preparing),
 ) -> Result<Trainer> {
-    let mut shape = match (resume, &recipe.init) {
+    let shape = match (resume, &recipe.init) {
         (Some(resume), _) => resume.model().clone(),
         (None, Some(dir)) => shape_of(dir, &recipe)?,
         (None, None) => recipe.model.take().expect("a validated recipe has a model or a start"),
     };
-    // A rotated model's head is no longer its embedding.
-    shape.tie_embeddings &= !recipe.ternary.rotate;
     let calibrated = if resume.is_none() { recipe.ternary.calibrate } else { 0 };
     check_memory(&shape, teacher_of(&recipe)?, &recipe, calibrated, among)?;
     recipe.model = Some(shape);
@@ -165,18 +163,28 @@ pub fn setup_random(recipe: Recipe, among: usize) -> Result<Trainer> {
     Ok(trainer)
 }
 
-/// The shape of the pretrained model in `dir`, which the recipe may repeat.
+/// The shape of the pretrained model in `dir`, which the recipe may repeat; rotated, its head is no longer its embedding.
 fn shape_of(dir: &Path, recipe: &Recipe) -> Result<ModelConfig> {
-    let shape = ModelFiles::open(dir)?.description.model;
+    let stored = ModelFiles::open(dir)?;
+    let mut shape = stored.description.model.clone();
+    let tied = shape.tie_embeddings;
+    shape.tie_embeddings &= !recipe.ternary.rotate;
+    let told = |model: &ModelConfig| {
+        // A run's own recipe says what a rotation makes, any other one what the file holds.
+        let tie_embeddings =
+            if model.tie_embeddings == tied { shape.tie_embeddings } else { model.tie_embeddings };
+        differences(&ModelConfig { tie_embeddings, ..model.clone() }, &shape)
+    };
     let mut refused: Vec<String> = recipe
         .model
         .iter()
-        .flat_map(|model| differences(model, &shape))
+        .flat_map(told)
         .map(|d| format!("model.{}: found {}, wanted {}", d.key, d.found, d.wanted))
         .collect();
     if let Some(std) = recipe.ternary.init_std {
         refused.push(format!("ternary.init_std: found {std}, wanted nothing"));
     }
+    refused.extend(against_trits(&stored, &shape, recipe)?);
     match refused.is_empty() {
         true => Ok(shape),
         false => Err(Error::usage(format!(
@@ -185,6 +193,35 @@ fn shape_of(dir: &Path, recipe: &Recipe) -> Result<ModelConfig> {
             dir.display()
         ))),
     }
+}
+
+/// What `recipe` would do to matrices that are ternary already as if they were full precision: their latents are such as
+/// project to them, and no function to start from.
+fn against_trits(stored: &ModelFiles, shape: &ModelConfig, recipe: &Recipe) -> Result<Vec<String>> {
+    let TernaryConfig { scope, group, anneal, start, calibrate, rotate, .. } = recipe.ternary;
+    let mut ternary: Vec<Role> = Vec::new();
+    for weight in Decoder::unfilled(shape, scope, group).weights() {
+        let trits = |name: &str| Ok(matches!(stored.tensor(name)?, Stored::Trits(_)));
+        // A rotation turns what is outside of the scope, too.
+        if (rotate || weight.grouping().is_some()) && stored.contains(&weight.name) && trits(&weight.name)? {
+            ternary.push(weight.role);
+        }
+    }
+    let holds = |of: &dyn Fn(Role) -> bool| ternary.iter().any(|&role| of(role));
+    let told = [
+        ("anneal", anneal, holds(&|_| true)),
+        ("start.feed_forward", start.feed_forward, holds(&|role| role == Role::FeedForward)),
+        ("start.attention", start.attention, holds(&|role| role == Role::Attention)),
+        ("start.ends", start.ends, holds(&|role| !role.is_projection())),
+        ("calibrate", calibrate as f32, holds(&|role| role.is_projection() || role == Role::Head)),
+    ];
+    let told = told.into_iter().filter(|(_, value, ternary)| *value > 0.0 && *ternary);
+    let told = told.map(|(key, value, _)| (key, value.to_string(), "0"));
+    let rotate = (rotate && !ternary.is_empty()).then(|| ("rotate", "true".to_string(), "false"));
+    let told = told.chain(rotate).map(|(key, found, wanted)| {
+        format!("ternary.{key}: found {found}, wanted {wanted} for weights that are ternary already (--set ternary.{key}={wanted})")
+    });
+    Ok(told.collect())
 }
 
 /// The text of the recipe, which must be the one that a resumed training began with.
@@ -256,8 +293,9 @@ fn check_memory(
     let Some(memory) = total_memory() else { return Ok(()) };
     let seq = if recipe.task == Task::Lm { recipe.train.seq } else { 2 * recipe.data.sequence };
     let rows = recipe.train.batch as u128 * seq as u128;
-    let mut needed =
-        training_bytes(model, &recipe.train, rows, among) + annealed_bytes(model, &recipe.ternary);
+    let mut needed = training_bytes(model, &recipe.train, rows, among)
+        + annealed_bytes(model, &recipe.ternary)
+        + ternary_bytes(model, &recipe.ternary);
     // Inputs and targets of a whole step, and what sequences to calibrate on are in every block.
     needed += 8 * rows * recipe.train.accumulate as u128;
     let calibrated = calibrated as u128 * seq as u128;

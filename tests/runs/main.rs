@@ -7,6 +7,7 @@ mod output;
 mod paths;
 mod replaced;
 mod resume;
+mod starts;
 
 use serde_json::Value;
 use std::ffi::OsStr;

@@ -1,0 +1,119 @@
+//! What a training starts from, and what it may not do to it.
+
+use std::fs;
+
+use super::Lab;
+
+fn train<'a>(init: &'a str, out: &'a str, sets: &[&'a str]) -> Vec<&'a str> {
+    let sets = sets.iter().flat_map(|set| ["--set", *set]);
+    ["train", "tiny.toml", "--init", init, "--out", out].into_iter().chain(sets).collect()
+}
+
+/// Latents of trits are made up: to start from them as from full precision would undo the model.
+#[test]
+fn what_is_ternary_already_is_not_made_ternary_again() {
+    let lab = Lab::trained(&[]);
+    lab.ok(&["export", "run", "--out", "packed.tern"]);
+    for init in ["run/model", "packed.tern"] {
+        for (key, value) in [
+            ("anneal", "0.5"),
+            ("start.feed_forward", "0.5"),
+            ("start.attention", "0.5"),
+            ("start.ends", "0.5"),
+            ("calibrate", "2"),
+            ("rotate", "true"),
+        ] {
+            let wanted = if value == "true" { "false" } else { "0" };
+            let refused =
+                format!("init: ternary.{key}: found {value}, wanted {wanted} for weights that are ternary");
+            lab.fails(&train(init, "again", &[&format!("ternary.{key}={value}")]), &[&refused]);
+        }
+    }
+    assert!(!lab.path("again").exists());
+    // A checkpoint has latents that were trained.
+    lab.ok(&train(&lab.newest(), "latents", &["ternary.anneal=0.5"]));
+
+    // What was left in full precision may become ternary in any way.
+    lab.ok(&train("run/model", "plain", &["train.steps=1"]));
+    let blocks = ["ternary.scope=\"blocks\"", "train.steps=1"];
+    lab.ok(&["train", "tiny.toml", "--out", "blocks", "--set", blocks[0], "--set", blocks[1]]);
+    lab.ok(&train("blocks/model", "ends", &["ternary.start.ends=0.5"]));
+    lab.fails(
+        &train("blocks/model", "again", &["ternary.start.attention=0.5"]),
+        &["ternary.start.attention"],
+    );
+    lab.fails(&train("blocks/model", "again", &["ternary.rotate=true"]), &["ternary.rotate"]);
+}
+
+/// Its recipe says what the rotation has made, the file that it starts from what it was.
+#[test]
+fn a_rotated_model_starts_anew_where_no_checkpoint_was_saved() {
+    let lab = Lab::trained(&["--set", "ternary.scope=\"none\""]);
+    lab.ok(&train("run/model", "turned", &["ternary.rotate=true"]));
+    let model = fs::read(lab.path("turned/model/model.safetensors")).unwrap();
+    assert_eq!(lab.read_json("turned/model/config.json")["tie_word_embeddings"], false);
+    fs::remove_dir_all(lab.path("turned/checkpoints")).unwrap();
+    lab.ok(&["train", "tiny.toml", "--out", "turned", "--resume"]);
+    assert!(fs::read(lab.path("turned/model/model.safetensors")).unwrap() == model);
+    lab.ok(&["train", "turned/recipe.toml", "--out", "twice"]);
+    assert!(fs::read(lab.path("twice/model/model.safetensors")).unwrap() == model);
+    // The shape is that of whatever it starts from.
+    lab.ok(&[
+        "train",
+        "tiny.toml",
+        "--out",
+        "larger",
+        "--set",
+        "ternary.scope=\"none\"",
+        "--set",
+        "model.layers=3",
+    ]);
+    fs::remove_dir_all(lab.path("turned/checkpoints")).unwrap();
+    lab.ok(&["train", "tiny.toml", "--out", "turned", "--resume", "--init", "larger/model"]);
+    assert_eq!(lab.read_json("turned/model/config.json")["num_hidden_layers"], 3);
+}
+
+#[test]
+fn a_training_does_not_end_before_it_was_of_trits() {
+    let lab = Lab::new();
+    let start = ["train", "tiny.toml", "--out", "run", "--set", "ternary.anneal=0.9"];
+    lab.ok(&[&start[..], &["--set", "train.steps=20", "--set", "train.keep=20"]].concat());
+    for step in (12..=20).step_by(2) {
+        fs::remove_dir_all(lab.path(format!("run/checkpoints/step-{step:08}"))).unwrap();
+    }
+    let refused = ["train.steps: found 10, wanted at least 11: no step yet was of trits alone"];
+    lab.refuses(&["--set", "train.steps=10"], &refused);
+    lab.resumes(&["--set", "train.steps=11"]);
+    let left = lab.records("train").last().unwrap()["residual"].as_f64();
+    assert_eq!(left, Some(0.0), "the last step");
+}
+
+#[test]
+fn a_key_that_changes_nothing_is_told() {
+    let lab = Lab::new();
+    let told = |sets: &[&str]| {
+        let sets = sets.iter().flat_map(|set| ["--set", *set]);
+        let all = ["train", "tiny.toml", "--out", "run"].into_iter().chain(sets).collect::<Vec<_>>();
+        let _ = fs::remove_dir_all(lab.path("run"));
+        lab.ok(&all)
+    };
+    let said = told(&["ternary.scope=\"blocks\"", "ternary.start.ends=0.4", "train.warmup=6"]);
+    assert!(
+        said.contains("ternary.start.ends changes nothing: embedding and head are not ternary"),
+        "{said}"
+    );
+    assert!(said.contains("train.warmup is 6 of train.steps = 6: the learning rate never reaches"), "{said}");
+    let said = told(&[
+        "train.eval_every=0",
+        "train.eval_sequences=2",
+        "ternary.scale=\"learned\"",
+        "train.weight_decay=0.1",
+    ]);
+    assert!(said.contains("train.eval_sequences changes nothing"), "{said}");
+    assert!(said.contains("train.weight_decay changes nothing: learned scales"), "{said}");
+    let refused = ["report.min_accuracy: found 1", "a text has no accuracy"];
+    lab.fails(&["train", "tiny.toml", "--out", "bar", "--set", "report.min_accuracy=1"], &refused);
+    let both = ["--set", "ternary.calibrate=1", "--set", "ternary.anneal=0.5", "--init", "run/model"];
+    let refused = ["ternary.calibrate: found 1, wanted 0 with ternary.anneal"];
+    lab.fails(&[&["train", "tiny.toml", "--out", "both"], &both[..]].concat(), &refused);
+}
