@@ -126,6 +126,20 @@ struct Vocabulary<'a> {
     space_before: bool,
 }
 
+/// Special tokens that end a turn or a text whatever the keys say, which converters often leave out; llama.cpp knows them by
+/// these names, too (llama-vocab.cpp).
+const END_TOKENS: [&str; 9] = [
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+    "<end_of_utterance>",
+];
+
 /// How texts become tokens.
 enum How<'a> {
     /// Byte-level BPE.
@@ -181,7 +195,9 @@ impl<'a> Vocabulary<'a> {
         let none = u64::MAX;
         let (bos, eos) = (id("bos", 1)?, id("eos", 2)?);
         let mut stop: Vec<u64> = Vec::new();
-        for id in [eos, id("eot", none)?, id("eom", none)?].into_iter().flatten() {
+        let ends = |id: &u64| types[*id as usize] == CONTROL && END_TOKENS.contains(&tokens[*id as usize]);
+        let named = (0..tokens.len() as u64).filter(ends);
+        for id in [eos, id("eot", none)?, id("eom", none)?].into_iter().flatten().chain(named) {
             if !stop.contains(&id) {
                 stop.push(id);
             }
