@@ -64,6 +64,18 @@ fn an_echo_is_scored_as_the_model_scores() {
     }
 }
 
+/// The probabilities of a prompt are in the answer once for each choice: a small request may ask for gigabytes.
+#[test]
+fn an_echo_that_is_too_much_is_refused() {
+    let place = Place::new();
+    let prompts = vec![vec![65; 4000]; 64];
+    let mut body = json!({ "prompt": prompts, "max_tokens": 0, "echo": true, "logprobs": 20, "n": 8 });
+    let wrong = place.post("/v1/completions", &body).json(400);
+    assert_eq!(wrong["error"]["param"], "logprobs", "{wrong}");
+    (body["prompt"], body["n"]) = (json!([[65, 66]]), 2.into());
+    assert_eq!(place.post("/v1/completions", &body).json(200)["choices"][1]["text"], "AB");
+}
+
 /// Characters, not the names of bytes that are no whole one.
 #[test]
 fn offsets_are_those_of_the_text() {
@@ -223,6 +235,42 @@ fn tools_are_called_as_the_template_writes_calls() {
     (body["stream"], body["max_tokens"]) = (false.into(), 30.into());
     let choice = &place.post("/v1/chat/completions", &body).json(200)["choices"][0];
     assert!(choice["message"]["content"].as_str().is_some_and(|text| !text.is_empty()), "{choice}");
+}
+
+/// As Pydantic and many others write schemas: a reference is to the tool's own root.
+#[test]
+fn the_schema_of_a_tool_may_refer_to_itself() {
+    let place = Place::new();
+    let tool = |name: &str, colours: [&str; 2]| {
+        json!({ "type": "function", "function": { "name": name, "parameters": {
+            "type": "object", "additionalProperties": false, "required": ["colour"],
+            "properties": { "colour": { "$ref": "#/$defs/Colour" } }, "$defs": { "Colour": { "enum": colours } },
+        }}})
+    };
+    let mut body = json!({
+        "messages": user("which?"), "tools": [tool("paint", ["red", "blue"]), tool("say \"it\"", ["green", "grey"])],
+        "temperature": 1.5, "seed": 2, "parallel_tool_calls": false,
+    });
+    for (name, colours) in [("paint", ["red", "blue"]), ("say \"it\"", ["green", "grey"])] {
+        body["tool_choice"] = json!({ "type": "function", "function": { "name": name } });
+        let choice = place.post("/v1/chat/completions", &body).json(200)["choices"][0].clone();
+        let call = &choice["message"]["tool_calls"][0];
+        assert_eq!(
+            (&call["function"]["name"], &choice["finish_reason"]),
+            (&json!(name), &json!("tool_calls"))
+        );
+        let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
+        assert!(colours.contains(&arguments["colour"].as_str().unwrap()), "{arguments}");
+        let id = call["id"].as_str().unwrap();
+        assert!(id.len() == 9 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{id}");
+    }
+    // Cut short, it says so.
+    body["max_tokens"] = 12.into();
+    let choice = place.post("/v1/chat/completions", &body).json(200)["choices"][0].clone();
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["tool_calls"]),
+        (&json!("length"), &Value::Null)
+    );
 }
 
 #[test]

@@ -7,8 +7,9 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::served::Served;
 use super::settings::{Settings, TOP, limit};
-use super::tools::{Call, CallForm, Tools};
+use super::tools::{Call, CallForm, Tools, Written};
 use super::{Ask, Work, constraint, messages, schema};
+use crate::files::sha256_hex;
 use crate::generate::{Scored, StopStrings};
 use crate::serve::queue::{Generate, Piece};
 
@@ -109,22 +110,26 @@ impl Chat {
         json!({ "content": content.collect::<Vec<_>>(), "refusal": null })
     }
 
-    fn calls_of(&self, choice: &Choice) -> (String, Vec<Call>) {
+    fn written(&self, choice: &Choice) -> Written {
         match &self.calls {
             Some(form) => form.parse(&choice.text),
-            None => (choice.text.clone(), Vec::new()),
+            None => Written { said: choice.text.clone(), ..Written::default() },
         }
     }
 
+    /// An answer that was cut says so, whatever it had called by then.
     fn reason(&self, choice: &Choice, calls: &[Call]) -> Value {
-        if calls.is_empty() { finish_reason(choice.reason) } else { "tool_calls".into() }
+        match finish_reason(choice.reason) {
+            cut if calls.is_empty() || cut == "length" => cut,
+            _ => "tool_calls".into(),
+        }
     }
 }
 
 fn calls_json(answer: &Answer, index: usize, calls: &[Call], streamed: bool) -> Value {
     let one = |(i, call): (usize, &Call)| {
         let mut out = json!({
-            "id": format!("call_{}_{index}_{i}", answer.id.rsplit('-').next().unwrap_or_default()),
+            "id": call_id(&format!("{} {index} {i}", answer.id)),
             "type": "function", "function": { "name": call.name, "arguments": call.arguments },
         });
         if streamed {
@@ -135,10 +140,18 @@ fn calls_json(answer: &Answer, index: usize, calls: &[Call], streamed: bool) -> 
     calls.iter().enumerate().map(one).collect()
 }
 
+/// Nine letters and digits, which every template takes; Mistral's take no other.
+fn call_id(of: &str) -> String {
+    const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let number = u64::from_str_radix(&sha256_hex([of])[..16], 16).expect("hexadecimal digits");
+    (0..9).map(|place| DIGITS[(number / 62u64.pow(place) % 62) as usize] as char).collect()
+}
+
 impl Form for Chat {
     fn whole(&self, answer: &Answer) -> Value {
         let choice = |(index, choice): (usize, &Choice)| {
-            let (said, calls) = self.calls_of(choice);
+            let Written { said, calls, more } = self.written(choice);
+            let said = said + &more;
             let content = if said.is_empty() && !calls.is_empty() { Value::Null } else { said.into() };
             let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
             if !calls.is_empty() {
@@ -184,10 +197,10 @@ impl Form for Chat {
 
     fn ended(&mut self, answer: &Answer, index: usize) -> Vec<Frame> {
         let choice = &answer.choices[index];
-        let (_, calls) = self.calls_of(choice);
+        let Written { calls, more, .. } = self.written(choice);
         let mut frames = Vec::new();
         let stream = &mut self.streams[index];
-        let mut rest = stream.said.finish();
+        let mut rest = stream.said.finish() + &more;
         if stream.calling && calls.is_empty() {
             // It began like a call and was none: what was kept back is text.
             let from = self.calls.as_ref().and_then(|form| choice.text.find(form.before())).unwrap_or(0);

@@ -12,6 +12,9 @@ use crate::generate::Scored;
 use crate::serve::queue::{Generate, Piece};
 use crate::text::take_whole;
 
+/// Probabilities of prompts that an answer holds at most: some hundred bytes each.
+const ECHOED: usize = 1 << 20;
+
 /// Tokens of an answer where a request does not say; that of OpenAI's API.
 const LIMIT: usize = 16;
 
@@ -30,6 +33,16 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     if echo && settings.stream && scores.is_some() {
         return Err(ApiError::field("echo", "true", "false where logprobs are streamed"));
     }
+    if let Some(top) = scores.filter(|_| echo) {
+        let tokens: usize = prompts.iter().map(Vec::len).sum();
+        let all = tokens * settings.choices * (top + 1);
+        if all > ECHOED {
+            let found =
+                format!("{top} beside each of {tokens} tokens of prompts, {} times over", settings.choices);
+            let wanted = format!("at most {ECHOED} probabilities in all where echo is true");
+            return Err(ApiError::field("logprobs", found, wanted));
+        }
+    }
     let constraint = match schema::read(fields, "response_format")? {
         None => None,
         Some(schema) => Some(constraint::compile(served, "response_format", schema::json_grammar(schema))?),
@@ -38,9 +51,9 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     let form = Completions {
         served: served.clone(),
         usage: settings.stream_usage,
-        echoed: if echo { prompts.clone() } else { Vec::new() },
+        echoed: if echo { echoes(fields, &prompts, served) } else { Vec::new() },
         scored: scores.is_some(),
-        offsets: vec![0; answer.choices.len()],
+        ends: vec![End::default(); answer.choices.len()],
     };
     let generate = Generate {
         choices: settings.choices,
@@ -56,14 +69,39 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     Ok(Work::Ask(Box::new(Ask { prompts, generate: Some(generate), answer, form, stream })))
 }
 
+/// A prompt that stands before its answers.
+struct Echo {
+    text: String,
+    ids: Vec<u32>,
+    /// Tokens of it that are no part of the text: what every text begins with.
+    prefix: usize,
+}
+
+/// What was sent: of texts no normal form and no token in front, of ids what they say.
+fn echoes(fields: &Fields<'_>, prompts: &[Vec<u32>], served: &Served) -> Vec<Echo> {
+    let one = |(ids, text): (&Vec<u32>, Option<String>)| {
+        let prefix = if text.is_some() { served.tokenizer.prefix().len() } else { 0 };
+        let text = text.unwrap_or_else(|| served.tokenizer.decode(ids));
+        Echo { text, ids: ids.clone(), prefix }
+    };
+    prompts.iter().zip(prompts::texts(fields, "prompt")).map(one).collect()
+}
+
+/// How far the tokens of a text have come.
+#[derive(Clone, Default)]
+struct End {
+    characters: usize,
+    /// Of a character that no token finishes alone, the last one has it.
+    unfinished: Vec<u8>,
+}
+
 struct Completions {
     served: Served,
     usage: bool,
-    /// Prompts that stand before their answers.
-    echoed: Vec<Vec<u32>>,
+    echoed: Vec<Echo>,
     scored: bool,
-    /// Characters of each answer that were said.
-    offsets: Vec<usize>,
+    /// Of the tokens of each answer that were streamed.
+    ends: Vec<End>,
 }
 
 impl Completions {
@@ -75,20 +113,22 @@ impl Completions {
     }
 
     /// The text of the prompt of a choice, if it is to be there.
-    fn echo(&self, answer: &Answer, choice: usize) -> Option<&[u32]> {
+    fn echo(&self, answer: &Answer, choice: usize) -> Option<&Echo> {
         let each = answer.choices.len() / answer.prompt_scores.len().max(1);
-        self.echoed.get(choice / each.max(1)).map(|ids| &ids[..])
+        self.echoed.get(choice / each.max(1))
     }
 
-    fn logprobs(&self, prompt: Option<(&[u32], &[Scored])>, scores: &[Scored], mut offset: usize) -> Value {
+    fn logprobs(&self, prompt: Option<(&Echo, &[Scored])>, scores: &[Scored], end: &mut End) -> Value {
         let (mut tokens, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
         let tokenizer = &self.served.tokenizer;
-        // Of a character that no token finishes alone, the last one has it.
-        let mut unfinished = Vec::new();
+        let mut outside = prompt.map_or(0, |(echo, _)| echo.prefix);
         let mut add = |token: u32, scored: Option<&Scored>| {
-            offsets.push(offset);
-            unfinished.extend(tokenizer.token_bytes(token));
-            offset += take_whole(&mut unfinished).chars().count();
+            offsets.push(end.characters);
+            match outside {
+                0 => end.unfinished.extend(tokenizer.token_bytes(token)),
+                _ => outside -= 1,
+            }
+            end.characters += take_whole(&mut end.unfinished).chars().count();
             tokens.push(token_text(tokenizer, token));
             values.push(scored.map(|s| finite(s.log_probability)));
             tops.push(scored.map(|s| {
@@ -96,7 +136,7 @@ impl Completions {
                 s.top.iter().map(one).collect::<Map<String, Value>>()
             }));
         };
-        if let Some((ids, scores)) = prompt {
+        if let Some((Echo { ids, .. }, scores)) = prompt {
             add(ids[0], None);
             ids[1..].iter().zip(scores).for_each(|(id, scored)| add(*id, Some(scored)));
         }
@@ -106,10 +146,11 @@ impl Completions {
 
     fn choice(&self, answer: &Answer, index: usize, choice: &Choice) -> Value {
         let echo = self.echo(answer, index);
-        let before = echo.map(|ids| self.served.tokenizer.decode(ids)).unwrap_or_default();
+        let before = echo.map(|echo| echo.text.clone()).unwrap_or_default();
         let each = answer.choices.len() / answer.prompt_scores.len().max(1);
         let scores = answer.prompt_scores.get(index / each.max(1)).map_or(&[][..], |scores| scores);
-        let logprobs = self.scored.then(|| self.logprobs(echo.map(|ids| (ids, scores)), &choice.scores, 0));
+        let prompt = echo.map(|echo| (echo, scores));
+        let logprobs = self.scored.then(|| self.logprobs(prompt, &choice.scores, &mut End::default()));
         json!({
             "index": index, "text": before + &choice.text, "logprobs": logprobs,
             "finish_reason": finish_reason(choice.reason),
@@ -128,18 +169,18 @@ impl Form for Completions {
 
     fn begin(&mut self, answer: &Answer) -> Vec<Frame> {
         let echoed = (0..answer.choices.len()).filter_map(|i| Some((i, self.echo(answer, i)?)));
-        let frame = |(index, ids): (usize, &[u32])| {
-            let text = self.served.tokenizer.decode(ids);
-            let choice = json!({ "index": index, "text": text, "logprobs": null, "finish_reason": null });
+        let frame = |(index, echo): (usize, &Echo)| {
+            let choice =
+                json!({ "index": index, "text": echo.text, "logprobs": null, "finish_reason": null });
             self.chunk(answer, json!([choice])).into()
         };
         echoed.map(frame).collect()
     }
 
     fn piece(&mut self, answer: &Answer, piece: &Piece) -> Vec<Frame> {
-        let offset = self.offsets[piece.choice];
-        let logprobs = self.scored.then(|| self.logprobs(None, &piece.scores, offset));
-        self.offsets[piece.choice] += piece.text.chars().count();
+        let mut end = std::mem::take(&mut self.ends[piece.choice]);
+        let logprobs = self.scored.then(|| self.logprobs(None, &piece.scores, &mut end));
+        self.ends[piece.choice] = end;
         let choice = json!({
             "index": piece.choice, "text": piece.text, "logprobs": logprobs, "finish_reason": null,
         });

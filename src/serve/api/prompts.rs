@@ -34,6 +34,15 @@ pub fn read(fields: &Fields<'_>, name: &str, served: &Inner) -> Result<Vec<Vec<u
     list.iter().enumerate().map(one).collect()
 }
 
+/// The prompts of a field that [`read`] took which are texts, as they were sent.
+pub fn texts(fields: &Fields<'_>, name: &str) -> Vec<Option<String>> {
+    let text = |value: &Value| value.as_str().map(String::from);
+    match fields.get(name) {
+        Some(Value::Array(list)) if !list[0].is_number() => list.iter().map(text).collect(),
+        value => vec![value.and_then(text)],
+    }
+}
+
 /// Token ids.
 pub fn ids(list: &[Value], name: &str) -> Result<Vec<u32>, ApiError> {
     let id = |(i, value): (usize, &Value)| {

@@ -1,6 +1,10 @@
 //! Calls of tools: how a model's template writes them, what may be written, and what was.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use llguidance::api::TopLevelGrammar;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
@@ -11,6 +15,7 @@ use crate::text::Tokenizer;
 
 /// Tools of one request.
 const TOOLS: usize = 128;
+const TEXT: &str = "probe_of_a_text";
 const NAME: &str = "probe_of_a_name";
 const KEY: &str = "probe_of_a_key";
 
@@ -19,17 +24,40 @@ const KEY: &str = "probe_of_a_key";
 pub struct CallForm {
     before: String,
     after: String,
-    /// The keys of the name and of the arguments.
+    several: Several,
+    /// The keys of the name and of the arguments, and whether the name comes first.
     name: String,
     arguments: String,
+    name_first: bool,
+}
+
+/// How more than one call is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Several {
+    /// The template takes one alone.
+    Not,
+    /// Each between texts of its own.
+    Apart,
+    /// All between the same two texts, with this in between.
+    Listed(String),
 }
 
 /// A call that a model wrote.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Call {
     pub name: String,
-    /// JSON, as a text.
+    /// JSON, as it was written.
     pub arguments: String,
+}
+
+/// An answer with calls in it.
+#[derive(Debug, Default, PartialEq)]
+pub struct Written {
+    /// Before the first call.
+    pub said: String,
+    pub calls: Vec<Call>,
+    /// After it.
+    pub more: String,
 }
 
 /// What a request says of tools.
@@ -43,8 +71,26 @@ pub struct Tools {
     parallel: bool,
 }
 
+/// Where the object of a probe stands.
+struct Found {
+    object: Map<String, Value>,
+    place: Range<usize>,
+}
+
+/// The call of [`NAME`] that stands last in `written` up to `to`, from `from` on.
+fn last_call(written: &str, from: usize, to: usize) -> Option<Found> {
+    let at = written[..to].rfind(NAME)?;
+    let opens = written[..at].rmatch_indices('{').map(|(open, _)| open);
+    opens.take_while(|&open| open >= from).find_map(|open| {
+        let mut values = serde_json::Deserializer::from_str(&written[open..]).into_iter();
+        let object: Map<String, Value> = values.next()?.ok()?;
+        let place = open..open + values.byte_offset();
+        object.values().any(|value| value == NAME).then_some(Found { object, place })
+    })
+}
+
 impl CallForm {
-    /// Lets the template write a call, and looks where it stands. `None`: it knows no tools, or writes no JSON.
+    /// Lets the template write calls, and looks where they stand. `None`: it knows no tools, or writes no JSON.
     pub fn of(template: &ChatTemplate, tokenizer: &Tokenizer) -> Option<CallForm> {
         let tool = json!({ "type": "function", "function": {
             "name": "a", "description": "b", "parameters": { "type": "object", "properties": {} },
@@ -55,35 +101,50 @@ impl CallForm {
             ..RenderOptions::default()
         };
         let user = json!({ "role": "user", "content": "c" });
-        let call = json!({ "role": "assistant", "content": "", "tool_calls": [{
-            "id": "call00000", "type": "function",
-            "function": { "name": NAME, "arguments": { KEY: 1 } },
-        }]});
         let tools = std::slice::from_ref(&tool);
         let plain = template.render(std::slice::from_ref(&user), options(true, &[])).ok()?;
         let prompt = template.render(std::slice::from_ref(&user), options(true, tools)).ok()?;
         if plain == prompt {
             return None;
         }
-        let written = template.render(&[user, call], options(false, tools)).ok()?;
-        let same = prompt.bytes().zip(written.bytes()).take_while(|(a, b)| a == b).count();
-        let at = written.rfind(NAME)?;
-        let opens = written[..at].rmatch_indices('{').map(|(open, _)| open);
-        let (open, end, object) = opens.filter(|&open| open >= same).find_map(|open| {
-            let mut values = serde_json::Deserializer::from_str(&written[open..]).into_iter();
-            let object: Map<String, Value> = values.next()?.ok()?;
-            object.values().any(|value| value == NAME).then(|| (open, open + values.byte_offset(), object))
-        })?;
-        let key =
-            |is: &dyn Fn(&Value) -> bool| object.iter().find(|(_, v)| is(v)).map(|(key, _)| key.clone());
-        let (name, arguments) = (key(&|v| v == NAME)?, key(&|v| v.get(KEY).is_some())?);
-        let mut after = &written[end..];
+        let written = |calls: usize| {
+            let call = json!({
+                "id": "call00000", "type": "function",
+                "function": { "name": NAME, "arguments": { KEY: 1 } },
+            });
+            let turn = json!({ "role": "assistant", "content": TEXT, "tool_calls": vec![call; calls] });
+            template.render(&[user.clone(), turn], options(false, tools)).ok()
+        };
+        let one = written(1)?;
+        let mut from = prompt.bytes().zip(one.bytes()).take_while(|(a, b)| a == b).count();
+        // A template may write more than the call, as an empty thought: what follows the text of the turn is the call's.
+        if let Some(at) = one.rfind(TEXT) {
+            from = from.max(at + TEXT.len());
+        }
+        let Found { object, place } = last_call(&one, from, one.len())?;
+        let key = |is: &dyn Fn(&Value) -> bool| object.iter().position(|(_, v)| is(v));
+        let (name_at, arguments_at) = (key(&|v| v == NAME)?, key(&|v| v.get(KEY).is_some())?);
+        let named = |at: usize| object.keys().nth(at).cloned();
+        let mut after = &one[place.end..];
         let ends = tokenizer.stop_ids().iter().filter_map(|&id| tokenizer.token(id));
         for stop in ends.filter(|stop| !stop.is_empty()) {
             after = after.split(&stop).next().unwrap_or_default();
         }
-        let after = after.trim_end().to_string();
-        Some(CallForm { before: written[same..open].to_string(), after, name, arguments })
+        let before = one[from..place.start].trim_start().to_string();
+        let (mut after, mut several) = (after.trim_end().to_string(), Several::Not);
+        if let Some((between, behind)) = written(2).as_deref().and_then(|two| around_second(two, from)) {
+            let same = between.chars().zip(behind.chars()).take_while(|(a, b)| a == b);
+            let end: String = same.map(|(a, _)| a).collect();
+            let end = end.trim_end();
+            several = if !end.is_empty() && between[end.len()..].trim_start() == before {
+                after = end.to_string();
+                Several::Apart
+            } else {
+                Several::Listed(between.to_string())
+            };
+        }
+        let (name, arguments) = (named(name_at)?, named(arguments_at)?);
+        Some(CallForm { before, after, several, name, arguments, name_first: name_at < arguments_at })
     }
 
     /// Whether a token is part of how calls are written.
@@ -98,22 +159,35 @@ impl CallForm {
 
     /// What an answer may be: calls, or text, or where there is a schema JSON by it.
     pub fn grammar(&self, tools: &Tools, schema: Option<Value>) -> TopLevelGrammar {
-        let one = |(name, schema): &(String, Value)| {
-            json!({
-                "type": "object", "additionalProperties": false,
-                "properties": { &self.name: { "const": name }, &self.arguments: schema },
-                "required": [&self.name, &self.arguments],
-            })
-        };
-        let any: Vec<Value> = tools.callable.iter().map(one).collect();
-        let object = compact(json!({ "anyOf": any }));
         // A text in JSON is one in a grammar.
-        let [before, after] = [&self.before, &self.after].map(|text| match text.is_empty() {
-            true => String::new(),
-            false => json!(text).to_string(),
-        });
-        let more = if tools.parallel { "call (\"\\n\"? call)*" } else { "call" };
-        let call = format!("call: {before} object {after}\n");
+        let quoted = |text: &str| if text.is_empty() { String::new() } else { json!(text).to_string() };
+        let [before, after] = [&self.before, &self.after].map(|text| quoted(text));
+        let one = |(name, schema): &(String, Value)| {
+            let [name_key, name, key] =
+                [&self.name, name, &self.arguments].map(|text| json!(text).to_string());
+            // Each schema is the root of its own, to which its references are.
+            let arguments = format!("%json {}", compact(schema.clone()));
+            match self.name_first {
+                true => {
+                    let opens = quoted(&format!("{{{name_key}: {name}, {key}: "));
+                    format!("{opens} {arguments} \"}}\"")
+                }
+                false => {
+                    let closes = quoted(&format!(", {name_key}: {name}}}"));
+                    format!("{} {arguments} {closes}", quoted(&format!("{{{key}: ")))
+                }
+            }
+        };
+        let object: Vec<String> = tools.callable.iter().map(one).collect();
+        let object = format!("object: {}\n", object.join("\n    | "));
+        let (objects, several) = match &self.several {
+            Several::Listed(between) if tools.parallel => {
+                (format!("object ({} object)*", quoted(between)), false)
+            }
+            several => ("object".to_string(), tools.parallel && *several == Several::Apart),
+        };
+        let more = if several { "call (\"\\n\"? call)*" } else { "call" };
+        let call = format!("call: {before} {objects} {after}\n");
         let start = match (tools.required, schema) {
             (true, _) => format!("start: {more}\n{call}"),
             (false, Some(schema)) => {
@@ -123,42 +197,66 @@ impl CallForm {
                 format!("start: {more} | TEXT\n{call}TEXT: /([^{{](.|\\n)*)?/\n")
             }
             (false, None) => {
-                let times = if tools.parallel { "*" } else { "?" };
+                let times = if several { "*" } else { "?" };
                 format!(
-                    "start: said{times} TEXT\nsaid: open object {after}\nopen[lazy]: /(.|\\n)*/ {before}\n\
+                    "start: said{times} TEXT\nsaid: open {objects} {after}\nopen[lazy]: /(.|\\n)*/ {before}\n\
                      TEXT: /(.|\\n)*/\n"
                 )
             }
         };
-        TopLevelGrammar::from_lark(format!("{start}object: %json {object}\n"))
+        TopLevelGrammar::from_lark(start + &object)
     }
 
-    /// What an answer says besides its calls, and these.
-    pub fn parse(&self, text: &str) -> (String, Vec<Call>) {
-        let (mut said, mut calls, mut rest) = (String::new(), Vec::new(), text);
-        while let Some(at) = rest.find(&self.before) {
-            let inside = &rest[at + self.before.len()..];
-            let mut values = serde_json::Deserializer::from_str(inside).into_iter::<Map<String, Value>>();
-            let call = match values.next() {
-                Some(Ok(object)) => self.call(&object),
+    /// What an answer says, and its calls; a last one that is not complete is left out where others are.
+    pub fn parse(&self, text: &str) -> Written {
+        let (mut written, mut rest, mut listed) = (Written::default(), text, false);
+        loop {
+            let next = if listed { Some(("", rest)) } else { rest.split_once(&self.before) };
+            let Some((said, inside)) = next else { break };
+            let (call, length) = match self.object(inside) {
+                Ok(found) => found,
+                Err(torn) => {
+                    rest = if torn { said } else { rest };
+                    break;
+                }
+            };
+            let before = if written.calls.is_empty() { &mut written.said } else { &mut written.more };
+            before.push_str(said.trim());
+            written.calls.push(call);
+            let tail = &inside[length..];
+            let more = match &self.several {
+                Several::Listed(between) => tail.strip_prefix(between.as_str()),
                 _ => None,
             };
-            let Some(call) = call else { break };
-            said.push_str(rest[..at].trim());
-            calls.push(call);
-            let tail = &inside[values.byte_offset()..];
-            rest = tail.strip_prefix(&self.after).unwrap_or(tail);
-            if self.before.is_empty() && !rest.trim_start().starts_with('{') {
+            listed = more.is_some();
+            rest = more.or(tail.strip_prefix(&self.after)).unwrap_or(tail);
+            if !listed && self.before.is_empty() && !rest.trim_start().starts_with('{') {
                 break;
             }
         }
-        if calls.is_empty() { (text.to_string(), calls) } else { (said + rest.trim(), calls) }
+        match written.calls.is_empty() {
+            true => written.said = text.to_string(),
+            false => written.more.push_str(rest.trim()),
+        }
+        written
     }
 
-    fn call(&self, object: &Map<String, Value>) -> Option<Call> {
-        let name = object.get(&self.name)?.as_str()?.to_string();
-        Some(Call { name, arguments: object.get(&self.arguments)?.to_string() })
+    /// The call at the beginning of `text`, and its length; whether it ends too soon to be one.
+    fn object(&self, text: &str) -> Result<(Call, usize), bool> {
+        let mut values =
+            serde_json::Deserializer::from_str(text).into_iter::<BTreeMap<String, Box<RawValue>>>();
+        let object = values.next().ok_or(true)?.map_err(|error| error.is_eof())?;
+        let name = object.get(&self.name).and_then(|name| serde_json::from_str(name.get()).ok());
+        let (name, arguments) = name.zip(object.get(&self.arguments)).ok_or(false)?;
+        Ok((Call { name, arguments: arguments.get().to_string() }, values.byte_offset()))
     }
+}
+
+/// What stands between the two calls of a probe, from `from` on, and what behind the second.
+fn around_second(written: &str, from: usize) -> Option<(&str, &str)> {
+    let second = last_call(written, from, written.len())?.place;
+    let first = last_call(written, from, second.start)?.place;
+    Some((&written[first.end..second.start], &written[second.end..]))
 }
 
 impl Tools {
@@ -213,29 +311,70 @@ impl Tools {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::BpeTrainer;
 
-    fn form(before: &str, after: &str) -> CallForm {
-        CallForm {
-            before: before.into(),
-            after: after.into(),
-            name: "name".into(),
-            arguments: "arguments".into(),
-        }
+    fn form(before: &str, after: &str, several: Several) -> CallForm {
+        let [before, after] = [before, after].map(String::from);
+        let [name, arguments] = ["name", "arguments"].map(String::from);
+        CallForm { before, after, several, name, arguments, name_first: true }
+    }
+
+    fn call(n: u64) -> String {
+        format!("{{\"name\": \"f\", \"arguments\": {{\"n\": {n}}}}}")
     }
 
     #[test]
     fn calls_are_taken_out_of_a_text() {
-        let tags = form("<tool_call>\n", "\n</tool_call>");
-        let call =
-            |n: i32| format!("<tool_call>\n{{\"name\": \"f\", \"arguments\": {{\"n\": {n}}}}}\n</tool_call>");
-        let (said, calls) = tags.parse(&format!("Well.\n{}\n{}", call(1), call(2)));
-        assert_eq!((said.as_str(), calls.len()), ("Well.", 2));
-        assert_eq!(calls[1], Call { name: "f".into(), arguments: "{\"n\":2}".into() });
+        let tags = form("<tool_call>\n", "\n</tool_call>", Several::Apart);
+        let tagged = |n| format!("<tool_call>\n{}\n</tool_call>", call(n));
+        // More than 64 bits: as it was written.
+        let second = call(2).replace('2', "123456789012345678901");
+        let second = format!("<tool_call>\n{second}\n</tool_call>");
+        let written = tags.parse(&format!("Well.\n{}\n{second} Done.", tagged(1)));
+        assert_eq!(
+            (written.said.as_str(), written.more.as_str(), written.calls.len()),
+            ("Well.", "Done.", 2)
+        );
+        assert_eq!(
+            written.calls[1],
+            Call { name: "f".into(), arguments: "{\"n\": 123456789012345678901}".into() }
+        );
         for text in ["plain", "<tool_call>\n{\"name\": 3}\n</tool_call>", "<tool_call>\n{\"na", ""] {
-            assert_eq!(tags.parse(text), (text.to_string(), Vec::new()));
+            let written = Written { said: text.into(), ..Written::default() };
+            assert_eq!(tags.parse(text), written);
         }
-        let bare = form("", "");
-        assert_eq!(bare.parse("{\"name\": \"f\", \"arguments\": {}}").1.len(), 1);
-        assert_eq!(bare.parse("no {\"name\": \"f\", \"arguments\": {}}").1.len(), 0);
+        let torn = format!("{}\n{}", tagged(1), &tagged(2)[..30]);
+        assert_eq!(tags.parse(&torn), tags.parse(&tagged(1)), "the second was not finished");
+        let bare = form("", "", Several::Not);
+        assert_eq!(bare.parse(&call(1)).calls.len(), 1);
+        assert_eq!(bare.parse(&format!("no {}", call(1))).calls.len(), 0);
+        let list = form("[CALLS][", "]", Several::Listed(", ".into()));
+        let written = list.parse(&format!("[CALLS][{}, {}] So.", call(1), call(2)));
+        assert_eq!((written.calls.len(), written.more.as_str()), (2, "So."));
+        let torn = list.parse(&format!("[CALLS][{}, {{\"name", call(1)));
+        assert_eq!((torn.calls.len(), torn.more.as_str()), (1, ""));
+    }
+
+    #[test]
+    fn the_forms_of_known_templates() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chat_templates/templates/");
+        let dir = tempfile::tempdir().unwrap();
+        let special = ["<s>", "</s>"].map(String::from).into();
+        let text = [Ok("a text".to_string())].into_iter();
+        BpeTrainer { vocab_size: 260, special }.train(text, |_, _| {}).unwrap().save(dir.path()).unwrap();
+        let tokens = r#"{"bos_token": "<s>", "eos_token": "</s>"}"#;
+        std::fs::write(dir.path().join("tokenizer_config.json"), tokens).unwrap();
+        let tokenizer = Tokenizer::at(dir.path()).unwrap();
+        let of = |file: &str| {
+            let template = ChatTemplate::from_file(format!("{folder}{file}.jinja").as_ref(), &tokenizer);
+            CallForm::of(&template.unwrap(), &tokenizer)
+        };
+        // A thought before the call, here an empty one, is not part of it.
+        let tags = form("<tool_call>\n", "\n</tool_call>", Several::Apart);
+        assert_eq!(of("Qwen-Qwen3-0.6B"), Some(tags.clone()));
+        assert_eq!(of("Qwen-Qwen2.5-7B-Instruct"), Some(tags));
+        let list = form("[TOOL_CALLS][", "]", Several::Listed(", ".into()));
+        assert_eq!(of("mistralai-Mistral-Nemo-Instruct-2407"), Some(list));
+        assert_eq!(of("SmolLM2-135M-Instruct"), None, "knows no tools");
     }
 }

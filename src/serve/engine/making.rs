@@ -27,8 +27,11 @@ pub struct Making {
     stops: StopStrings,
     constraint: Option<Matcher>,
     scores: Option<usize>,
-    /// Of tokens whose text is held back.
-    pending: Vec<Scored>,
+    /// Of tokens whose text is held back, all of it or a part, and where in the answer each one's begins.
+    pending: Vec<(usize, Scored)>,
+    /// Bytes of text that tokens made, and of what was said of it.
+    made_bytes: usize,
+    said_bytes: usize,
 }
 
 impl Making {
@@ -58,9 +61,12 @@ impl Making {
             stop_ids: tokenizer.stop_ids().to_vec(),
             stream: Some(TokenStream::after(tokenizer, &job.prompt)),
             stops: StopStrings::new(generate.stop.clone()),
-            constraint: generate.constraint.clone(),
+            // A lexer, and its limit, of its own.
+            constraint: generate.constraint.as_ref().map(Matcher::deep_clone),
             scores: generate.scores,
             pending: Vec::new(),
+            made_bytes: 0,
+            said_bytes: 0,
         }
     }
 
@@ -90,11 +96,14 @@ impl Making {
         }
         self.tokens.push(token);
         self.made += 1;
-        self.pending.extend(raw.map(|(logits, top)| score(&logits, token, top)));
+        self.pending.extend(raw.map(|(logits, top)| (self.made_bytes, score(&logits, token, top))));
         let piece = self.stream.as_mut().map(|stream| stream.push(token)).unwrap_or_default();
+        self.made_bytes += piece.len();
         let (text, stopped) = self.stops.push(&piece);
         if stopped {
-            self.pending.clear();
+            // Of a token that the stop string begins in, a part is text.
+            let end = self.said_bytes + text.len();
+            self.pending.retain(|(start, _)| *start < end);
             self.stream = None;
         }
         let all = !self.stops.holds() && !piece.is_empty();
@@ -125,6 +134,8 @@ impl Making {
     /// `all`: no text of the tokens so far is held back.
     fn say(&mut self, text: String, all: bool) {
         let scores = if all { std::mem::take(&mut self.pending) } else { Vec::new() };
+        let scores: Vec<Scored> = scores.into_iter().map(|(_, scored)| scored).collect();
+        self.said_bytes += text.len();
         if !text.is_empty() || !scores.is_empty() {
             let _ = self.events.send(Event::Piece(Piece { choice: self.choice, text, scores }));
         }

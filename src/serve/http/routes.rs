@@ -228,7 +228,10 @@ async fn whole(ask: Ask, mut events: UnboundedReceiver<Event>, record: &mut Reco
         }
     }
     record.ended("done");
-    (200, form.whole(&answer))
+    // Probabilities of long prompts are megabytes, which other requests do not wait for.
+    let made = tokio::task::spawn_blocking(move || form.whole(&answer)).await;
+    let broken = || ApiError::new(500, "server_error", "the answer could not be written").json();
+    made.map_or_else(|_| (500, broken()), |whole| (200, whole))
 }
 
 fn stopping() -> ApiError {
