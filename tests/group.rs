@@ -9,7 +9,9 @@ use ternlm::Result;
 use ternlm::config::{DistillConfig, MomentFormat, OptimizerKind, Recipe};
 use ternlm::measure::Perplexity;
 use ternlm::train::group::{Group, Link, Way, threads};
-use ternlm::train::{self, Observer, Outcome, Resume, StepReport, Teaching, Together, Trainer, checkpoint};
+use ternlm::train::{
+    self, Observer, Outcome, Resume, Share, StepReport, Teaching, Together, Trainer, checkpoint,
+};
 
 const RECIPE: &str = r#"
 name = "tiny"
@@ -96,9 +98,9 @@ impl Lab {
         self.dir.path().join(name)
     }
 
-    fn trainer(&self, recipe: Recipe, from: Option<&Path>) -> Trainer {
+    fn trainer(&self, recipe: Recipe, from: Option<&Path>, share: Share) -> Trainer {
         let resume = from.map(|run| Resume::open(&checkpoint::list(run).pop().unwrap(), false).unwrap());
-        train::setup(recipe, resume.as_ref(), &self.path("cache"), 1, &|_| {}).unwrap()
+        train::setup(recipe, resume.as_ref(), &self.path("cache"), share, &|_| {}).unwrap()
     }
 
     /// What each process of a run makes of `work`.
@@ -107,7 +109,7 @@ impl Lab {
             return vec![work(0, Together::alone())];
         }
         // The text is tokenised once.
-        self.trainer(self.recipe(), None);
+        self.trainer(self.recipe(), None, Share::WHOLE);
         std::thread::scope(|scope| {
             let work = &work;
             let ends: Vec<_> = threads(run.size)
@@ -129,8 +131,9 @@ impl Lab {
         let out = self.path(name);
         fs::create_dir_all(&out).unwrap();
         let from = (!checkpoint::list(&out).is_empty()).then_some(&*out);
-        let all = self.each(run, |_, together| {
-            let mut trainer = self.trainer(recipe.clone(), from);
+        let all = self.each(run, |rank, together| {
+            let share = if run.shard { Share { rank, size: run.size } } else { Share::WHOLE };
+            let mut trainer = self.trainer(recipe.clone(), from, share);
             train::meet(&mut trainer, together, "", run.shard).unwrap();
             let mut seen = Seen::default();
             let outcome = train::run(&mut trainer, &out, &AtomicBool::new(false), &mut seen).unwrap();
@@ -302,7 +305,7 @@ fn a_run_goes_on_with_another_number_of_processes() {
 fn refused(lab: &Lab, change: impl Fn(&mut Trainer) + Sync) -> Vec<String> {
     let run = Run { size: 2, ..ONE };
     lab.each(run, |rank, together| {
-        let mut trainer = lab.trainer(lab.recipe(), None);
+        let mut trainer = lab.trainer(lab.recipe(), None, Share::WHOLE);
         if rank == 1 {
             change(&mut trainer);
         }
@@ -326,14 +329,15 @@ fn who_does_something_else_is_refused_with_what_differs() {
         let weight = trainer.model.decoder.weights_mut().nth(3).unwrap();
         trainer.latents.set(weight, values).unwrap();
     });
-    let name = lab.trainer(lab.recipe(), None).model.decoder.weights().nth(3).unwrap().name.clone();
+    let name =
+        lab.trainer(lab.recipe(), None, Share::WHOLE).model.decoder.weights().nth(3).unwrap().name.clone();
     assert!(said[0].starts_with(&format!("{name}: process 1 of 2 has other values")), "{said:?}");
     // A text of other tokens.
     fs::write(lab.path("other.txt"), "other tokens ".repeat(3000)).unwrap();
     let said = refused(&lab, |trainer| {
         let mut recipe = lab.recipe();
         recipe.data.train = vec![lab.path("other.txt")];
-        *trainer = lab.trainer(recipe, None);
+        *trainer = lab.trainer(recipe, None, Share::WHOLE);
     });
     assert!(said[0].starts_with("process 1 of 2: corpus: found "), "{said:?}");
     assert!(!said[0].contains("data.train"), "paths may differ: {said:?}");
@@ -344,7 +348,7 @@ fn more_processes_than_sequences_are_refused() {
     let lab = Lab::new();
     let run = Run { size: 11, ..ONE };
     let said = lab.each(run, |_, together| {
-        let mut trainer = lab.trainer(lab.recipe(), None);
+        let mut trainer = lab.trainer(lab.recipe(), None, Share::WHOLE);
         let error = train::meet(&mut trainer, together, "", false).unwrap_err();
         trainer.together.fail(error).to_string()
     });
@@ -364,7 +368,7 @@ fn harmed_as(run: Run, lab: &Lab, harm: impl Fn(&mut Trainer) -> Result<()> + Sy
         let out = lab.path("harmed");
         fs::create_dir_all(&out).unwrap();
         recipe.train.steps = 5;
-        let mut trainer = lab.trainer(recipe, None);
+        let mut trainer = lab.trainer(recipe, None, Share::WHOLE);
         train::meet(&mut trainer, together, "", run.shard).unwrap();
         let never = AtomicBool::new(false);
         train::run(&mut trainer, &out, &never, &mut Seen::default()).unwrap();

@@ -365,7 +365,7 @@ fn a_run_from_start_to_report_needs_no_command_line() {
     recipe.validate(&lab.path("tiny.toml")).unwrap();
     let run = lab.path("run");
     fs::create_dir(&run).unwrap();
-    let mut trainer = train::setup(recipe, None, &lab.path("cache"), 1, &|_| {}).unwrap();
+    let mut trainer = train::setup(recipe, None, &lab.path("cache"), train::Share::WHOLE, &|_| {}).unwrap();
     let outcome = train::run(&mut trainer, &run, &AtomicBool::new(false), &mut Silent).unwrap();
     assert_eq!(outcome, Outcome::Finished);
     let mut read = Vec::new();

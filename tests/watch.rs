@@ -1,7 +1,7 @@
 //! What a training says of its ternary weights, against a count by hand.
 
 use ternlm::config::Recipe;
-use ternlm::train::{self, NEAR, Trainer};
+use ternlm::train::{self, NEAR, Share, Trainer};
 
 const RECIPE: &str = r#"
 name = "tiny"
@@ -41,7 +41,7 @@ fn differing(a: &[i8], b: &[i8]) -> u64 {
 #[test]
 fn what_is_said_is_what_happened() {
     let recipe: Recipe = toml::from_str(RECIPE).unwrap();
-    let mut trainer = train::setup_random(recipe, 1).unwrap();
+    let mut trainer = train::setup_random(recipe, Share::WHOLE).unwrap();
     let start = trits(&trainer);
     trainer.tensor_points();
     let mut seen_undone = 0;

@@ -101,7 +101,7 @@ fn train(args: TrainArgs) -> Result<()> {
     let recipe = recipe::resolve(args.recipe.as_ref(), table)?;
     recipe::tell_idle(&recipe, &args.set);
     let mut together = args.group.join()?;
-    let trainer = together.agree(setup_random(recipe, args.group.among(&together)));
+    let trainer = together.agree(setup_random(recipe, args.group.share(&together)));
     let mut trainer = trainer.map_err(|error| together.fail(error))?;
     let measured = measure(&args, &mut trainer, together);
     measured.map_err(|error| trainer.together.fail(error))?;

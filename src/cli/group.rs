@@ -4,8 +4,8 @@ use clap::{Args, ValueEnum};
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::train::Together;
 use crate::train::group::{self, Link, Way};
+use crate::train::{Share, Together};
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Several processes (mpirun -n 8 ternlm train RECIPE)")]
@@ -50,9 +50,12 @@ impl GroupArgs {
         self.shard_optimizer
     }
 
-    /// Among how many processes the optimizer's state is shared out.
-    pub fn among(&self, together: &Together) -> usize {
-        if self.shard_optimizer { together.size() } else { 1 }
+    /// What this process keeps of the optimizer's state.
+    pub fn share(&self, together: &Together) -> Share {
+        match self.shard_optimizer {
+            true => Share { rank: together.rank(), size: together.size() },
+            false => Share::WHOLE,
+        }
     }
 
     pub fn patience(&self) -> Duration {

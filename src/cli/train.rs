@@ -20,7 +20,7 @@ use crate::measure::Perplexity;
 use crate::report;
 use crate::text::{Corpus, PassedOver, Tokens, default_cache_dir};
 use crate::train::{
-    self, Observer, Outcome, Preparing, Resume, Source, StepReport, Together, Trainer, checkpoint,
+    self, Observer, Outcome, Preparing, Resume, Share, Source, StepReport, Together, Trainer, checkpoint,
 };
 
 #[derive(Args)]
@@ -184,14 +184,14 @@ fn prepare(args: &TrainArgs, together: &mut Together) -> Result<Prepared> {
     if !leads {
         together.barrier()?;
     }
-    let prepared = set_up(args, leads, args.group.among(together));
+    let prepared = set_up(args, leads, args.group.share(together));
     if leads {
         together.barrier()?;
     }
     prepared
 }
 
-fn set_up(args: &TrainArgs, leads: bool, among: usize) -> Result<Prepared> {
+fn set_up(args: &TrainArgs, leads: bool, share: Share) -> Result<Prepared> {
     let named = recipe::read(&args.recipe)?;
     let name = named.get("name").and_then(|n| n.as_str()).unwrap_or("run").to_string();
     judge_name(&name, &args.recipe)?;
@@ -203,7 +203,7 @@ fn set_up(args: &TrainArgs, leads: bool, among: usize) -> Result<Prepared> {
     let cache = args.cache.clone().unwrap_or_else(default_cache_dir);
     let (reading, calibrating) = (super::bytes_bar("Tokenising"), super::count_bar("Calibrating", 0));
     let merging = super::count_bar("Making the vocabulary", 0);
-    let trainer = train::setup(start.recipe, start.resume.as_ref(), &cache, among, &|preparing| {
+    let trainer = train::setup(start.recipe, start.resume.as_ref(), &cache, share, &|preparing| {
         let (bar, done, of) = match preparing {
             Preparing::Vocabulary(done, of) => (&merging, done, of),
             Preparing::Text(done, of) => (&reading, done, of),

@@ -185,7 +185,7 @@ pub fn least_traffic(trainer: &Trainer) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Optimizer, Together, setup_random};
+    use super::super::{Optimizer, Share, Together, setup_random};
     use super::*;
     use crate::config::{Activation, Direction, Recipe, Scope};
     use crate::formats::tensors::Tensor;
@@ -203,7 +203,7 @@ mod tests {
         (m.vocab_size, m.hidden_size, m.intermediate_size, m.layers) = (40_000, 16, 32, 2);
         (m.heads, m.kv_heads, m.head_dim, m.tie_embeddings) = (1, 1, 16, false);
         change(&mut recipe);
-        least_traffic(&setup_random(recipe, 1).unwrap())
+        least_traffic(&setup_random(recipe, Share::WHOLE).unwrap())
     }
 
     #[test]

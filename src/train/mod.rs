@@ -35,6 +35,7 @@ pub use resume::{Difference, Resume, differences};
 pub use run::{Observer, Outcome, run};
 pub use schedule::{At, schedule};
 pub use setup::{Preparing, setup, setup_random, test_text};
+pub use shards::Share;
 pub use source::{Source, Synthetic};
 pub use teach::Teaching;
 pub use teacher::Taught;

@@ -59,6 +59,11 @@ impl Optimizer {
         self.scales = Scales::of(decoder, latents);
     }
 
+    /// What is kept where, since [`Optimizer::keep_own`].
+    pub fn shards(&self) -> Option<&Arc<Shards>> {
+        self.shards.as_ref()
+    }
+
     /// Whether a step needs all of a weight at once.
     pub fn takes_whole(&self, weight: &Weight) -> bool {
         kind_for(self.kind, weight) == OptimizerKind::Muon
@@ -205,12 +210,26 @@ impl Optimizer {
                 self.kind
             )));
         }
+        let shards = self.shards.clone();
         for (weight, slot) in decoder.weights().zip(&mut self.slots) {
+            // Of a tensor of that shape the values that are kept here, where not all are.
+            let own = |shape: &[usize]| {
+                let rows = shards.as_ref()?.own_rows(weight)?;
+                let width = shape.iter().product::<usize>() / shards::shape(weight)[0].max(1);
+                Some(rows.start * width..rows.end * width)
+            };
             let read = |prefix: &str, shape: &[usize], out: &mut [f32]| {
-                stored.read_f32_into(&format!("{prefix}.{}", weight.name), shape, out)
+                let name = format!("{prefix}.{}", weight.name);
+                let Some(own) = own(shape) else { return stored.read_f32_into(&name, shape, out) };
+                let mut all = vec![0.0; shape.iter().product()];
+                stored.read_f32_into(&name, shape, &mut all)?;
+                out.copy_from_slice(&all[own]);
+                Ok(())
             };
             let codes = |prefix: &str, dtype: Dtype| {
-                stored.tensor(&format!("{prefix}.{}", weight.name))?.bytes_of(dtype, &weight.shape)
+                let all =
+                    stored.tensor(&format!("{prefix}.{}", weight.name))?.bytes_of(dtype, &weight.shape)?;
+                Ok::<_, Error>(own(&weight.shape).map_or(all, |own| &all[own]))
             };
             match slot {
                 Moments::F32 { first, second } => {

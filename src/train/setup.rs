@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::cost::{annealed_bytes, teacher_pass_bytes, ternary_bytes, training_bytes};
 use super::teacher::Taught;
-use super::{Resume, Source, Synthetic, Trainer, checkpoint, differences};
-use crate::config::{DistillConfig, ModelConfig, OF_THE_TEXT, Recipe, Task, TernaryConfig};
+use super::{Resume, Share, Source, Synthetic, Trainer, checkpoint, differences};
+use crate::config::{DistillConfig, ModelConfig, OF_THE_TEXT, Recipe, Scale, Task, TernaryConfig};
 use crate::error::{Error, Result};
 use crate::files::path_text;
 use crate::formats::{Description, ModelFiles, Stored, files_of};
@@ -26,7 +26,7 @@ pub enum Preparing {
 }
 
 /// Builds what `recipe`, which has been validated, describes: at step 0, or where the checkpoint was made, by which it
-/// has been judged ([`Resume::judge`]). `cache` is where tokenised texts are kept; `progress` is told how far it is. `among` processes share the optimizer's state out; 1 where each has all of it. The trainer's recipe
+/// has been judged ([`Resume::judge`]). `cache` is where tokenised texts are kept; `progress` is told how far it is. `share` is what this process keeps of the optimizer's state. The trainer's recipe
 /// states the model that is trained.
 ///
 /// # Errors
@@ -36,7 +36,7 @@ pub fn setup(
     mut recipe: Recipe,
     resume: Option<&Resume>,
     cache: &Path,
-    among: usize,
+    share: Share,
     progress: &dyn Fn(Preparing),
 ) -> Result<Trainer> {
     let shape = match (resume, &recipe.init) {
@@ -45,7 +45,7 @@ pub fn setup(
         (None, None) => recipe.model.take().expect("a validated recipe has a model or a start"),
     };
     let calibrated = if resume.is_none() { recipe.ternary.calibrate } else { 0 };
-    check_memory(&shape, teacher_of(&recipe)?, &recipe, calibrated, among)?;
+    check_memory(&shape, teacher_of(&recipe)?, &recipe, calibrated, share)?;
     recipe.model = Some(shape);
     let dir = resume.map(|resume| resume.dir.as_path());
     let merging = |done, of| progress(Preparing::Vocabulary(done, of));
@@ -92,6 +92,10 @@ pub fn setup(
     }
     let mut trainer = Trainer::new(recipe, model, latents, tokenizer, source);
     trainer.teacher = teacher;
+    // Which is refused with learned scales, once all know of each other.
+    if share.size > 1 && trainer.recipe.ternary.scale != Scale::Learned {
+        trainer.keep_own(share);
+    }
     if let Some(dir) = dir {
         checkpoint::restore(dir, &mut trainer)?;
     }
@@ -138,14 +142,14 @@ fn calibrate(
 }
 
 /// A trainer of the recipe's shape with random weights on random tokens, whatever the recipe starts from or reads: its
-/// steps cost what those of the recipe cost. `among` as in [`setup`].
+/// steps cost what those of the recipe cost. `share` as in [`setup`].
 ///
 /// # Errors
 /// A recipe without a `[model]`, or a model that outgrows the memory.
-pub fn setup_random(recipe: Recipe, among: usize) -> Result<Trainer> {
+pub fn setup_random(recipe: Recipe, share: Share) -> Result<Trainer> {
     let config = recipe.model.clone().ok_or_else(|| Error::usage("the recipe has no [model] table"))?;
     let teacher = recipe.taught().map(|_| (4 * config.parameters(), config.clone()));
-    check_memory(&config, teacher, &recipe, 0, among)?;
+    check_memory(&config, teacher, &recipe, 0, share)?;
     let (model, latents) = random_model(&recipe)?;
     let source = match recipe.task {
         // Random tokens to be copied cost what a text of the same shape costs.
@@ -288,12 +292,12 @@ fn check_memory(
     teacher: Option<(u128, ModelConfig)>,
     recipe: &Recipe,
     calibrated: usize,
-    among: usize,
+    share: Share,
 ) -> Result<()> {
     let Some(memory) = total_memory() else { return Ok(()) };
     let seq = if recipe.task == Task::Lm { recipe.train.seq } else { 2 * recipe.data.sequence };
     let rows = recipe.train.batch as u128 * seq as u128;
-    let mut needed = training_bytes(model, &recipe.train, rows, among)
+    let mut needed = training_bytes(model, &recipe.train, rows, share.size)
         + annealed_bytes(model, &recipe.ternary)
         + ternary_bytes(model, &recipe.ternary);
     // Inputs and targets of a whole step, and what sequences to calibrate on are in every block.
@@ -378,7 +382,7 @@ mod tests {
         let mut taught = recipe.clone();
         taught.distill = Some(DistillConfig { teacher: Some("x".into()), ..DistillConfig::default() });
         let said = |teacher, recipe: &Recipe, calibrated| {
-            check_memory(&shape, teacher, recipe, calibrated, 1)
+            check_memory(&shape, teacher, recipe, calibrated, Share::WHOLE)
                 .map_or_else(|e| e.to_string(), |()| String::new())
         };
         assert_eq!(said(None, &recipe, 0), "");

@@ -4,6 +4,18 @@ use std::ops::Range;
 
 use crate::model::{Decoder, Gradients, Weight};
 
+/// What a process keeps of the optimizer's state: one part of so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub rank: usize,
+    pub size: usize,
+}
+
+impl Share {
+    /// All of it.
+    pub const WHOLE: Self = Self { rank: 0, size: 1 };
+}
+
 /// Rows of weights by process, such that each has about as many values of every block of gradients.
 #[derive(Debug)]
 pub struct Shards {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::residual::Residuals;
 use super::schedule::schedule;
-use super::shards::Shards;
+use super::shards::{Shards, Share};
 use super::teacher::Taught;
 use super::{At, Optimizer, Source, TensorPoint, Together, Trained, Watch};
 use crate::config::{DistillConfig, Precision, Recipe, Scale};
@@ -239,13 +239,22 @@ impl Trainer {
     /// alone.
     pub(super) fn join(&mut self, mut together: Together, shard: bool) {
         if shard && !together.is_alone() {
-            let (rank, size, decoder) = (together.rank(), together.size(), &self.model.decoder);
-            let whole = |weight: &Weight| self.optimizer.takes_whole(weight);
-            let shards = Arc::new(Shards::new(decoder, &self.grads, rank, size, whole));
-            together.shard(shards.clone());
-            self.optimizer.keep_own(decoder, shards);
+            let (rank, size) = (together.rank(), together.size());
+            together.shard(self.keep_own(Share { rank, size }));
         }
         self.together = together;
+    }
+
+    /// Keeps the optimizer's moments of a part of the model alone: from now on, or already.
+    pub(super) fn keep_own(&mut self, Share { rank, size }: Share) -> Arc<Shards> {
+        if let Some(shards) = self.optimizer.shards() {
+            return shards.clone();
+        }
+        let decoder = &self.model.decoder;
+        let whole = |weight: &Weight| self.optimizer.takes_whole(weight);
+        let shards = Arc::new(Shards::new(decoder, &self.grads, rank, size, whole));
+        self.optimizer.keep_own(decoder, shards.clone());
+        shards
     }
 
     /// Loss over the held-out part, or none when nothing is held out. `max` sequences, 0 for all. In f32, as the model that
