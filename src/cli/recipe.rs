@@ -3,6 +3,7 @@
 use std::path::Path;
 use toml::{Table, Value};
 
+use crate::config::toml_error::{one_line, where_in};
 use crate::config::{ModelConfig, Recipe};
 use crate::error::{Error, Result};
 use crate::files::{if_there, read_text};
@@ -62,7 +63,8 @@ pub fn of_run(run: &Path) -> Result<Option<Recipe>> {
     }
     let file = run.join(FILE);
     let Some(text) = if_there(read_text(&file, MAX_BYTES))? else { return Ok(None) };
-    resolve(&file, parse(&file, &text)?).map(Some)
+    // Not judged: a later version may allow less.
+    from_table(&file, parse(&file, &text)?).map(Some)
 }
 
 /// Sets `key` (`train.lr`) to `value`.
@@ -130,25 +132,13 @@ pub fn from_table(name: &Path, table: Table) -> Result<Recipe> {
 pub fn resolve(name: &Path, table: Table) -> Result<Recipe> {
     let recipe = from_table(name, table)?;
     recipe.validate(name)?;
+    recipe.judge_new(name)?;
     Ok(recipe)
 }
 
 /// The resolved recipe as TOML.
 pub fn to_toml(recipe: &Recipe) -> String {
     toml::to_string_pretty(recipe).expect("a recipe has a TOML form")
-}
-
-fn one_line(error: &toml::de::Error) -> String {
-    error.message().split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// What is wrong in a TOML text, and in which of its lines.
-fn where_in(text: &str, error: &toml::de::Error) -> String {
-    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    match line {
-        Some(line) => format!("{} (line {line})", one_line(error)),
-        None => one_line(error),
-    }
 }
 
 /// The key, with its table, of the line that an error is about.

@@ -7,6 +7,7 @@ pub mod patterns;
 mod recipe;
 mod rope;
 mod ternary;
+pub mod toml_error;
 
 pub use model::{Activation, KvFormat, ModelConfig};
 pub use recipe::{

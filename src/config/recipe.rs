@@ -500,11 +500,6 @@ impl Recipe {
             if sequences > 1 << 20 {
                 return bad("ternary.calibrate", &sequences, "at most 1048576");
             }
-            if self.ternary.anneal > 0.0 || !self.ternary.start.is_at_once() {
-                let wanted = "0 with ternary.anneal or ternary.start, which begin with latents: calibrated ones are no \
-                              longer the weights of the model";
-                return bad("ternary.calibrate", &sequences, wanted);
-            }
         }
         let distill = self.distill.clone().unwrap_or_default();
         if self.taught().is_some() {
@@ -543,9 +538,6 @@ impl Recipe {
             if let Some(bar) = bar.filter(|bar| !(0.0..=high).contains(bar)) {
                 return bad(field, &bar, if high == 1.0 { "0 to 1" } else { "0 or more" });
             }
-        }
-        if let Some(bar) = self.report.min_accuracy.filter(|_| self.task == Task::Lm) {
-            return bad("report.min_accuracy", &bar, "none: a text has no accuracy (report.max_train_loss)");
         }
         let t = &self.train;
         for (field, value) in [

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use toml::Value;
 
 use crate::config::TOKEN_KEYS;
+use crate::config::toml_error::where_in;
 use crate::error::{Error, Result};
 use crate::files::read_text;
 
@@ -62,11 +63,8 @@ impl Plan {
     pub fn read(path: &Path) -> Result<Self> {
         let text = read_text(path, MAX_BYTES)?;
         let plan: Plan = toml::from_str(&text).map_err(|e| {
-            let why = e.message().split_whitespace().collect::<Vec<_>>().join(" ");
-            let line =
-                e.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             let wanted = "recipe, seeds, and tables set and grid";
-            Error::input(path, "sweep", format!("{why} (line {line})"), wanted)
+            Error::input(path, "sweep", where_in(&text, &e), wanted)
         })?;
         plan.judge(path)?;
         Ok(plan)

@@ -323,7 +323,7 @@ mod tests {
         // A new key comes into one of these lists and into DESIGN.md.
         let wanted = "data.order data.sequence data.tokenizer init name needs_init seed task ternary.activations \
                       ternary.anneal ternary.calibrate ternary.group ternary.init_std ternary.rotate ternary.scale ternary.scope ternary.start.attention \
-                      ternary.start.ends ternary.start.feed_forward train.moments train.optimizer train.weight_decay";
+                      ternary.start.ends ternary.start.feed_forward train.moments train.optimizer";
         let fixed: Vec<&str> =
             fixed.iter().map(String::as_str).filter(|key| !key.starts_with("model.")).collect();
         assert_eq!(fixed, wanted.split_whitespace().collect::<Vec<_>>());
@@ -333,7 +333,7 @@ mod tests {
                       report.top_p train.accumulate train.batch train.beta1 train.beta2 train.cautious \
                       train.clip train.decay_fraction train.dropout train.eps train.eval_every train.eval_sequences train.floor train.keep \
                       train.log_every train.lr train.momentum train.muon_lr train.muon_steps train.precision train.recompute \
-                      train.save_every train.scale_lr train.schedule train.seq train.steps train.warmup train.weight_decay_until train.z_loss";
+                      train.save_every train.scale_lr train.schedule train.seq train.steps train.warmup train.weight_decay train.weight_decay_until train.z_loss";
         assert_eq!(free, wanted.split_whitespace().collect::<Vec<_>>());
     }
 
