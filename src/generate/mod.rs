@@ -10,4 +10,4 @@ pub use decode::{Generated, Session, judge_prompt};
 pub use sampling::{Sampler, SamplingConfig};
 pub use scores::{Scored, score};
 pub use speculate::Speculation;
-pub use stop::StopStrings;
+pub use stop::{StopStrings, begun};

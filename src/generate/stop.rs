@@ -46,7 +46,7 @@ impl StopStrings {
 }
 
 /// Bytes at the end of `text` that `stop` begins with, the most of them.
-fn begun(text: &str, stop: &str) -> usize {
+pub fn begun(text: &str, stop: &str) -> usize {
     let ends = stop.char_indices().skip(1).map(|(end, _)| end);
     ends.filter(|&end| text.ends_with(&stop[..end])).max().unwrap_or(0)
 }

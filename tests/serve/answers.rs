@@ -86,6 +86,32 @@ fn offsets_are_those_of_the_text() {
     assert_eq!(choice["logprobs"]["text_offset"], json!([0, 0, 1, 2, 2, 3]));
 }
 
+/// Each comes to the likeliest token.
+#[test]
+fn every_field_of_sampling_acts() {
+    let place = Place::new();
+    let mut body = json!({ "prompt": "ab", "max_tokens": 12, "temperature": 1.5, "seed": 5 });
+    let drawn = place.complete(&body);
+    body["temperature"] = 0.into();
+    let likeliest = place.complete(&body);
+    assert_ne!(drawn, likeliest);
+    for (field, value) in [("presence_penalty", 2.0), ("frequency_penalty", 2.0), ("repetition_penalty", 2.0)]
+    {
+        let mut body = body.clone();
+        body[field] = value.into();
+        body["max_tokens"] = 60.into();
+        let penalised = place.complete(&body);
+        body[field] = if field == "repetition_penalty" { 1.0 } else { 0.0 }.into();
+        assert_ne!(penalised, place.complete(&body), "{field}");
+    }
+    body["temperature"] = 1.5.into();
+    for (field, value) in [("top_k", json!(1)), ("top_p", json!(1e-6)), ("min_p", json!(1.0))] {
+        let mut body = body.clone();
+        body[field] = value;
+        assert_eq!(place.complete(&body), likeliest, "{field}");
+    }
+}
+
 #[test]
 fn choices_stops_biases_and_penalties() {
     let place = Place::new();
@@ -297,7 +323,32 @@ fn embeddings_are_means_of_hidden_states() {
     }
     let body = json!({ "input": texts[0], "encoding_format": "base64" });
     let coded = place.post("/v1/embeddings", &body).json(200)["data"][0]["embedding"].clone();
-    assert_eq!(coded.as_str().unwrap().len(), (96 * 4usize).div_ceil(3) * 4);
+    // RFC 4648, four characters of six bits for three bytes.
+    let digit = |c: u8| match c {
+        b'A'..=b'Z' => c - b'A',
+        b'a'..=b'z' => c - b'a' + 26,
+        b'0'..=b'9' => c - b'0' + 52,
+        b'+' => 62,
+        b'/' => 63,
+        _ => 0,
+    };
+    let bytes: Vec<u8> = coded
+        .as_str()
+        .unwrap()
+        .as_bytes()
+        .chunks(4)
+        .flat_map(|four| {
+            let bits = four.iter().fold(0u32, |bits, c| bits << 6 | u32::from(digit(*c)));
+            bits.to_be_bytes()[1..].to_vec()
+        })
+        .collect();
+    let floats = bytes.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap()));
+    let wanted =
+        &place.post("/v1/embeddings", &json!({ "input": texts[0] })).json(200)["data"][0]["embedding"];
+    assert_eq!(floats.clone().count(), 96);
+    for (x, wanted) in floats.zip(wanted.as_array().unwrap()) {
+        assert!((f64::from(x) - wanted.as_f64().unwrap()).abs() < 1e-6);
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use std::io::{BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use ternlm::serve::Options;
 
 use crate::client::{call, head, send};
@@ -71,7 +71,13 @@ fn wrong_fields_are_named() {
         (chat, "tools", json!([{ "type": "function" }]), "tools[0].function"),
         (chat, "tool_choice", json!("required"), "tools"),
         (chat, "chat_template_kwargs", json!({ "messages": 1 }), "chat_template_kwargs.messages"),
+        (chat, "functions", json!([]), "functions"),
+        (chat, "function_call", json!("auto"), "function_call"),
         ("/v1/responses", "input", json!(1), "input"),
+        ("/v1/responses", "truncation", json!("auto"), "truncation"),
+        ("/v1/responses", "top_logprobs", json!(2), "top_logprobs"),
+        ("/v1/responses", "include", json!(["message.output_text.logprobs"]), "include"),
+        ("/v1/responses", "metadata", json!("a"), "metadata"),
         ("/v1/responses", "previous_response_id", json!("r"), "previous_response_id"),
         ("/v1/embeddings", "dimensions", json!(5), "dimensions"),
         ("/v1/embeddings", "encoding_format", json!("hex"), "encoding_format"),
@@ -311,18 +317,17 @@ fn a_long_prompt_lets_streams_flow() {
     let place = Place::with(Form::Int8, options());
     let mut stream = place.stream("/v1/completions", &long(1));
     stream.next().unwrap();
-    let start = Instant::now();
-    let passes = place.metric("passes_total");
+    let (made, passes) = (place.metric("tokens_made_total"), place.metric("passes_total"));
     let prompt = json!({ "prompt": text(9, 4000), "max_tokens": 1 });
     thread::scope(|scope| {
         let read = scope.spawn(|| place.post("/v1/completions", &prompt).json(200));
         stream.by_ref().take(200).for_each(drop);
         read.join().unwrap();
     });
-    // 32 chunks, each in a pass in which the stream has its token.
-    assert!(place.metric("passes_total") >= passes + 31, "{:?}", start.elapsed());
-    let made = place.metric("tokens_made_total");
-    assert!(made >= 31, "the stream had a token in each: {made}");
+    // 32 chunks, each in a pass in which the stream has its token: hardly more passes than tokens.
+    let passes = place.metric("passes_total") - passes;
+    let made = place.metric("tokens_made_total") - made;
+    assert!(passes >= 31 && passes <= made + 3, "{passes} passes, {made} tokens");
 }
 
 #[test]

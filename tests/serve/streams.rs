@@ -65,6 +65,7 @@ fn a_response_is_streamed_as_named_events() {
     let place = Place::new();
     let body = json!({
         "input": [{ "role": "user", "content": [{ "type": "input_text", "text": "hello" }] }], "instructions": "Be brief.",
+        "metadata": { "of": "me" },
         "max_output_tokens": 25, "temperature": 1, "seed": 1, "stream": true,
     });
     let events: Vec<(String, Value)> =
@@ -91,6 +92,10 @@ fn a_response_is_streamed_as_named_events() {
     let whole = json!({ "prompt": "[system]Be brief.[user]hello[assistant]", "max_tokens": 25, "temperature": 1, "seed": 1 });
     assert_eq!(text, place.complete(&whole));
     let last = &events.last().unwrap().1["response"];
+    let asked = ["instructions", "metadata", "max_output_tokens", "text"].map(|name| &last[name]);
+    let wanted =
+        [json!("Be brief."), json!({ "of": "me" }), json!(25), json!({ "format": { "type": "text" } })];
+    assert_eq!(asked, wanted.each_ref());
     assert_eq!(
         (&last["output"][0]["content"][0]["text"], &last["usage"]["output_tokens"]),
         (&json!(text), &json!(25))

@@ -11,19 +11,25 @@ use super::tools::{Call, CallForm, Tools, Written};
 use super::{Ask, Work, constraint, messages, schema};
 use crate::files::sha256_hex;
 use crate::generate::{Scored, StopStrings};
-use crate::serve::queue::{Generate, Piece};
+use crate::serve::queue::{Generate, Piece, Reason};
 
 pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     let settings = Settings::read(fields, served)?;
     let list = fields.list("messages")?.ok_or_else(|| fields.wrong("messages", "a list of messages"))?;
     let said = messages::read(list, "messages")?;
+    for (old, new) in [("functions", "none: they are tools"), ("function_call", "none: it is tool_choice")] {
+        if fields.get(old).is_some() {
+            return Err(fields.wrong(old, new));
+        }
+    }
     let tools = Tools::read(fields)?;
     let schema = schema::read(fields, "response_format")?;
     let calls = match &tools {
         None => None,
-        Some(_) => {
+        Some(tools) => {
             let none = "none: the model's chat template writes no calls of tools";
-            Some(served.calls().ok_or_else(|| fields.wrong("tools", none))?.clone())
+            let form = served.calls().ok_or_else(|| fields.wrong("tools", none))?.clone();
+            Some(if tools.parallel { form } else { form.single() })
         }
     };
     let constraint = match (&tools, &calls, schema) {
@@ -112,7 +118,7 @@ impl Chat {
 
     fn written(&self, choice: &Choice) -> Written {
         match &self.calls {
-            Some(form) => form.parse(&choice.text),
+            Some(form) => form.parse(&choice.text, choice.reason == Some(Reason::Length)),
             None => Written { said: choice.text.clone(), ..Written::default() },
         }
     }
@@ -150,8 +156,11 @@ fn call_id(of: &str) -> String {
 impl Form for Chat {
     fn whole(&self, answer: &Answer) -> Value {
         let choice = |(index, choice): (usize, &Choice)| {
-            let Written { said, calls, more } = self.written(choice);
-            let said = said + &more;
+            let written = self.written(choice);
+            let joint = written.joint();
+            let Written { said, calls, more } = written;
+            let said = said + joint + &more;
+            let said = if calls.is_empty() { said } else { said.trim().to_string() };
             let content = if said.is_empty() && !calls.is_empty() { Value::Null } else { said.into() };
             let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
             if !calls.is_empty() {
@@ -197,14 +206,18 @@ impl Form for Chat {
 
     fn ended(&mut self, answer: &Answer, index: usize) -> Vec<Frame> {
         let choice = &answer.choices[index];
-        let Written { calls, more, .. } = self.written(choice);
+        let written = self.written(choice);
+        let joint = written.joint();
+        let Written { said, calls, more } = written;
         let mut frames = Vec::new();
         let stream = &mut self.streams[index];
-        let mut rest = stream.said.finish() + &more;
-        if stream.calling && calls.is_empty() {
-            // It began like a call and was none: what was kept back is text.
-            let from = self.calls.as_ref().and_then(|form| choice.text.find(form.before())).unwrap_or(0);
-            rest = choice.text[from..].to_string();
+        let mut rest = joint.to_string() + &more;
+        if calls.is_empty() {
+            // Kept back as the beginning of a mark, or as a call that came to none.
+            let held = stream.said.finish().len();
+            let mark = self.calls.as_ref().filter(|_| stream.calling).map(|form| form.before());
+            let sent = mark.and_then(|mark| choice.text.find(mark)).unwrap_or(choice.text.len() - held);
+            rest = said.get(sent..).unwrap_or_default().to_string();
         }
         if !rest.is_empty() {
             frames.push(self.chunk(answer, index, json!({ "content": rest }), Value::Null, &[]));

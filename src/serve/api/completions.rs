@@ -121,11 +121,22 @@ impl Completions {
     fn logprobs(&self, prompt: Option<(&Echo, &[Scored])>, scores: &[Scored], end: &mut End) -> Value {
         let (mut tokens, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
         let tokenizer = &self.served.tokenizer;
-        let mut outside = prompt.map_or(0, |(echo, _)| echo.prefix);
+        let (mut outside, mut first) = (prompt.map_or(0, |(echo, _)| echo.prefix), prompt.is_some());
         let mut add = |token: u32, scored: Option<&Scored>| {
             offsets.push(end.characters);
+            let mut bytes = tokenizer.token_bytes(token);
             match outside {
-                0 => end.unfinished.extend(tokenizer.token_bytes(token)),
+                0 => {
+                    // SentencePiece's tokenizers put a space in front.
+                    let first = std::mem::take(&mut first);
+                    if first
+                        && bytes.starts_with(b" ")
+                        && !prompt.is_some_and(|(echo, _)| echo.text.starts_with(' '))
+                    {
+                        bytes.remove(0);
+                    }
+                    end.unfinished.extend(bytes);
+                }
                 _ => outside -= 1,
             }
             end.characters += take_whole(&mut end.unfinished).chars().count();

@@ -1,6 +1,6 @@
 //! `/v1/responses`: text in, text out. Nothing is stored: a response is not found again.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, Form, Frame};
 use super::error::ApiError;
@@ -29,6 +29,16 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     if fields.list("tools")?.is_some_and(|tools| !tools.is_empty()) {
         return Err(fields.wrong("tools", "none: /v1/chat/completions calls tools"));
     }
+    if fields.text("truncation")?.is_some_and(|how| how != "disabled") {
+        return Err(fields.wrong("truncation", "disabled: an input that is too long is refused"));
+    }
+    if fields.get("top_logprobs").is_some_and(|top| top != 0) {
+        return Err(fields.wrong("top_logprobs", "none: /v1/chat/completions has logprobs"));
+    }
+    let included = fields.list("include")?.unwrap_or_default();
+    if included.iter().any(|what| what == "message.output_text.logprobs") {
+        return Err(fields.wrong("include", "no logprobs: /v1/chat/completions has them"));
+    }
     let mut said = Vec::new();
     if let Some(text) = fields.text("instructions")? {
         said.push(json!({ "role": "system", "content": text }));
@@ -47,12 +57,7 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     let prompts = vec![messages::prompt(served, &said, "input", None, messages::variables(fields)?)?];
     let answer = Answer::new("resp", served, &prompts, 1);
     let limit = limit(fields, &["max_output_tokens"], served.context)?;
-    let form = Responses {
-        limit,
-        temperature: settings.sampling.temperature,
-        top_p: settings.sampling.top_p,
-        sent: 0,
-    };
+    let form = Responses { asked: asked(fields, &settings)?, sent: 0 };
     let generate = Generate {
         choices: 1,
         sampling: settings.sampling,
@@ -67,10 +72,22 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     Ok(Work::Ask(Box::new(Ask { prompts, generate: Some(generate), answer, form, stream })))
 }
 
+/// What a response repeats of its request.
+fn asked(fields: &Fields<'_>, settings: &Settings) -> Result<Map<String, Value>, ApiError> {
+    let given = |name: &str| fields.get(name).cloned();
+    let metadata = fields.map("metadata")?.map_or(json!({}), |map| map.object().clone().into());
+    let Settings { sampling, .. } = settings;
+    let repeated = json!({
+        "instructions": given("instructions"), "max_output_tokens": given("max_output_tokens"),
+        "metadata": metadata, "temperature": sampling.temperature,
+        "text": given("text").unwrap_or(json!({ "format": { "type": "text" } })), "top_p": sampling.top_p,
+    });
+    Ok(repeated.as_object().cloned().unwrap_or_default())
+}
+
 struct Responses {
-    limit: usize,
-    temperature: f32,
-    top_p: f32,
+    /// Of the request.
+    asked: Map<String, Value>,
     /// Events so far.
     sent: usize,
 }
@@ -106,13 +123,16 @@ impl Responses {
                 "output_tokens_details": { "reasoning_tokens": 0 },
             })
         });
-        json!({
+        let mut response = json!({
             "id": answer.id, "object": "response", "created_at": answer.created, "status": status,
             "model": answer.model, "output": output, "error": null, "incomplete_details": details,
-            "instructions": null, "metadata": {}, "parallel_tool_calls": false, "tool_choice": "none", "tools": [],
-            "temperature": self.temperature, "top_p": self.top_p, "max_output_tokens": self.limit,
-            "previous_response_id": null, "store": false, "truncation": "disabled", "usage": usage,
-        })
+            "parallel_tool_calls": false, "tool_choice": "none", "tools": [], "previous_response_id": null,
+            "store": false, "truncation": "disabled", "usage": usage,
+        });
+        for (name, value) in &self.asked {
+            response[name] = value.clone();
+        }
+        response
     }
 
     fn status(answer: &Answer) -> &'static str {

@@ -11,6 +11,7 @@ use super::error::ApiError;
 use super::fields::{Fields, shown};
 use super::schema::compact;
 use crate::chat::{ChatTemplate, RenderOptions};
+use crate::generate::begun;
 use crate::text::Tokenizer;
 
 /// Tools of one request.
@@ -53,11 +54,27 @@ pub struct Call {
 /// An answer with calls in it.
 #[derive(Debug, Default, PartialEq)]
 pub struct Written {
-    /// Before the first call.
+    /// Before the first call, as it stands.
     pub said: String,
     pub calls: Vec<Call>,
-    /// After it.
+    /// Between and after calls, each part without the space around it, a line each.
     pub more: String,
+}
+
+impl Written {
+    /// What stands between the text before the first call and that behind it.
+    pub fn joint(&self) -> &'static str {
+        let parted = self.said.is_empty() || self.said.ends_with(char::is_whitespace);
+        if self.more.is_empty() || parted { "" } else { "\n" }
+    }
+
+    fn push(&mut self, text: &str) {
+        let text = text.trim();
+        if !text.is_empty() {
+            self.more += if self.more.is_empty() { "" } else { "\n" };
+            self.more += text;
+        }
+    }
 }
 
 /// What a request says of tools.
@@ -68,7 +85,8 @@ pub struct Tools {
     /// Names and schemas of those that may be called.
     callable: Vec<(String, Value)>,
     required: bool,
-    parallel: bool,
+    /// Whether an answer may hold several calls.
+    pub parallel: bool,
 }
 
 /// Where the object of a probe stands.
@@ -121,6 +139,9 @@ impl CallForm {
         if let Some(at) = one.rfind(TEXT) {
             from = from.max(at + TEXT.len());
         }
+        while !one.is_char_boundary(from) {
+            from -= 1;
+        }
         let Found { object, place } = last_call(&one, from, one.len())?;
         let key = |is: &dyn Fn(&Value) -> bool| object.iter().position(|(_, v)| is(v));
         let (name_at, arguments_at) = (key(&|v| v == NAME)?, key(&|v| v.get(KEY).is_some())?);
@@ -131,6 +152,10 @@ impl CallForm {
             after = after.split(&stop).next().unwrap_or_default();
         }
         let before = one[from..place.start].trim_start().to_string();
+        // A bracket alone is no mark: texts hold others.
+        if !before.is_empty() && !before.contains(char::is_alphabetic) {
+            return None;
+        }
         let (mut after, mut several) = (after.trim_end().to_string(), Several::Not);
         if let Some((between, behind)) = written(2).as_deref().and_then(|two| around_second(two, from)) {
             let same = between.chars().zip(behind.chars()).take_while(|(a, b)| a == b);
@@ -149,7 +174,13 @@ impl CallForm {
 
     /// Whether a token is part of how calls are written.
     pub fn is_written_with(&self, token: &str) -> bool {
-        !token.is_empty() && (self.before.contains(token) || self.after.contains(token))
+        let between = if let Several::Listed(between) = &self.several { between } else { "" };
+        !token.is_empty() && [&self.before, &self.after, between].iter().any(|text| text.contains(token))
+    }
+
+    /// The form where one call is allowed.
+    pub fn single(self) -> Self {
+        Self { several: Several::Not, ..self }
     }
 
     /// The text that a call begins with.
@@ -180,13 +211,11 @@ impl CallForm {
         };
         let object: Vec<String> = tools.callable.iter().map(one).collect();
         let object = format!("object: {}\n", object.join("\n    | "));
-        let (objects, several) = match &self.several {
-            Several::Listed(between) if tools.parallel => {
-                (format!("object ({} object)*", quoted(between)), false)
-            }
-            several => ("object".to_string(), tools.parallel && *several == Several::Apart),
+        let objects = match &self.several {
+            Several::Listed(between) => format!("object ({} object)*", quoted(between)),
+            _ => "object".to_string(),
         };
-        let more = if several { "call (\"\\n\"? call)*" } else { "call" };
+        let more = if self.several == Several::Apart { "call (\"\\n\"? call)*" } else { "call" };
         let call = format!("call: {before} {objects} {after}\n");
         let start = match (tools.required, schema) {
             (true, _) => format!("start: {more}\n{call}"),
@@ -197,7 +226,7 @@ impl CallForm {
                 format!("start: {more} | TEXT\n{call}TEXT: /([^{{](.|\\n)*)?/\n")
             }
             (false, None) => {
-                let times = if several { "*" } else { "?" };
+                let times = if self.several == Several::Not { "?" } else { "*" };
                 format!(
                     "start: said{times} TEXT\nsaid: open {objects} {after}\nopen[lazy]: /(.|\\n)*/ {before}\n\
                      TEXT: /(.|\\n)*/\n"
@@ -207,8 +236,8 @@ impl CallForm {
         TopLevelGrammar::from_lark(start + &object)
     }
 
-    /// What an answer says, and its calls; a last one that is not complete is left out where others are.
-    pub fn parse(&self, text: &str) -> Written {
+    /// What an answer says, and its calls. Of one that was `cut` short the beginning of a call is left out.
+    pub fn parse(&self, text: &str, cut: bool) -> Written {
         let (mut written, mut rest, mut listed) = (Written::default(), text, false);
         loop {
             let next = if listed { Some(("", rest)) } else { rest.split_once(&self.before) };
@@ -216,12 +245,14 @@ impl CallForm {
             let (call, length) = match self.object(inside) {
                 Ok(found) => found,
                 Err(torn) => {
-                    rest = if torn { said } else { rest };
+                    rest = if torn && cut { said } else { rest };
                     break;
                 }
             };
-            let before = if written.calls.is_empty() { &mut written.said } else { &mut written.more };
-            before.push_str(said.trim());
+            match written.calls.is_empty() {
+                true => written.said = said.to_string(),
+                false => written.push(said),
+            }
             written.calls.push(call);
             let tail = &inside[length..];
             let more = match &self.several {
@@ -230,13 +261,20 @@ impl CallForm {
             };
             listed = more.is_some();
             rest = more.or(tail.strip_prefix(&self.after)).unwrap_or(tail);
-            if !listed && self.before.is_empty() && !rest.trim_start().starts_with('{') {
+            if self.several == Several::Not
+                || !listed && self.before.is_empty() && !rest.trim_start().starts_with('{')
+            {
                 break;
             }
         }
+        // As far as a mark was written; a single character is any text's, where there was no call.
+        let (marks, least) = ([&self.before, &self.after], 1 + usize::from(written.calls.is_empty()));
+        let part = marks.into_iter().map(|mark| begun(rest, mark)).max();
+        let part = part.filter(|&part| cut && part >= least).unwrap_or(0);
+        let rest = &rest[..rest.len() - part];
         match written.calls.is_empty() {
-            true => written.said = text.to_string(),
-            false => written.more.push_str(rest.trim()),
+            true => written.said = rest.to_string(),
+            false => written.push(rest),
         }
         written
     }
@@ -323,36 +361,111 @@ mod tests {
         format!("{{\"name\": \"f\", \"arguments\": {{\"n\": {n}}}}}")
     }
 
+    fn whole(said: &str, calls: usize, more: &str) -> (String, usize, String) {
+        (said.into(), calls, more.into())
+    }
+
     #[test]
     fn calls_are_taken_out_of_a_text() {
         let tags = form("<tool_call>\n", "\n</tool_call>", Several::Apart);
         let tagged = |n| format!("<tool_call>\n{}\n</tool_call>", call(n));
+        let parts = |form: &CallForm, text: &str, cut| {
+            let Written { said, calls, more } = form.parse(text, cut);
+            (said, calls.len(), more)
+        };
         // More than 64 bits: as it was written.
         let second = call(2).replace('2', "123456789012345678901");
         let second = format!("<tool_call>\n{second}\n</tool_call>");
-        let written = tags.parse(&format!("Well.\n{}\n{second} Done.", tagged(1)));
-        assert_eq!(
-            (written.said.as_str(), written.more.as_str(), written.calls.len()),
-            ("Well.", "Done.", 2)
-        );
-        assert_eq!(
-            written.calls[1],
-            Call { name: "f".into(), arguments: "{\"n\": 123456789012345678901}".into() }
-        );
-        for text in ["plain", "<tool_call>\n{\"name\": 3}\n</tool_call>", "<tool_call>\n{\"na", ""] {
-            let written = Written { said: text.into(), ..Written::default() };
-            assert_eq!(tags.parse(text), written);
+        let text = format!("Well.\n{}\nAnd\n{second} Done.", tagged(1));
+        assert_eq!(parts(&tags, &text, false), whole("Well.\n", 2, "And\nDone."));
+        let arguments = "{\"n\": 123456789012345678901}".to_string();
+        assert_eq!(tags.parse(&text, false).calls[1], Call { name: "f".into(), arguments });
+        assert_eq!(parts(&tags.clone().single(), &text, false).1, 1, "what follows is text");
+        for text in ["plain", "<tool_call>\n{\"name\": 3}\n</tool_call>", "<tool_call>\n{\"na", "a <", ""] {
+            assert_eq!(parts(&tags, text, false), whole(text, 0, ""));
         }
-        let torn = format!("{}\n{}", tagged(1), &tagged(2)[..30]);
-        assert_eq!(tags.parse(&torn), tags.parse(&tagged(1)), "the second was not finished");
+        // Cut short, it shows no half of a call.
+        let two = format!("So: {}\n{}", tagged(1), tagged(2));
+        for end in 0..=two.len() {
+            let (said, calls, more) = parts(&tags, &two[..end], true);
+            let one = "So: ".len() + tagged(1).len() - "\n</tool_call>".len();
+            assert_eq!(
+                calls,
+                usize::from(end >= one) + usize::from(end >= two.len() - "\n</tool_call>".len())
+            );
+            assert!(more.is_empty() && (calls == 0 || said == "So: "), "{end}: {said:?}, {more:?}");
+            assert!(said.len() <= "So: <".len(), "{end}: {said:?}");
+        }
         let bare = form("", "", Several::Not);
-        assert_eq!(bare.parse(&call(1)).calls.len(), 1);
-        assert_eq!(bare.parse(&format!("no {}", call(1))).calls.len(), 0);
+        assert_eq!(parts(&bare, &call(1), false), whole("", 1, ""));
+        assert_eq!(parts(&bare, &format!("no {}", call(1)), false).1, 0);
         let list = form("[CALLS][", "]", Several::Listed(", ".into()));
-        let written = list.parse(&format!("[CALLS][{}, {}] So.", call(1), call(2)));
-        assert_eq!((written.calls.len(), written.more.as_str()), (2, "So."));
-        let torn = list.parse(&format!("[CALLS][{}, {{\"name", call(1)));
-        assert_eq!((torn.calls.len(), torn.more.as_str()), (1, ""));
+        let text = format!("[CALLS][{}, {}] So.", call(1), call(2));
+        assert_eq!(parts(&list, &text, false), whole("", 2, "So."));
+        let torn = format!("[CALLS][{}, {{\"name", call(1));
+        assert_eq!(parts(&list, &torn, true), whole("", 1, ""));
+    }
+
+    /// What answers are held to, by the tokens of bytes.
+    #[test]
+    fn answers_keep_to_the_form_and_to_schemas() {
+        let integer = json!({ "type": "object", "additionalProperties": false, "required": ["n"],
+            "properties": { "n": { "type": "integer" } } });
+        let tools = |required, parallel| Tools {
+            callable: vec![("f".into(), integer.clone())],
+            required,
+            parallel,
+            ..Tools::default()
+        };
+        let takes = |form: &CallForm, tools: &Tools, schema: Option<Value>, text: &str| {
+            let bytes = Tokenizer::open("bytes").unwrap();
+            let factory = super::super::vocabulary::factory(&bytes, 256, Some(form)).unwrap();
+            let mut matcher = llguidance::Matcher::new(factory.create_parser(form.grammar(tools, schema)));
+            assert_eq!(matcher.get_error(), None);
+            let mut byte = |byte: u8| {
+                let allowed = matcher.compute_mask().is_ok_and(|mask| mask.is_allowed(byte.into()));
+                allowed && matcher.consume_token(byte.into()).is_ok()
+            };
+            text.bytes().all(&mut byte) && matcher.is_accepting().unwrap()
+        };
+        let tags = form("<call>", "</call>", Several::Apart);
+        let list = form("[CALLS][", "]", Several::Listed(", ".into()));
+        let tagged = |call: &str| format!("<call>{call}</call>");
+        let (good, other) = (call(1), call(1).replace("\"f\"", "\"g\""));
+        let wrong = call(1).replace("1", "\"a\"");
+        for required in [false, true] {
+            let many = tools(required, true);
+            let one = tools(required, false);
+            assert!(
+                takes(&tags, &many, None, &tagged(&good))
+                    && takes(&tags.clone().single(), &one, None, &tagged(&good))
+            );
+            assert!(takes(&tags, &many, None, &format!("{}\n{}", tagged(&good), tagged(&good))));
+            assert!(takes(&list, &many, None, &format!("[CALLS][{good}, {good}]")));
+            for bad in [&other, &wrong] {
+                assert!(!takes(&tags, &many, None, &tagged(bad)), "{bad}");
+                assert!(!takes(&tags, &many, None, &format!("{}\n{}", tagged(&good), tagged(bad))), "{bad}");
+                assert!(!takes(&list, &many, None, &format!("[CALLS][{good}, {bad}]")), "{bad}");
+                assert!(!takes(&list, &many, None, &format!("[CALLS][{good}] [CALLS][{bad}]")), "{bad}");
+            }
+            for form in [&tags, &list] {
+                assert_eq!(takes(form, &many, None, "Only text."), !required);
+            }
+        }
+        let said = format!("Well.\n{}\nDone.", tagged(&good));
+        assert!(
+            takes(&tags, &tools(false, true), None, &said) && !takes(&tags, &tools(true, true), None, &said)
+        );
+        assert!(!takes(&tags.clone().single(), &tools(true, false), None, &tagged(&good).repeat(2)));
+        // Beside a schema an answer is a call or by that.
+        let either = |text: &str| takes(&tags, &tools(false, true), Some(json!({ "type": "boolean" })), text);
+        assert!(either("true") && either(&tagged(&good)) && !either("1") && !either(&tagged(&wrong)));
+        // Without a mark it is a call from its first character on.
+        let bare = form("", "", Several::Not);
+        assert!(
+            takes(&bare, &tools(false, true), None, &good) && takes(&bare, &tools(false, true), None, "a {")
+        );
+        assert!(!takes(&bare, &tools(false, true), None, &wrong));
     }
 
     #[test]

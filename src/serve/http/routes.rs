@@ -122,9 +122,9 @@ async fn answer(app: App, endpoint: Endpoint, request: Request) -> Response {
             (headers, Body::from_stream(stream)).into_response()
         }
         Ok(Begun::Asked(ask, events)) => {
-            let (status, value) = whole(*ask, events, &mut record).await;
+            let (status, text) = whole(*ask, events, &mut record).await;
             record.status(status);
-            json_of(status, &value)
+            json_text(status, text)
         }
         Err(wrong) => {
             record.status(wrong.status);
@@ -214,7 +214,7 @@ async fn body(app: &App, request: Request) -> Result<Bytes, ApiError> {
 }
 
 /// Waits for all of an answer.
-async fn whole(ask: Ask, mut events: UnboundedReceiver<Event>, record: &mut Record) -> (u16, Value) {
+async fn whole(ask: Ask, mut events: UnboundedReceiver<Event>, record: &mut Record) -> (u16, String) {
     let Ask { mut answer, form, .. } = ask;
     while !answer.is_done() {
         let event = events.recv().await;
@@ -224,14 +224,17 @@ async fn whole(ask: Ask, mut events: UnboundedReceiver<Event>, record: &mut Reco
         if gone || answer.failure.is_some() {
             let (wrong, how) = answer.failed();
             record.ended(how);
-            return (wrong.status, wrong.json());
+            return (wrong.status, wrong.json().to_string());
         }
     }
     record.ended("done");
+    if answer.prompt_scores.is_empty() {
+        return (200, form.whole(&answer).to_string());
+    }
     // Probabilities of long prompts are megabytes, which other requests do not wait for.
-    let made = tokio::task::spawn_blocking(move || form.whole(&answer)).await;
+    let made = tokio::task::spawn_blocking(move || form.whole(&answer).to_string()).await;
     let broken = || ApiError::new(500, "server_error", "the answer could not be written").json();
-    made.map_or_else(|_| (500, broken()), |whole| (200, whole))
+    made.map_or_else(|_| (500, broken().to_string()), |whole| (200, whole))
 }
 
 fn stopping() -> ApiError {
@@ -251,6 +254,10 @@ fn error(wrong: &ApiError) -> Response {
 }
 
 fn json_of(status: u16, value: &Value) -> Response {
+    json_text(status, value.to_string())
+}
+
+fn json_text(status: u16, text: String) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    (status, [(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+    (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
