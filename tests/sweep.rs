@@ -57,6 +57,13 @@ fn a_grid_is_trained_goes_on_and_grows() {
         sweep(dir, &["copy", "--seeds", "0", "--grid", "train.lr=1e-7,3e-3", "--set", "train.steps=31"]);
     assert!(!other.status.success() && said(&other).contains("train.steps\" = 31"), "{}", said(&other));
 
+    // Looking at a part of it leaves the tables as they are.
+    let before = lines(dir);
+    let part =
+        sweep(dir, &[&["copy", "--seeds", "0", "--grid", "train.lr=1e-2", "--table"], &SMALL[..]].concat());
+    assert!(part.status.success() && said(&part).contains("train.lr=0.003"), "{}", said(&part));
+    assert_eq!(lines(dir), before);
+
     // The plan that was kept is a plan, and the page says what it is.
     fs::rename(dir.join("sweeps/copy"), dir.join("moved")).unwrap();
     let plan = sweep(dir, &["moved/sweep.toml", "--out", "moved", "--table"]);
@@ -66,6 +73,35 @@ fn a_grid_is_trained_goes_on_and_grows() {
     assert!(!page.contains("src=") && !page.contains("<script"), "nothing is loaded or run");
     let table = fs::read_to_string(dir.join("moved/results.csv")).unwrap();
     assert!(table.starts_with("train.lr,seed,figure,") && table.lines().count() == 7, "{table}");
+}
+
+#[test]
+fn a_recipe_that_was_edited_is_another_sweep() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let recipe = include_str!("../recipes/copy.toml");
+    fs::write(dir.join("my.toml"), recipe).unwrap();
+    let args = |seeds| {
+        [&["my.toml", "--out", "sweeps/copy", "--grid", "train.lr=1e-3", "--seeds", seeds], &SMALL[..]]
+            .concat()
+    };
+    assert!(sweep(dir, &args("0")).status.success());
+    // A bar is none of the training.
+    let bar = recipe.lines().find(|line| line.starts_with("max_train_loss")).expect("a bar in the recipe");
+    fs::write(dir.join("my.toml"), recipe.replace(bar, "max_train_loss = 9.0")).unwrap();
+    assert!(sweep(dir, &args("0,1")).status.success());
+    fs::write(
+        dir.join("my.toml"),
+        recipe.replace("[train]\n", "[train]\nclip = 0.25\n").replace("\nclip = 1.0", ""),
+    )
+    .unwrap();
+    let out = sweep(dir, &args("0,1,2"));
+    let shown = said(&out);
+    assert!(
+        !out.status.success() && shown.contains("train.clip: found 0.25 in the recipe, wanted 1.0"),
+        "{shown}"
+    );
+    assert_eq!(lines(dir).len(), 2);
 }
 
 #[test]
@@ -79,6 +115,7 @@ fn one_seed_is_not_ranked_and_what_fails_is_named() {
     let shown = said(&out);
     assert!(!out.status.success() && shown.contains("Not ranked"), "{shown}");
     assert!(shown.contains("1 runs came to no figure") && shown.contains("train.seq: found 2000"), "{shown}");
+    assert!(shown.contains("0 of 1 runs  not ranked: a run failed"), "{shown}");
     assert_eq!(lines(dir.path()).iter().filter(|run| run["figure"].is_null()).count(), 1);
 }
 

@@ -13,12 +13,13 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::recipe;
+use crate::config::Recipe;
 use crate::error::{Error, Result};
 use crate::files::{FolderLock, path_text, write_bytes};
 use crate::report;
-use crate::sweep::{self, FILE, HTML, Plan, Results, Run};
-use crate::train::checkpoint;
+use crate::sweep::{self, FAILED, FILE, HTML, Plan, Results, Run};
 use crate::train::group;
+use crate::train::{self as training, checkpoint};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -31,7 +32,8 @@ Examples:
 A plan is a TOML file: recipe, data, seeds, and the tables [set] and [grid] of recipe keys. Every combination of the grid is
 trained with every seed, each by a process of its own. Called again, a sweep goes on: what has ended stays, what was
 interrupted resumes; values and seeds may be added. results.jsonl, results.csv and sweep.html are written after every run.
-Settings whose means differ by less than seeds alone make are not ranked. Vocabularies are compared by bits per byte; the last tenth of
+Settings whose means differ by less than seeds alone make are not ranked: at most one of twenty sweeps over nothing calls any of them
+worse. Vocabularies are compared by bits per byte; the last tenth of
 the tokens of one is then not quite that of another, a text of its own (data.val) is the same for all.")]
 pub struct SweepArgs {
     /// A plan, or a built-in recipe or its TOML file, to be varied by --grid
@@ -64,17 +66,31 @@ pub fn run(args: SweepArgs) -> Result<()> {
         let found = format!("{} says that an MPI launcher started several processes", launch.variable);
         return Err(Error::usage(format!("sweep: {found}, wanted one: its trainings are each alone")));
     }
-    let plan = plan(&args)?;
+    let (plan, recipes) = plan(&args)?;
     // A built-in recipe's name may hold a full stop.
     let built_in = recipe::built_in(&args.plan).is_some();
     let stem = args.plan.file_stem().filter(|_| !built_in);
     let name = stem.unwrap_or(args.plan.as_os_str());
     let out = args.out.clone().unwrap_or_else(|| Path::new("sweeps").join(name));
+    let file = out.join(FILE);
+    let unlike = |plan: &Plan, there: &Plan| match plan.differs(there) {
+        None => Ok(()),
+        Some(difference) => {
+            let why =
+                format!("{difference}, as in the sweep that is there; choose another folder (--out DIR)");
+            Err(Error::input(&file, "plan", why, "the same plan, with more values or seeds at most"))
+        }
+    };
     if args.table {
-        if !out.join(FILE).is_file() {
+        if !file.is_file() {
             return Err(Error::input(&out, "--out", format!("no {FILE}"), "the folder of a sweep"));
         }
-        return show(&plan, &out);
+        // Of all that was trained, whatever part of it is asked for.
+        let there = Plan::read(&file)?;
+        if is_varied(&args) {
+            unlike(&plan, &there)?;
+        }
+        return show(&there, &out);
     }
     let threads = rayon::current_num_threads();
     if args.jobs == 0 || args.jobs > threads {
@@ -85,13 +101,10 @@ pub fn run(args: SweepArgs) -> Result<()> {
     }
     super::judge_folder(&out, FILE)?;
     let _lock = FolderLock::acquire(&out)?;
-    let file = out.join(FILE);
-    if file.is_file()
-        && let Some(difference) = plan.differs(&Plan::read(&file)?)
-    {
-        let why = format!("{difference}, as in the sweep that is there; choose another folder (--out DIR)");
-        return Err(Error::input(&file, "plan", why, "the same plan, with more values or seeds at most"));
+    if file.is_file() {
+        unlike(&plan, &Plan::read(&file)?)?;
     }
+    recipes.iter().try_for_each(|(run, recipe)| judge_trained(&out.join(run.folder()), recipe))?;
     write_bytes(&file, toml::to_string_pretty(&plan).expect("a plan has a TOML form").as_bytes())?;
     let failed = train_all(&plan, &out, args.jobs, threads / args.jobs)?;
     show(&plan, &out)?;
@@ -103,10 +116,14 @@ pub fn run(args: SweepArgs) -> Result<()> {
     }
 }
 
+/// Whether options make a plan of a recipe.
+fn is_varied(args: &SweepArgs) -> bool {
+    !(args.grid.is_empty() && args.seeds.is_empty() && args.set.is_empty() && args.data.is_empty())
+}
+
 /// The plan of the file, or of the recipe and the options, with absolute paths.
-fn plan(args: &SweepArgs) -> Result<Plan> {
-    let options =
-        !(args.grid.is_empty() && args.seeds.is_empty() && args.set.is_empty() && args.data.is_empty());
+fn plan(args: &SweepArgs) -> Result<(Plan, Vec<(Run, Recipe)>)> {
+    let options = is_varied(args);
     let is_plan = recipe::built_in(&args.plan).is_none() && {
         let table = recipe::read(&args.plan)?;
         ["recipe", "seeds"].iter().any(|key| table.contains_key(*key))
@@ -139,13 +156,34 @@ fn plan(args: &SweepArgs) -> Result<Plan> {
     if recipe::built_in(&plan.recipe).is_none() {
         absolute(&mut plan.recipe);
     }
-    judge_runs(&plan)?;
-    Ok(plan)
+    let recipes = judge_runs(&plan)?;
+    Ok((plan, recipes))
 }
 
-/// That every run's recipe is one, before the first is trained.
-fn judge_runs(plan: &Plan) -> Result<()> {
+/// What was trained before the recipe's file was changed is not a run of this sweep.
+fn judge_trained(folder: &Path, recipe: &Recipe) -> Result<()> {
+    let Some(there) = recipe::of_run(folder)? else { return Ok(()) };
+    // Where files are is another's matter, and a report is made again.
+    let judged = |key: &str| {
+        let others = ["seed", "name", "data.train", "data.val", "data.tokenizer", "init"];
+        !others.contains(&key) && !["report.", "distill."].iter().any(|table| key.starts_with(table))
+    };
+    match training::differences(recipe, &there).into_iter().find(|d| judged(&d.key)) {
+        None => Ok(()),
+        Some(d) => Err(Error::usage(format!(
+            "{}: found {} in the recipe, wanted {}, as this run was trained: the recipe has changed since; choose another \
+             folder (--out DIR), or remove this one",
+            d.key,
+            d.found,
+            format_args!("{} in {}", d.wanted, folder.display())
+        ))),
+    }
+}
+
+/// That every run's recipe is one, before the first is trained. Those that are known without the model that they start from.
+fn judge_runs(plan: &Plan) -> Result<Vec<(Run, Recipe)>> {
     let named = recipe::read(&plan.recipe)?;
+    let mut recipes = Vec::new();
     // Keys of the grid, as long as no run uses them.
     let mut idle: BTreeMap<&String, &str> = plan.grid.keys().map(|key| (key, "")).collect();
     for run in plan.runs() {
@@ -167,12 +205,13 @@ fn judge_runs(plan: &Plan) -> Result<()> {
             return Err(Error::usage(format!("grid of data.train: found no such text, wanted it {wanted}")));
         }
         idle.retain(|key, why| recipe.idle(key).map(|found| *why = found).is_some());
+        recipes.push((run, recipe));
     }
     match idle.pop_first() {
         Some((key, why)) => Err(Error::usage(format!(
             "grid of {key}: found values that change nothing ({why}), wanted a key that some run uses"
         ))),
-        None => Ok(()),
+        None => Ok(recipes),
     }
 }
 
@@ -249,10 +288,15 @@ fn train_all(plan: &Plan, out: &Path, jobs: usize, threads: usize) -> Result<Vec
         while let Some(run) = todo.get(next.fetch_add(1, Ordering::SeqCst))
             && !stop.load(Ordering::SeqCst)
         {
+            let mark = out.join(run.folder()).with_extension(FAILED);
+            let _ = std::fs::remove_file(&mark);
             match train(plan, run, out, threads, (&stop, &running)) {
                 Ok(()) => {}
                 Err(_) if stop.load(Ordering::SeqCst) => return,
                 Err(why) => {
+                    if let Err(why) = write_bytes(&mark, why.to_string().as_bytes()) {
+                        bar.suspend(|| tell!("warning: {why}"));
+                    }
                     let label = format!("{}, seed {}: {why}", Run::name(&run.settings), run.seed);
                     bar.suspend(|| tell!("{label}"));
                     failed.lock().expect("no thread panics while it is held").push(label);
@@ -373,10 +417,12 @@ fn show(plan: &Plan, out: &Path) -> Result<()> {
             Some(true) => "worse",
             Some(false) if i == 0 => "best mean",
             Some(false) => "not told apart from the best",
+            None if row.failed > 0 => "not ranked: a run failed",
             None => "",
         };
-        let runs = row.figures.len();
-        say!("{:width$}  {mean:>10} {spread:>10}  {runs} runs  {verdict}", labels[&i]);
+        let (runs, all) = (row.figures.len(), row.figures.len() + row.without);
+        let of = if runs < all { format!(" of {all}") } else { String::new() };
+        say!("{:width$}  {mean:>10} {spread:>10}  {runs}{of} runs  {verdict}", labels[&i]);
     }
     match results.noise {
         Some(noise) => say!(

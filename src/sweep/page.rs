@@ -64,6 +64,7 @@ fn page(plan: &Plan, results: &Results, dir: &Path) -> Result<String> {
                     settings: vec![(key.clone(), value.clone())],
                     sample: Sample::of(&figures.iter().map(|f| f.1).collect::<Vec<_>>()),
                     without: some.iter().map(|row| row.without).sum(),
+                    failed: 0,
                     figures,
                     worse: None,
                 }
@@ -85,6 +86,7 @@ fn page(plan: &Plan, results: &Results, dir: &Path) -> Result<String> {
             runs => results.outcomes.len(),
             noise => results.noise.map(|n| significant(n.deviation, 2)),
             degrees => results.noise.map(|n| n.degrees),
+            comparable => results.comparable,
             tables => Serde(&tables),
             curves => Serde(curves(results, dir)),
     };
@@ -95,7 +97,11 @@ fn table(title: String, rows: &[Row], results: &Results) -> Table {
     let all = rows.iter().flat_map(|row| row.figures.iter().map(|f| f.1));
     let (low, high) = all.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)));
     let place = |x: f64| if high > low { 100.0 * (x - low) / (high - low) } else { 50.0 };
-    let best = rows.iter().filter_map(|row| row.sample).min_by(|a, b| a.mean.total_cmp(&b.mean));
+    let best = rows
+        .iter()
+        .filter(|row| row.failed == 0)
+        .filter_map(|row| row.sample)
+        .min_by(|a, b| a.mean.total_cmp(&b.mean));
     let strips = rows.iter().map(|row| Strip {
         label: Run::name(&row.settings),
         mean: row.sample.map_or("–".into(), |s| significant(s.mean, 5)),
@@ -113,6 +119,7 @@ fn table(title: String, rows: &[Row], results: &Results) -> Table {
             Some(true) => "worse",
             Some(false) if row.sample == best => "best mean",
             Some(false) => "not told apart from the best",
+            None if row.failed > 0 => "not ranked: a run failed",
             None => "",
         },
         worse: row.worse == Some(true),
@@ -173,6 +180,7 @@ fn bands(row: &Row, dir: &Path) -> Vec<Band> {
         });
         runs.push(losses.collect());
     }
+    runs.retain(|run| !run.is_empty());
     let last = runs.iter().filter_map(|run| run.keys().next_back()).copied().min().unwrap_or(0);
     let part = (last as usize).div_ceil(PARTS).max(1) as u64;
     let mut out = Vec::new();

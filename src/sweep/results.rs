@@ -8,12 +8,15 @@ use toml::Value;
 
 use super::plan::{Plan, Run, shown};
 use super::statistics::{Noise, Sample};
+use crate::config::OF_THE_TEXT;
 use crate::error::{Error, Result};
 use crate::files::write_bytes;
 use crate::report::{self, Summary};
 
 /// Results for programs, a JSON object a run and a line.
 pub const JSONL: &str = "results.jsonl";
+/// What the folder of a run has beside it, with this extension, while its last training came to nothing.
+pub const FAILED: &str = "failed";
 /// The same as a table.
 pub const CSV: &str = "results.csv";
 
@@ -50,13 +53,15 @@ pub struct Outcome {
 }
 
 /// One setting with all its runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Row {
     pub settings: Vec<(String, Value)>,
     /// Seed and figure of each run that has one.
     pub figures: Vec<(u64, f64)>,
     /// Runs that have no figure.
     pub without: usize,
+    /// Those of them that were tried: what is left of such a setting is no fair sample, and is not ranked.
+    pub failed: usize,
     pub sample: Option<Sample>,
     /// Higher than the best by more than noise makes; `None` where that cannot be said.
     pub worse: Option<bool>,
@@ -66,7 +71,7 @@ pub struct Row {
 #[derive(Clone, Debug)]
 pub struct Results {
     pub outcomes: Vec<Outcome>,
-    /// The best mean first; settings without a figure last.
+    /// The best mean first; settings of which a run failed after the others, those without a figure last.
     pub rows: Vec<Row>,
     pub noise: Option<Noise>,
     pub figure: Figure,
@@ -87,7 +92,8 @@ impl Results {
             let ended = folder.join(report::JSON).is_file();
             found.push(if ended { Some(report::read(&folder)?) } else { None });
         }
-        let figure = Figure::of(plan, found.iter().flatten());
+        let of_tokens = varies_tokens(plan, found.iter().flatten());
+        let figure = Figure::of(of_tokens, found.iter().flatten());
         let outcomes: Vec<Outcome> =
             runs.iter().zip(&found).map(|(run, summary)| outcome(run, summary.as_ref(), figure)).collect();
         let mut rows: Vec<Row> = Vec::new();
@@ -96,26 +102,32 @@ impl Results {
                 Some(at) => at,
                 None => {
                     let settings = run.settings.clone();
-                    rows.push(Row { settings, figures: Vec::new(), without: 0, sample: None, worse: None });
+                    rows.push(Row { settings, ..Row::default() });
                     rows.len() - 1
                 }
             };
             match outcome.figure {
                 Some(figure) => rows[at].figures.push((run.seed, figure)),
-                None => rows[at].without += 1,
+                None => {
+                    rows[at].without += 1;
+                    let folder = dir.join(run.folder());
+                    rows[at].failed += (folder.with_extension(FAILED).is_file()
+                        || folder.join(report::JSON).is_file())
+                        as usize;
+                }
             }
         }
         for row in &mut rows {
             row.sample = Sample::of(&row.figures.iter().map(|f| f.1).collect::<Vec<_>>());
         }
         let key = |row: &Row| row.sample.map_or(f64::INFINITY, |s| s.mean);
-        rows.sort_by(|a, b| key(a).total_cmp(&key(b)));
-        let of_tokens = matches!(figure, Figure::Validation | Figure::Training);
-        let comparable = !(plan.varies_tokens() && of_tokens);
+        rows.sort_by(|a, b| (a.failed > 0).cmp(&(b.failed > 0)).then(key(a).total_cmp(&key(b))));
+        let comparable = !(of_tokens && matches!(figure, Figure::Validation | Figure::Training));
         let samples: Vec<Sample> = rows.iter().filter_map(|row| row.sample).collect();
         let noise = if comparable { Noise::of(&samples) } else { None };
-        if let (Some(noise), Some(best)) = (noise, rows.first().and_then(|row| row.sample)) {
-            for row in &mut rows {
+        let best = rows.first().filter(|row| row.failed == 0).and_then(|row| row.sample);
+        if let (Some(noise), Some(best)) = (noise, best) {
+            for row in rows.iter_mut().filter(|row| row.failed == 0) {
                 row.worse = row.sample.map(|s| s.mean - best.mean > noise.least_difference(&s, &best));
             }
         }
@@ -159,12 +171,12 @@ impl Results {
 }
 
 impl Figure {
-    /// What all runs of `plan` that have ended have.
-    fn of<'a>(plan: &Plan, summaries: impl Iterator<Item = &'a Summary> + Clone) -> Self {
+    /// What all runs that have ended have; `of_tokens`: whose tokens are not the same.
+    fn of<'a>(of_tokens: bool, summaries: impl Iterator<Item = &'a Summary> + Clone) -> Self {
         let in_bytes = |s: &Summary| s.val.as_ref().is_some_and(|val| val.bits_per_byte.is_some());
         match summaries.clone().count() {
             0 => Figure::Training,
-            _ if plan.varies_tokens() && summaries.clone().all(in_bytes) => Figure::BitsPerByte,
+            _ if of_tokens && summaries.clone().all(in_bytes) => Figure::BitsPerByte,
             _ if summaries.clone().all(|s| s.val.is_some()) => Figure::Validation,
             _ if summaries.clone().all(|s| s.accuracy.is_some()) => Figure::Wrong,
             _ => Figure::Training,
@@ -191,6 +203,14 @@ impl fmt::Display for Figure {
             Figure::Training => "training loss of the last 20 steps, nats per token",
         })
     }
+}
+
+/// Whether a token of one run is not a token of every other.
+fn varies_tokens<'a>(plan: &Plan, mut summaries: impl Iterator<Item = &'a Summary>) -> bool {
+    // A vocabulary of the text is another one for each text.
+    let of_the_text = |s: &Summary| s.recipe["data"]["tokenizer"] == OF_THE_TEXT;
+    let texts = ["data.train", "data.join"].iter().any(|key| plan.grid.contains_key(*key));
+    plan.varies_tokens() || texts && summaries.any(of_the_text)
 }
 
 fn outcome(run: &Run, summary: Option<&Summary>, figure: Figure) -> Outcome {
