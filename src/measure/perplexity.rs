@@ -29,6 +29,14 @@ pub struct Perplexity {
 }
 
 impl Perplexity {
+    /// ```
+    /// # use ternlm::measure::Perplexity;
+    /// // Eight tokens of a bit each for four bytes, which are two words.
+    /// let sum = 8.0 * 2f64.ln();
+    /// let measured = Perplexity { nll: sum / 8.0, ppl: 2.0, tokens: 8, context: 9, stride: 1, sum, bytes: 4, words: 2 };
+    /// assert_eq!(measured.bits_per_byte(), Some(2.0));
+    /// assert!((measured.per_word().unwrap() - 16.0).abs() < 1e-9);
+    /// ```
     pub fn bits_per_byte(&self) -> Option<f64> {
         (self.bytes > 0).then(|| self.sum / std::f64::consts::LN_2 / self.bytes as f64)
     }

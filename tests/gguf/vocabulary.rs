@@ -98,10 +98,17 @@ fn qwen_is_cut_as_qwen() {
 
 /// 256 bytes and a few merges.
 fn small(pre: &str) -> File {
+    let mut file = of_specials(pre, ["<|end|>", "<|start|>", "<tool>"]);
+    file.u32("tokenizer.ggml.eot_token_id", 2).text("tokenizer.chat_template", "{{ bos_token }}hi");
+    file
+}
+
+/// Two control tokens, of which the first ends and the second begins, and one of a user.
+fn of_specials(pre: &str, specials: [&str; 3]) -> File {
     let bytes: Vec<u8> = (0..=255).collect();
     let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..);
     let mut next = 0x100;
-    let mut tokens: Vec<String> = vec!["<|end|>".into(), "<|start|>".into(), "<tool>".into()];
+    let mut tokens: Vec<String> = specials.map(String::from).into();
     for b in bytes {
         let c = if printable(b) { b as u32 } else { next };
         next += !printable(b) as u32;
@@ -115,8 +122,17 @@ fn small(pre: &str) -> File {
     file.texts("tokenizer.ggml.tokens", tokens.iter().map(String::as_str));
     file.text("tokenizer.ggml.pre", pre).texts("tokenizer.ggml.merges", merges);
     file.u32("tokenizer.ggml.eos_token_id", 0).u32("tokenizer.ggml.bos_token_id", 1);
-    file.u32("tokenizer.ggml.eot_token_id", 2).text("tokenizer.chat_template", "{{ bos_token }}hi");
     file
+}
+
+/// Converters leave out the key for the end of a turn.
+#[test]
+fn a_turn_ends_at_the_token_that_is_named_so() {
+    let stops = |specials| of(&of_specials("gpt-2", specials)).unwrap().stop_ids().to_vec();
+    assert_eq!(stops(["</s>", "<|im_end|>", "<tool>"]), [0, 1]);
+    assert_eq!(stops(["<|end_of_text|>", "<|eot_id|>", "<tool>"]), [0, 1]);
+    assert_eq!(stops(["</s>", "<s>", "<|im_end|>"]), [0], "a token of a user is text");
+    assert_eq!(stops(["</s>", "<|im_start|>", "<tool>"]), [0]);
 }
 
 #[test]

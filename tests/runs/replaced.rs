@@ -138,6 +138,29 @@ fn penalties_count_what_was_made() {
     }
 }
 
+/// Each against what it has to come to: the likeliest token, or another text than without.
+#[test]
+fn every_option_of_sampling_acts() {
+    let lab = Lab::trained(&["--set", "train.steps=60", "--set", "train.lr=1e-2"]);
+    let text = |more: &[&str]| {
+        let ask = ["generate", "run", "--prompt", "The", "-n", "40", "--json"];
+        let out = lab.run(&[&ask[..], more].concat());
+        assert!(out.status.success(), "{}", said(&out));
+        serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap()["text"].clone()
+    };
+    let likeliest = text(&["--temperature", "0"]);
+    let hot = ["--temperature", "1.5", "--seed", "3"];
+    let drawn = text(&hot);
+    assert_ne!(drawn, likeliest);
+    for one in [["--top-k", "1"], ["--top-p", "0.000001"], ["--min-p", "1"]] {
+        assert_eq!(text(&[&hot[..], &one].concat()), likeliest, "{one:?}");
+    }
+    assert_ne!(text(&["--temperature", "1.5", "--seed", "4"]), drawn);
+    for one in [["--presence-penalty", "2"], ["--frequency-penalty", "2"], ["--repetition-penalty", "3"]] {
+        assert_ne!(text(&[&["--temperature", "0"][..], &one].concat()), likeliest, "{one:?}");
+    }
+}
+
 #[test]
 fn a_model_whose_tensors_have_other_sizes_is_not_proved() {
     for (key, value) in [("intermediate_size", 32), ("vocab_size", 512), ("head_dim", 8)] {
