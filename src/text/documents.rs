@@ -148,7 +148,8 @@ pub fn training_texts(sources: Vec<DocumentFile>, field: &str) -> impl Iterator<
     })
 }
 
-/// Documents in large chunks, each but the last of a document cut before a newline that follows a non-space.
+/// Documents in large chunks, each but the last of a document cut before a newline that follows a non-space, or, where there is
+/// none, as in WikiText's spacing, before such a space.
 struct Chunks {
     items: Box<dyn Iterator<Item = Result<Item>>>,
     /// Gone when the file has been read.
@@ -164,13 +165,11 @@ impl Chunks {
             self.text = next;
         }
         while let Some(judge) = &mut self.judge {
-            if self.text.len() >= TRAINING_CHUNK {
-                let ends = self.text.match_indices('\n').map(|(at, _)| at).rev();
-                let mut ends = ends.filter(|&at| !self.text[..at].ends_with(char::is_whitespace));
-                if let Some(cut) = ends.next().filter(|&at| at > 0) {
-                    let rest = self.text.split_off(cut);
-                    return Ok(Some(std::mem::replace(&mut self.text, rest)));
-                }
+            if self.text.len() >= TRAINING_CHUNK
+                && let Some(cut) = last(&self.text, b'\n').or_else(|| last(&self.text, b' '))
+            {
+                let rest = self.text.split_off(cut);
+                return Ok(Some(std::mem::replace(&mut self.text, rest)));
             }
             match self.items.next().transpose()? {
                 None => self.judge.take().expect("just seen").finish().map(drop)?,
@@ -186,4 +185,12 @@ impl Chunks {
         }
         Ok(Some(std::mem::take(&mut self.text)).filter(|text| !text.is_empty()))
     }
+}
+
+/// The last place where `space` follows a non-space, in as much of the text as a chunk is.
+fn last(text: &str, space: u8) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let ends = (bytes.len().saturating_sub(TRAINING_CHUNK).max(1)..bytes.len()).rev();
+    let mut ends = ends.filter(|&at| bytes[at] == space);
+    ends.find(|&at| !text[..at].ends_with(char::is_whitespace))
 }

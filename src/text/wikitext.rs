@@ -69,7 +69,7 @@ fn detokenize_line(text: &str, line: &str, out: &mut Detokenized) {
         match word {
             "@-@" | "@,@" | "@.@" if out.text.len() > begin && words.peek().is_some() => {
                 // A second space was there before.
-                after = !text[at + word.len() + 1..].starts_with(' ');
+                after = text[at + word.len()..].chars().nth(1) != Some(' ');
                 (shown, join) = (&word[1..2], true);
             }
             "," | "." | ";" | ":" | "!" | "?" | "%" | ")" | "]" | "}" | "°" => join = true,
@@ -110,6 +110,8 @@ mod tests {
             ("Boulter 's play didn 't open : it closed ;", "Boulter's play didn't open: it closed;"),
             ("one\n \ntwo", "one\n\ntwo"),
             ("@-@ a @-@", "@-@ a @-@"),
+            // White space of more than a byte.
+            ("a @-@\u{a0}b @,@\u{3000}\u{2009}c", "a-b,c"),
             ("", ""),
         ] {
             assert_eq!(detokenize(raw).text, want);
