@@ -29,7 +29,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
             let share = |n: u64| 100.0 * n as f64 / s.weights().max(1) as f64;
             say!(
                 "{}  {:?}  -1 {:.1} %  0 {:.1} %  +1 {:.1} %  {} groups, {} dead  scales {:.3e} to {:.3e}: {}{}",
-                t.name,
+                printable(&t.name),
                 t.shape,
                 share(s.minus),
                 share(s.zero),
@@ -39,7 +39,7 @@ pub fn run(args: VerifyArgs) -> Result<()> {
                 s.scale_min,
                 s.scale_max,
                 if t.pass { "PASS" } else { "FAIL: " },
-                t.reasons.join("; ")
+                printable(&t.reasons.join("; "))
             );
         }
     })?;
@@ -47,9 +47,9 @@ pub fn run(args: VerifyArgs) -> Result<()> {
         super::say_json(&proof);
     } else {
         for (name, shape) in &proof.not_ternary {
-            say!("{name}  {shape:?}  not ternary");
+            say!("{}  {shape:?}  not ternary", printable(name));
         }
-        proof.reasons.iter().for_each(|reason| say!("{reason}"));
+        proof.reasons.iter().for_each(|reason| say!("{}", printable(reason)));
         if let Some(said) = &proof.recognised {
             say!("No note of ternlm's: {said}. There is no ternary.json to compare with.");
         }
@@ -76,4 +76,9 @@ pub fn run(args: VerifyArgs) -> Result<()> {
             Err(Error::CheckFailed(format!("{} is not the ternary model it claims to be", dir.display())))
         }
     }
+}
+
+/// A name in a file may hold anything, as what moves the cursor over the verdict.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }

@@ -101,7 +101,11 @@ impl ModelFiles {
             description.model.tie_embeddings = coded::heads_agree(&stored)?;
         }
         let (coded, found) = coded::read(&stored, &description, &files)?;
-        let recognised = found.map(|Found { note, said }| {
+        let recognised = found.map(|Found { mut note, said }| {
+            // A head that is the embedding once more is no matrix of its own.
+            if description.model.tie_embeddings {
+                note.iter_mut().for_each(|note| note.tensors.retain(|name| name != hf::HEAD));
+            }
             description.ternary = note;
             said
         });

@@ -115,7 +115,9 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
     let claimed: HashSet<&str> = note.tensors.iter().map(String::as_str).collect();
     let promised = model::promised(&stored, note.scope);
     let mut not_ternary = Vec::new();
-    for name in stored.names().filter(|name| !claimed.contains(name)) {
+    // A tied head that is stored once more is the embedding.
+    let twice = |name: &str| name == hf::HEAD && stored.description.model.tie_embeddings;
+    for name in stored.names().filter(|name| !claimed.contains(name) && !twice(name)) {
         let tensor = stored.tensor(name)?;
         if promised.contains(name) {
             reasons.push(format!("{name} is a matrix that scope {:?} promises to be ternary", note.scope));

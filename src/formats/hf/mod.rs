@@ -202,7 +202,9 @@ mod tests {
         // Settings that are named but not in use.
         for idle in [
             json!({"use_sliding_window": false, "sliding_window": 32}),
-            json!({"use_sliding_window": true, "sliding_window": 128}),
+            json!({"use_sliding_window": true, "sliding_window": 128, "max_window_layers": 0}),
+            // By Hugging Face's default the first 28 layers have none.
+            json!({"use_sliding_window": true, "sliding_window": 32}),
             json!({"rope_scaling": {"type": "default"}}),
             json!({"hidden_act": "swish", "attention_bias": false, "mlp_bias": null}),
             json!({"layer_types": ["full_attention", "full_attention"]}),
@@ -248,7 +250,11 @@ mod tests {
             ),
             ("bitnet", json!({"hidden_size": 48}), "head_dim: found 16, wanted hidden_size 48 over 4 heads"),
             ("qwen3", json!({"hidden_act": "gelu"}), "hidden_act: found \"gelu\", wanted \"silu\""),
-            ("qwen3", json!({"use_sliding_window": true, "sliding_window": 32}), "sliding_window: found 32"),
+            (
+                "qwen3",
+                json!({"use_sliding_window": true, "sliding_window": 32, "max_window_layers": 1}),
+                "sliding_window: found 32",
+            ),
             ("qwen3", json!({"layer_types": ["full_attention", "sliding_attention"]}), "layer_types: found"),
             ("mistral", json!({"sliding_window": 64}), "sliding_window: found 64"),
             (

@@ -135,7 +135,7 @@ fn refuse_sliding_window(f: &Fields<'_>, architecture: Architecture) -> Result<(
             // The reference implementation's defaults. Layers before the first windowed one see everything.
             let first = f.maybe("max_window_layers", "a whole number", as_size)?.unwrap_or(28);
             let some = layer_types.is_none() && layers > first;
-            window.or((absent && some).then_some(4096))
+            if some { window.or(absent.then_some(4096)) } else { None }
         }
         Architecture::Qwen3 | Architecture::Qwen2 => None,
         // The reference implementation's default where the key is absent altogether.
