@@ -139,6 +139,38 @@ fn what_a_type_does_not_hold_is_refused_or_counted() {
     assert!((changes.largest - 2.0 / 3.0).abs() < 1e-3 && (changes.mean() - 1.0 / 3.0).abs() < 1e-3);
 }
 
+/// One scale for all rows, also for a row of zeros; a number that a type holds as infinity is refused.
+#[test]
+fn what_is_rounded_stays_a_model() {
+    let config = ModelConfig {
+        vocab_size: 2,
+        layers: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 256,
+        tie_embeddings: true,
+        ..models::llama()
+    };
+    let mut decoder = Decoder::new(&config, Scope::All, Grouping::Tensor);
+    let mut rows = [0f32; 512];
+    (rows[3], rows[127]) = (0.300_048_83, -0.300_048_83);
+    let matrix = TernaryMatrix::from_values(&rows, 2, 256, Grouping::Tensor).unwrap();
+    decoder.embed_tokens.weight.adopt(matrix);
+    let bf16 = BlockType::by_name("BF16").unwrap();
+    let (fitted, changes) = fit(decoder, bf16, true, Path::new("x")).unwrap();
+    let scales = fitted.embed_tokens.weight.ternary().unwrap().scales().to_vec();
+    assert_eq!(scales, [half::bf16::from_f32(0.300_048_83).to_f32(); 2]);
+    assert_eq!(changes.weights, 2);
+
+    let mut dense = Decoder::new(&config, Scope::None, Grouping::default());
+    dense.embed_tokens.weight.dense_mut()[5] = 70_000.0;
+    let error = fit(dense, BlockType::by_name("F16").unwrap(), true, Path::new("x")).unwrap_err().to_string();
+    assert!(
+        error.contains("model.embed_tokens.weight: found 70000, wanted numbers that F16 holds"),
+        "{error}"
+    );
+}
+
 fn yarn(attention_factor: Option<f64>, beta_fast: f64) -> RopeScaling {
     RopeScaling::Yarn {
         factor: 4.0,

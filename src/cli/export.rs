@@ -3,6 +3,7 @@
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 
+use crate::config::Inputs;
 use crate::error::{Error, Result};
 use crate::files::{Bundle, DirectoryWriter, IfExists};
 use crate::formats::gguf::{BlockType, GgufFile, names};
@@ -203,6 +204,9 @@ pub fn run(args: ExportArgs) -> Result<()> {
         _ => {
             let exists = if args.force { IfExists::Replace } else { IfExists::Refuse };
             let writer = DirectoryWriter::new(out, exists)?;
+            if args.format == Format::Unpacked && decoder.inputs() != Inputs::F32 {
+                tracing::warn!("the model was trained with inputs of 8 bits; other tools do not round them");
+            }
             with_bar("Writing", &mut |progress| match args.format {
                 Format::Mlx => model::save_mlx(writer.path(), decoder, description, progress),
                 _ => model::save_unpacked(writer.path(), decoder, description, progress),

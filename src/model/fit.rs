@@ -81,7 +81,10 @@ pub fn fit(decoder: Decoder, kind: &BlockType, lossy: bool, file: &Path) -> Resu
     out.set_inputs(decoder.inputs());
     for (to, from) in out.weights_mut().zip(decoder.weights()) {
         match from.ternary() {
-            Some(matrix) => to.adopt(rounded(matrix, kind, grouping, &mut changes)),
+            Some(matrix) => to.adopt(rounded(matrix, kind, grouping, &mut changes).map_err(|found| {
+                let wanted = format!("scales that {} holds when they are rounded", kind.name);
+                Error::input(file, &from.name, found, wanted)
+            })?),
             None => {
                 let round = |x: f32| {
                     if kind.coding == Coding::Bf16 {
@@ -93,6 +96,10 @@ pub fn fit(decoder: Decoder, kind: &BlockType, lossy: bool, file: &Path) -> Resu
                 let rounds = from.role.is_matrix() && matches!(kind.coding, Coding::F16 | Coding::Bf16);
                 for (to, x) in to.dense_mut().iter_mut().zip(from.dense()) {
                     *to = if rounds { round(*x) } else { *x };
+                    if !to.is_finite() {
+                        let wanted = format!("numbers that {} holds when they are rounded", kind.name);
+                        return Err(Error::input(file, &from.name, x, wanted));
+                    }
                     if rounds && *x != 0.0 {
                         changes.add(*x, *to, 1);
                     }
@@ -174,14 +181,20 @@ fn rounded(
     kind: &BlockType,
     grouping: Grouping,
     changes: &mut Changes,
-) -> TernaryMatrix {
+) -> std::result::Result<TernaryMatrix, String> {
     let block = if kind.is_ternary() { kind.block } else { matrix.group() };
+    // The only one stays that of all rows, also of those without a weight that is not 0.
+    let only = matrix.scales().first().filter(|_| grouping == Grouping::Tensor);
     let mut scales = Vec::new();
     for (row, first) in blocks(matrix, block) {
         let own = || scales_of(matrix, row, first, block);
         let (sum, count) = own()
             .fold((0.0, 0), |(sum, n), (scale, count)| (sum + f64::from(scale) * count as f64, n + count));
-        let mean = if count == 0 { 0.0 } else { sum / count as f64 };
+        let mean = match (only, count) {
+            (Some(only), _) => f64::from(*only),
+            (None, 0) => 0.0,
+            (None, _) => sum / count as f64,
+        };
         let scale = match kind.coding {
             Coding::Bf16 => bf16::from_f64(mean).to_f32(),
             _ => f16::from_f64(mean).to_f32(),
@@ -190,5 +203,5 @@ fn rounded(
         scales.push(scale);
     }
     let (rows, cols, words) = (matrix.rows(), matrix.cols(), matrix.words().to_vec());
-    TernaryMatrix::from_parts(rows, cols, grouping, words, scales).expect("the same trits")
+    TernaryMatrix::from_parts(rows, cols, grouping, words, scales)
 }

@@ -250,8 +250,18 @@ impl Tokenizer<'_> {
         for step in self.steps("pre_tokenizer", "pretokenizers") {
             let whole = step["split"] == false && step["replacement"] == "▁";
             match (step["type"].as_str(), step["prepend_scheme"].as_str()) {
+                // "always" where nothing is said, as in the library.
                 (Some("Metaspace"), scheme) if whole => {
-                    (space, replaces) = (matches!(scheme, Some("first" | "always")), true);
+                    (space, replaces) = (scheme != Some("never"), true);
+                    if scheme == Some("first") {
+                        self.warn(
+                            "a space is put before the first text here, and before what follows a special token in llama.cpp",
+                        );
+                    } else if space {
+                        self.warn(
+                            "no space is put before a text that begins with one here, which llama.cpp does",
+                        );
+                    }
                 }
                 _ => return Err(self.bad("pre_tokenizer", brief(step), wanted)),
             }
