@@ -47,6 +47,13 @@ impl SamplingArgs {
             seed: self.seed,
         };
         config.validate()?;
+        let idle =
+            [("--top-k", self.top_k > 0), ("--top-p", self.top_p < 1.0), ("--min-p", self.min_p > 0.0)];
+        if let Some((option, _)) = idle.iter().find(|(_, given)| *given && self.temperature == 0.0) {
+            tracing::warn!(
+                "{option} changes nothing at --temperature 0, which takes the most likely token each time"
+            );
+        }
         Ok(config)
     }
 }

@@ -12,7 +12,7 @@ use super::curves::{Curves, Point, smoothed, thinned};
 use super::number::{duration, percent, short, significant};
 use super::render::render;
 use super::{JSON, Summary, metrics, read};
-use crate::config::TOKEN_KEYS;
+use crate::config::{OF_THE_TEXT, TOKEN_KEYS};
 use crate::error::{Error, Result};
 use crate::files::{if_there, read_limited, write_bytes};
 
@@ -120,9 +120,16 @@ struct Figure {
     shown: fn(f64) -> String,
     /// Whether less is better, more is, or neither.
     better: Option<bool>,
-    /// Whether it is a loss of a token: of runs with other tokens it says nothing.
-    of_tokens: bool,
+    /// Keys that decide what it is measured on: of runs that differ in them it says nothing.
+    on: &'static [&'static str],
 }
+
+/// Keys that say which tokens are counted, and of which text.
+const HELD_OUT: &[&str] =
+    &[TOKEN_KEYS[0], TOKEN_KEYS[1], "data.val", "data.val_fraction", "data.field", "data.join"];
+const TEST: &[&str] = &[TOKEN_KEYS[0], TOKEN_KEYS[1], "report.test"];
+const BYTES: &[&str] = &["report.test", "data.val", "data.val_fraction", "data.field"];
+const TRAINED: &[&str] = &[TOKEN_KEYS[0], TOKEN_KEYS[1], "data.train", "data.field", "data.join"];
 
 const FIGURES: [Figure; 10] = [
     Figure {
@@ -134,7 +141,7 @@ const FIGURES: [Figure; 10] = [
         },
         shown: |x| significant(x, 5),
         better: Some(false),
-        of_tokens: true,
+        on: HELD_OUT,
     },
     Figure {
         name: "val_ppl",
@@ -142,7 +149,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| (FIGURES[0].of)(run).map(f64::exp),
         shown: |x| significant(x, 4),
         better: Some(false),
-        of_tokens: true,
+        on: HELD_OUT,
     },
     Figure {
         name: "test_ppl",
@@ -150,7 +157,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| Some(run.summary.as_ref()?.test.as_ref()?.result.ppl),
         shown: |x| significant(x, 4),
         better: Some(false),
-        of_tokens: true,
+        on: TEST,
     },
     Figure {
         name: "bits_per_byte",
@@ -162,7 +169,7 @@ const FIGURES: [Figure; 10] = [
         },
         shown: |x| significant(x, 4),
         better: Some(false),
-        of_tokens: false,
+        on: BYTES,
     },
     Figure {
         name: "accuracy",
@@ -170,7 +177,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| run.summary.as_ref()?.accuracy,
         shown: percent,
         better: Some(true),
-        of_tokens: false,
+        on: &[],
     },
     Figure {
         name: "train_loss",
@@ -181,7 +188,7 @@ const FIGURES: [Figure; 10] = [
         },
         shown: |x| significant(x, 5),
         better: Some(false),
-        of_tokens: true,
+        on: TRAINED,
     },
     Figure {
         name: "zero",
@@ -189,7 +196,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| run.curves.trits.last().map(|t| t.1[1]),
         shown: percent,
         better: None,
-        of_tokens: false,
+        on: &[],
     },
     Figure {
         name: "parameters",
@@ -197,7 +204,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| Some(run.summary.as_ref()?.parameters as f64),
         shown: short,
         better: None,
-        of_tokens: false,
+        on: &[],
     },
     Figure {
         name: "tokens",
@@ -205,7 +212,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| Some(run.summary.as_ref()?.tokens as f64),
         shown: short,
         better: None,
-        of_tokens: false,
+        on: &[],
     },
     Figure {
         name: "seconds",
@@ -213,7 +220,7 @@ const FIGURES: [Figure; 10] = [
         of: |run| Some(run.summary.as_ref()?.wall_seconds),
         shown: duration,
         better: Some(false),
-        of_tokens: false,
+        on: &[],
     },
 ];
 
@@ -224,17 +231,26 @@ struct Cell {
 }
 
 fn figure_rows(runs: &[Compared]) -> Vec<(&'static str, Vec<Cell>)> {
-    let tokens = |run: &Compared| {
+    // What a figure is of: a token more or less, or another text, is another thing.
+    let of = |figure: &Figure, run: &Compared| {
         let recipe = flat(&run.recipe);
-        TOKEN_KEYS.map(|key| recipe.get(key).cloned())
+        let mut keys = figure.on.to_vec();
+        let own_vocabulary = keys.contains(&TOKEN_KEYS[0])
+            && recipe.get(TOKEN_KEYS[0]).is_some_and(|name| name == OF_THE_TEXT);
+        let val = recipe.get("data.val").and_then(|val| val.as_array()).is_some_and(|val| !val.is_empty());
+        if !keys.is_empty() && (own_vocabulary || !val) {
+            keys.push("data.train");
+        }
+        let values: Vec<Option<Json>> = keys.iter().map(|key| recipe.get(*key).cloned()).collect();
+        // A run that has not ended was measured on a part.
+        (values, !keys.is_empty() && run.summary.is_some())
     };
-    let same_tokens = runs.windows(2).all(|two| tokens(&two[0]) == tokens(&two[1]));
     let row = |figure: &Figure| {
         let values: Vec<Option<f64>> =
             runs.iter().map(|run| (figure.of)(run).filter(|x| x.is_finite())).collect();
         let known = values.iter().flatten().copied();
-        // A token more or less is another amount of text.
-        let best = match figure.better.filter(|_| same_tokens || !figure.of_tokens) {
+        let same = runs.windows(2).all(|two| of(figure, &two[0]) == of(figure, &two[1]));
+        let best = match figure.better.filter(|_| same) {
             Some(true) => known.reduce(f64::max),
             Some(false) => known.reduce(f64::min),
             None => None,

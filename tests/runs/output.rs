@@ -114,3 +114,18 @@ fn a_log_file_holds_no_colours() {
         std::fs::remove_dir_all(lab.path("run")).unwrap();
     }
 }
+
+/// The less a text is the more it may be learnt: losses of other texts are not ranked.
+#[test]
+fn a_best_figure_is_one_of_the_same_text() {
+    let lab = Lab::trained(&[]);
+    lab.ok(&["train", "tiny.toml", "--out", "seed", "--seed", "5"]);
+    lab.ok(&["train", "tiny.toml", "--out", "half", "--set", "data.val_fraction=0.5"]);
+    let best = |other: &str| {
+        lab.ok(&["report", "run", other, "--force"]);
+        let page = lab.read("comparison.html");
+        let row = page.lines().find(|line| line.contains("<td>Validation perplexity</td>")).unwrap();
+        row.contains("class=\"best\"")
+    };
+    assert!(best("seed") && !best("half"));
+}

@@ -154,6 +154,8 @@ fn every_option_of_sampling_acts() {
     assert_ne!(drawn, likeliest);
     for one in [["--top-k", "1"], ["--top-p", "0.000001"], ["--min-p", "1"]] {
         assert_eq!(text(&[&hot[..], &one].concat()), likeliest, "{one:?}");
+        let idle = said(&lab.run(&["generate", "run", "--prompt", "The", "-n", "1", one[0], one[1]]));
+        assert!(idle.contains(&format!("{} changes nothing at --temperature 0", one[0])), "{idle}");
     }
     assert_ne!(text(&["--temperature", "1.5", "--seed", "4"]), drawn);
     for one in [["--presence-penalty", "2"], ["--frequency-penalty", "2"], ["--repetition-penalty", "3"]] {
