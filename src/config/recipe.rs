@@ -217,7 +217,7 @@ pub struct DataConfig {
 }
 
 impl DataConfig {
-    /// Of the training text, from its beginning on, what is surely not held out: a document may be, whose end lies within a
+    /// Of the training text, from its beginning on, what is hardly held out: a document may be, whose end lies within a
     /// tenth of the held-out part before it.
     pub fn trained_share(&self) -> f64 {
         if self.val.is_empty() { (1.0 - 1.1 * self.val_fraction).max(0.0) } else { 1.0 }
