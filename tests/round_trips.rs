@@ -6,7 +6,7 @@ use common::models::{self, logits, off};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use ternlm::config::{ModelConfig, Scope, TernaryConfig};
+use ternlm::config::{Inputs, ModelConfig, Scope, TernaryConfig};
 use ternlm::formats::{Description, ModelFiles};
 use ternlm::measure;
 use ternlm::model::{self, Decoder, Latents, Role};
@@ -95,6 +95,24 @@ fn every_way_there_and_back_keeps_every_bit() {
                 assert!(weights(&back) == want, "{grouping}: {} to {}", by.0, back.display());
             }
         }
+    }
+}
+
+/// What its inputs are rounded to is part of a model's function.
+#[test]
+fn inputs_of_eight_bits_stay_so_in_every_format() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = dir.path().join("first");
+    std::fs::create_dir(&first).unwrap();
+    let config = models::llama();
+    let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(128));
+    decoder.set_inputs(Inputs::Int8);
+    Latents::random(decoder.weights_mut(), 3, None).unwrap();
+    model::save(&first, &decoder, &Description::new(config), None).unwrap();
+    for format in ALL {
+        let there = export(&first, format, dir.path());
+        let note = ModelFiles::open(&there).unwrap().description.ternary.unwrap();
+        assert_eq!(note.activations, Inputs::Int8, "{}", format.0);
     }
 }
 

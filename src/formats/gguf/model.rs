@@ -21,6 +21,9 @@ use crate::formats::tensors::TensorView;
 use crate::formats::{Form, NOTE_FORMAT, TernaryNote, quoted};
 use crate::ternary::Grouping;
 
+/// Our own key for what inputs of ternary products are rounded to, where that is anything: no tool has one.
+pub const INPUTS: &str = "ternlm.activations";
+
 /// A GGUF file whose tensors have Hugging Face names.
 #[derive(Debug)]
 pub struct GgufModel {
@@ -71,7 +74,8 @@ impl GgufModel {
             None => this.ternary_values(),
         };
         this.recognised = found.as_ref().map(|found| found.said.clone());
-        if let Some(note) = found.and_then(|found| found.note) {
+        if let Some(mut note) = found.and_then(|found| found.note) {
+            note.activations = this.inputs();
             config.insert("ternlm".into(), json!(note));
             this.ternary = Some((note.tensors.into_iter().collect(), note.group));
         }
@@ -171,6 +175,14 @@ impl GgufModel {
             activations: Inputs::F32,
             tensors: all.into_iter().map(String::from).collect(),
         })
+    }
+}
+
+impl GgufModel {
+    /// As an export of ours says; other tools say nothing.
+    fn inputs(&self) -> Inputs {
+        let said = self.file.get(INPUTS).and_then(|value| value.as_str());
+        said.and_then(|said| serde_json::from_value(json!(said)).ok()).unwrap_or_default()
     }
 }
 
