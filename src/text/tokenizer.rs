@@ -200,6 +200,7 @@ impl Tokenizer {
         let plain = inner.encode(SAMPLE, false)?;
         let at = ids.windows(plain.len().max(1)).position(|part| part == plain);
         inner.prefix = ids[..at.unwrap_or(0)].to_vec();
+        inner.tell_of_bos();
         Ok(Tokenizer(Arc::new(inner)))
     }
 
@@ -450,6 +451,19 @@ impl Tokenizer {
 }
 
 impl Inner {
+    /// Tools of other versions follow `tokenizer_config.json` where it contradicts `tokenizer.json`.
+    fn tell_of_bos(&self) {
+        let said = self.side.config().and_then(|config| config.get("add_bos_token")?.as_bool());
+        let adds = self.side.bos.is_some_and(|bos| self.prefix.contains(&bos));
+        if said.is_some_and(|said| said != adds) {
+            let does = if adds { "one" } else { "none" };
+            tracing::warn!(
+                "tokenizer_config.json: add_bos_token is {}, but tokenizer.json adds {does}: texts begin as that says",
+                !adds
+            );
+        }
+    }
+
     /// The ids of a text as a whole.
     fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         if let Kind::Bytes = self.kind {
