@@ -21,6 +21,8 @@ const META: &str = "meta.json";
 const ENDS: &str = "documents.tmp";
 /// Only while writing: bytes of text of each token, one byte each; [`LONG`] stands for more than it can say.
 const LENGTHS: &str = "lengths.tmp";
+/// Tokens whose lengths are in memory at a time.
+const PIECE: usize = 1 << 16;
 const LONG: u8 = u8::MAX;
 
 /// Sums over some documents.
@@ -207,7 +209,11 @@ impl Writer {
         let ends = ends.map(|n| self.end_of(n)).collect::<Result<Vec<u64>>>()?;
         let end = ends.into_iter().filter(near).min_by_key(|end| end.abs_diff(wanted));
         let tokens = end.unwrap_or(wanted);
-        let val_bytes = self.lengths_from(tokens)?.iter().map(|&n| u64::from(n)).sum::<u64>();
+        let mut val_bytes = 0;
+        self.lengths_from(tokens, &mut |lengths| {
+            val_bytes += lengths.iter().map(|&n| u64::from(n)).sum::<u64>();
+            Ok(())
+        })?;
         let ended = self.documents_up_to(tokens)?;
         let open = ended == 0 || self.end_of(ended - 1)? < tokens;
         Ok(Sums { documents: ended + open as u64, tokens, text_bytes: all.text_bytes - val_bytes })
@@ -230,15 +236,21 @@ impl Writer {
         Ok(low)
     }
 
-    /// Bytes of text of every token from number `first` on.
-    fn lengths_from(&mut self, first: u64) -> Result<Vec<u32>> {
-        let mut short = vec![0; (self.sums.tokens - first) as usize];
-        self.lengths.read(first, &mut short)?;
-        let mut lengths: Vec<u32> = short.into_iter().map(u32::from).collect();
-        for &(at, bytes) in self.long.iter().filter(|(at, _)| *at >= first) {
-            lengths[(at - first) as usize] = bytes;
+    /// Hands the bytes of text of every token from number `first` on to `each`, some at a time: they may be more than memory.
+    fn lengths_from(&mut self, first: u64, each: &mut dyn FnMut(&[u32]) -> Result<()>) -> Result<()> {
+        for start in (first..self.sums.tokens).step_by(PIECE) {
+            let mut short = vec![0; PIECE.min((self.sums.tokens - start) as usize)];
+            self.lengths.read(start, &mut short)?;
+            let mut lengths: Vec<u32> = short.into_iter().map(u32::from).collect();
+            let end = start + lengths.len() as u64;
+            let long = self.long.partition_point(|(at, _)| *at < start)
+                ..self.long.partition_point(|(at, _)| *at < end);
+            for &(at, bytes) in &self.long[long] {
+                lengths[(at - start) as usize] = bytes;
+            }
+            each(&lengths)?;
         }
-        Ok(lengths)
+        Ok(())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -261,9 +273,13 @@ impl Writer {
         let sha256 = sha256_hex([all.part(0, train.tokens as usize, 0, 0).bytes()]);
         drop(all);
         if val.tokens > 0 {
-            let lengths = self.lengths_from(train.tokens)?;
-            let bytes: Vec<u8> = lengths.iter().flat_map(|n| n.to_le_bytes()).collect();
-            files::write_bytes(self.path(VAL_BYTES), &bytes)?;
+            let path = self.path(VAL_BYTES);
+            files::write_file(&path, |out| {
+                self.lengths_from(train.tokens, &mut |lengths| {
+                    let bytes: Vec<u8> = lengths.iter().flat_map(|n| n.to_le_bytes()).collect();
+                    out.write_all(&bytes).map_err(Error::io("write", &path))
+                })
+            })?;
         }
         let (vocab_size, crc32c, largest) = (self.vocab_size, self.crc, self.largest);
         let meta = Meta { version: VERSION, vocab_size, crc32c, sha256, largest, passed_over, train, val };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 use ternlm::config::{DataConfig, Join};
 use ternlm::files::{DirectoryWriter, IfExists};
-use ternlm::text::{Corpus, PassedOver, Reading, ReadingOptions, Tokenizer};
+use ternlm::text::{BpeTrainer, Corpus, PassedOver, Reading, ReadingOptions, Tokenizer};
 
 use super::shared;
 
@@ -150,6 +150,25 @@ fn a_share_of_the_text_is_held_out() {
     assert_eq!((corpus.train.documents(), corpus.val.documents()), (90, 10));
     let corpus = files.open(&DataConfig { val_fraction: 0.2, ..files.data(&["d.jsonl"]) }).unwrap();
     assert_eq!((corpus.train.documents(), corpus.val.documents()), (2, 1));
+}
+
+/// More held-out tokens than are looked at together, some of more bytes than one byte counts.
+#[test]
+fn every_held_out_token_knows_its_bytes() {
+    let long = format!(" {}", "abcdefghijklmnopqrstuvwxyz".repeat(12));
+    let trainer = BpeTrainer { vocab_size: 700, special: vec![] };
+    let tokenizer = trainer.train([Ok(format!("{long} x\n").repeat(50))].into_iter(), |_, _| {}).unwrap();
+    assert_eq!(tokenizer.encode(&long).unwrap().len(), 1);
+    let text: String = (0..150_000).map(|i| if i % 997 == 0 { &long[..] } else { " x" }).collect();
+    let files = Files::new(&[("a.txt", &text)]);
+    let data = DataConfig { val_fraction: 0.9, ..files.data(&["a.txt"]) };
+    let corpus = Corpus::open(&data, &tokenizer, &files.cache(), &|_, _| {}).unwrap();
+    let (ids, val) = (corpus.val.to_vec(), &corpus.val);
+    assert!(ids.len() > 2 << 16 && corpus.train.text_bytes() + val.text_bytes() == text.len() as u64);
+    for (at, id) in ids.iter().enumerate() {
+        let bytes = tokenizer.token_bytes(*id).len() as u64;
+        assert_eq!(val.text_bytes_of(at..at + 1), Some(bytes), "token {at}");
+    }
 }
 
 #[test]
