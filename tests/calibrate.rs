@@ -170,7 +170,12 @@ fn a_calibrated_start_resumes_bit_for_bit() {
         };
         let (plain, _) = start(&format!("plain-{scope}"), &[]);
         let (kept, whole) = start(&format!("kept-{scope}"), &[set, "ternary.calibrate=40"]);
-        assert!((kept - plain).abs() > 1e-3, "{scope}: the first loss is {kept}, and {plain} without");
+        // Of a model as small as this blocks alone may gain nothing.
+        let (gained, other) = (kept < plain - 0.01, (kept - plain).abs() > 1e-3);
+        assert!(
+            gained || scope == "blocks" && other,
+            "{scope}: the first loss is {kept}, and {plain} without"
+        );
         let (same, part) = start(&format!("part-{scope}"), &[set, "ternary.calibrate=40", "--threads", "1"]);
         assert_eq!(same, kept);
         for n in 6..=12 {
