@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::files::Bundle;
 use crate::formats::gguf::encode::{self, holds};
 use crate::formats::gguf::write::{Item, Metadata, RowFn, ToWrite, write};
-use crate::formats::gguf::{BlockType, Coding, INPUTS, names, rope, tokens};
+use crate::formats::gguf::{BlockType, Coding, INPUTS, inputs_note, names, rope, tokens};
 use crate::formats::tensors::Progress;
 use crate::formats::{Description, hf};
 use crate::kernels;
@@ -147,10 +147,7 @@ fn metadata(
     let note = m.rope_scaling.filter(|scaling| matches!(scaling, RopeScaling::Llama3 { .. }));
     let note = note.and_then(|scaling| rope::note(scaling, m.rope_theta.into(), m.head_dim));
     out.extend(note.map(|note| (rope::NOTE.into(), Item::Text(note))));
-    if decoder.inputs() != Inputs::F32 {
-        let said = serde_json::to_value(decoder.inputs()).expect("plain data has a JSON form");
-        out.push((INPUTS.into(), text(said.as_str().unwrap_or_default())));
-    }
+    out.extend(inputs_note(decoder.inputs()).map(|note| (INPUTS.into(), Item::Text(note))));
     match tokens::metadata(files, description, m.vocab_size)? {
         Some(vocabulary) => out.extend(vocabulary),
         None => out.push(("tokenizer.ggml.model".into(), text("none"))),

@@ -16,7 +16,7 @@ mod view;
 pub mod write;
 
 pub use file::{GgufFile, TensorInfo};
-pub use model::{GgufModel, INPUTS};
+pub use model::{GgufModel, INPUTS, inputs_note};
 pub use types::{BlockType, Coding};
 pub use value::{Array, Kind, Value};
 pub use view::View;

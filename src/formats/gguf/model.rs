@@ -24,6 +24,11 @@ use crate::ternary::Grouping;
 /// Our own key for what inputs of ternary products are rounded to, where that is anything: no tool has one.
 pub const INPUTS: &str = "ternlm.activations";
 
+/// The value of [`INPUTS`] for such inputs.
+pub fn inputs_note(inputs: Inputs) -> Option<String> {
+    json!(inputs).as_str().filter(|_| !inputs.is_f32()).map(String::from)
+}
+
 /// A GGUF file whose tensors have Hugging Face names.
 #[derive(Debug)]
 pub struct GgufModel {
