@@ -30,5 +30,5 @@ pub use corpus::{Corpus, default_cache_dir};
 pub use documents::PassedOver;
 pub use reading::{Extent, Reading, ReadingOptions};
 pub use stream::{TokenStream, take_whole};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Encoded, Tokenizer};
 pub use tokens::Tokens;

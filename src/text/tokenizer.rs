@@ -217,10 +217,16 @@ impl Tokenizer {
         }
     }
 
-    /// [`Tokenizer::encode`] on the calling thread alone, for one that is to leave the others to their work.
-    pub fn encode_here(&self, text: &str) -> Result<Vec<u32>> {
-        let chunks = self.chunks(text).into_iter().map(|chunk| self.0.encode(chunk, false));
-        Ok(chunks.collect::<Result<Vec<_>>>()?.concat())
+    /// [`Tokenizer::encode`] on the calling thread alone, for one that is to leave the others to their work, and what bytes
+    /// each token stands for.
+    pub fn encode_here(&self, text: &str) -> Result<Encoded> {
+        let mut all = Encoded::default();
+        for chunk in self.chunks(text) {
+            let Encoded { ids, bytes } = self.encode_chunk(chunk)?;
+            all.ids.extend(ids);
+            all.bytes.extend(bytes);
+        }
+        Ok(all)
     }
 
     /// The chunks of `text` that are encoded by themselves.

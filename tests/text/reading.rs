@@ -57,6 +57,9 @@ fn what_is_put_before_and_between_stands_for_nothing() {
     assert_eq!(reading.ids, [1, 265, 2, 264, 259, 261, 2]);
     // 3 words; every document ends a line.
     assert_eq!(predicted(&reading), (5, 5));
+    // The space that it puts in front is none of the text.
+    let encoded = spm.encode_here("ab a").unwrap();
+    assert_eq!((encoded.ids, encoded.bytes), (vec![265, 264], vec![2, 2]));
     let bytes = read(&file, &Tokenizer::bytes(), false);
     assert_eq!(Tokenizer::bytes().decode(&bytes.ids), "ab\n\na b");
     assert_eq!(bytes.extent_from(0), Extent { bytes: 5, words: 5 });

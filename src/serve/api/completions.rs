@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use super::answer::{Answer, Choice, Form, Frame, finish_reason, finite, token_text};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::served::Served;
+use super::prompts::Prompt;
+use super::served::{Inner, Served};
 use super::settings::{Settings, TOP, limit};
 use super::{Ask, Work, constraint, prompts, schema};
 use crate::generate::Scored;
@@ -22,6 +23,8 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     let settings = Settings::read(fields, served)?;
     let prompts = prompts::read(fields, "prompt", served)?;
     let echo = fields.flag("echo")?.unwrap_or(false);
+    let echoed: Vec<Echo> = prompts.iter().filter(|_| echo).map(|prompt| Echo::of(prompt, served)).collect();
+    let prompts: Vec<Vec<u32>> = prompts.into_iter().map(|prompt| prompt.ids).collect();
     let scores = fields.whole("logprobs", 0..=TOP)?;
     if fields.get("suffix").is_some() {
         return Err(fields.wrong("suffix", "null: this model does not fill gaps"));
@@ -51,7 +54,7 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     let form = Completions {
         served: served.clone(),
         usage: settings.stream_usage,
-        echoed: if echo { echoes(fields, &prompts, served) } else { Vec::new() },
+        echoed,
         scored: scores.is_some(),
         ends: vec![End::default(); answer.choices.len()],
     };
@@ -72,19 +75,29 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
 /// A prompt that stands before its answers.
 struct Echo {
     text: String,
-    ids: Vec<u32>,
-    /// Tokens of it that are no part of the text: what every text begins with.
-    prefix: usize,
+    /// Each with the part of the text that it stands for.
+    tokens: Vec<(u32, Vec<u8>)>,
 }
 
-/// What was sent: of texts no normal form and no token in front, of ids what they say.
-fn echoes(fields: &Fields<'_>, prompts: &[Vec<u32>], served: &Served) -> Vec<Echo> {
-    let one = |(ids, text): (&Vec<u32>, Option<String>)| {
-        let prefix = if text.is_some() { served.tokenizer.prefix().len() } else { 0 };
-        let text = text.unwrap_or_else(|| served.tokenizer.decode(ids));
-        Echo { text, ids: ids.clone(), prefix }
-    };
-    prompts.iter().zip(prompts::texts(fields, "prompt")).map(one).collect()
+impl Echo {
+    /// A text as it was sent, not in another normal form nor with a token in front; of ids what they say.
+    fn of(prompt: &Prompt, served: &Inner) -> Self {
+        let tokenizer = &served.tokenizer;
+        let Some((text, lengths)) = &prompt.sent else {
+            let token = |id: &u32| (*id, tokenizer.token_bytes(*id));
+            return Self {
+                text: tokenizer.decode(&prompt.ids),
+                tokens: prompt.ids.iter().map(token).collect(),
+            };
+        };
+        let mut rest = text.as_bytes();
+        let token = |(id, length): (&u32, &u32)| {
+            let (part, others) = rest.split_at(*length as usize);
+            rest = others;
+            (*id, part.to_vec())
+        };
+        Self { tokens: prompt.ids.iter().zip(lengths).map(token).collect(), text: text.clone() }
+    }
 }
 
 /// How far the tokens of a text have come.
@@ -121,24 +134,9 @@ impl Completions {
     fn logprobs(&self, prompt: Option<(&Echo, &[Scored])>, scores: &[Scored], end: &mut End) -> Value {
         let (mut tokens, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
         let tokenizer = &self.served.tokenizer;
-        let (mut outside, mut first) = (prompt.map_or(0, |(echo, _)| echo.prefix), prompt.is_some());
-        let mut add = |token: u32, scored: Option<&Scored>| {
+        let mut add = |token: u32, bytes: &[u8], scored: Option<&Scored>| {
             offsets.push(end.characters);
-            let mut bytes = tokenizer.token_bytes(token);
-            match outside {
-                0 => {
-                    // SentencePiece's tokenizers put a space in front.
-                    let first = std::mem::take(&mut first);
-                    if first
-                        && bytes.starts_with(b" ")
-                        && !prompt.is_some_and(|(echo, _)| echo.text.starts_with(' '))
-                    {
-                        bytes.remove(0);
-                    }
-                    end.unfinished.extend(bytes);
-                }
-                _ => outside -= 1,
-            }
+            end.unfinished.extend(bytes);
             end.characters += take_whole(&mut end.unfinished).chars().count();
             tokens.push(token_text(tokenizer, token));
             values.push(scored.map(|s| finite(s.log_probability)));
@@ -147,11 +145,14 @@ impl Completions {
                 s.top.iter().map(one).collect::<Map<String, Value>>()
             }));
         };
-        if let Some((Echo { ids, .. }, scores)) = prompt {
-            add(ids[0], None);
-            ids[1..].iter().zip(scores).for_each(|(id, scored)| add(*id, Some(scored)));
+        if let Some((Echo { tokens, .. }, scores)) = prompt {
+            // Of the first there is no probability.
+            let scores = std::iter::once(None).chain(scores.iter().map(Some));
+            tokens.iter().zip(scores).for_each(|((id, bytes), scored)| add(*id, bytes, scored));
         }
-        scores.iter().for_each(|scored| add(scored.token, Some(scored)));
+        scores
+            .iter()
+            .for_each(|scored| add(scored.token, &tokenizer.token_bytes(scored.token), Some(scored)));
         json!({ "tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets })
     }
 

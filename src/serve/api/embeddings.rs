@@ -19,7 +19,7 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     };
     let width = served.width as u64;
     fields.whole("dimensions", width..=width)?;
-    let prompts = prompts::read(fields, "input", served)?;
+    let prompts: Vec<_> = prompts::read(fields, "input", served)?.into_iter().map(|p| p.ids).collect();
     let answer = Answer::new("embd", served, &prompts, 0);
     let form = Box::new(Embeddings { base64 });
     Ok(Work::Ask(Box::new(Ask { prompts, generate: None, answer, form, stream: false })))

@@ -128,7 +128,7 @@ pub fn prompt(
         ApiError::field(at, format!("messages that the chat template refuses ({why})"), "others")
     })?;
     // The template has written the special tokens already.
-    served.encode(at, &text, false)
+    Ok(served.encode(at, &text, false)?.ids)
 }
 
 /// `chat_template_kwargs`: variables of the template.

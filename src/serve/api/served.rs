@@ -11,7 +11,7 @@ use super::vocabulary;
 use crate::chat::ChatTemplate;
 use crate::config::ModelConfig;
 use crate::serve::Options;
-use crate::text::Tokenizer;
+use crate::text::{Encoded, Tokenizer};
 
 /// A model as requests see it. Cloning is cheap.
 #[derive(Clone)]
@@ -84,16 +84,18 @@ impl Inner {
             .as_ref()
     }
 
-    /// The token ids of a text, on this thread alone.
-    pub fn encode(&self, field: &str, text: &str, prefix: bool) -> Result<Vec<u32>, ApiError> {
+    /// The tokens of a text, on this thread alone; what the tokenizer puts in front stands for none of it.
+    pub fn encode(&self, field: &str, text: &str, prefix: bool) -> Result<Encoded, ApiError> {
         // A token stands for a byte at least in most vocabularies; what is far too long is not tokenized at all.
         if text.len() > self.context.saturating_mul(256) {
             let wanted = format!("no more than {} tokens", self.context);
             return Err(too_long(field, format!("{} bytes", text.len()), wanted));
         }
-        let mut ids = if prefix { self.tokenizer.prefix().to_vec() } else { Vec::new() };
-        ids.extend(self.tokenizer.encode_here(text).map_err(|e| ApiError::field(field, e, "a text"))?);
-        self.judge(field, ids)
+        let Encoded { ids, bytes } =
+            self.tokenizer.encode_here(text).map_err(|e| ApiError::field(field, e, "a text"))?;
+        let front = if prefix { self.tokenizer.prefix() } else { &[] };
+        let ids = self.judge(field, [front, &ids].concat())?;
+        Ok(Encoded { ids, bytes: [vec![0; front.len()], bytes].concat() })
     }
 
     /// Whether the model has rows and positions for a prompt.

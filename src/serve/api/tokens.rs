@@ -13,7 +13,7 @@ pub fn tokenize(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> 
     let name = if fields.get("content").is_some() { "content" } else { "prompt" };
     let text = fields.text(name)?.ok_or_else(|| fields.wrong("content", "a text"))?;
     let special = fields.flag("add_special_tokens")?.unwrap_or(false);
-    let ids = served.tokenizer.encode_here(text).map_err(|e| ApiError::field(name, e, "a text"))?;
+    let ids = served.tokenizer.encode_here(text).map_err(|e| ApiError::field(name, e, "a text"))?.ids;
     let ids = if special { [served.tokenizer.prefix(), &ids].concat() } else { ids };
     Ok(Work::Now(json!({ "count": ids.len(), "max_model_len": served.context, "tokens": ids })))
 }
