@@ -121,6 +121,11 @@ fn this_program() -> Result<Process> {
     }
 }
 
+/// Names out of files may hold anything, as what moves the cursor over a verdict.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
 /// Runs the command of these arguments, the first of which is the program's name, and says what went wrong in one sentence;
 /// the exit status. Wrong arguments end the process.
 pub fn call(arguments: impl IntoIterator<Item = OsString>) -> u8 {
@@ -137,8 +142,7 @@ pub fn call(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     match done.and(output::finish()) {
         Ok(()) => 0,
         Err(error) => {
-            // Names out of files may hold anything.
-            let line = error.to_string().replace(char::is_control, " ");
+            let line = printable(&error.to_string());
             // Of several processes that failed alike, one says so.
             if !line.is_empty() {
                 tell!("error: {line}");

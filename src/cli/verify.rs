@@ -3,7 +3,7 @@
 use clap::Args;
 use std::path::PathBuf;
 
-use super::thousands;
+use super::{printable, thousands};
 use crate::error::{Error, Result};
 use crate::measure;
 
@@ -76,9 +76,4 @@ pub fn run(args: VerifyArgs) -> Result<()> {
             Err(Error::CheckFailed(format!("{} is not the ternary model it claims to be", dir.display())))
         }
     }
-}
-
-/// A name in a file may hold anything, as what moves the cursor over the verdict.
-fn printable(text: &str) -> String {
-    text.replace(char::is_control, "\u{fffd}")
 }
