@@ -213,7 +213,8 @@ fn a_process_that_is_killed_ends_the_job_and_the_checkpoint_is_whole() {
         let pid = out.rsplit("   PID ").next().unwrap().split_whitespace().next().unwrap();
         let named = ["rank 1", "RANK 1"].iter().any(|name| out.contains(name));
         let ours = |l: &str| l.starts_with("Processes: 0 (") && l.contains(&format!("PID {pid})"));
-        assert!(named || out.lines().any(ours), "{launcher:?} names it: {out}");
+        let killed = out.contains("signal 9") && out.lines().any(ours);
+        assert!(named || killed, "{launcher:?} names it: {out}");
         let checkpoints = ternlm::train::checkpoint::list(&lab.path("killed"));
         let newest = checkpoints.last().expect("a checkpoint");
         let proof = Command::new(env!("CARGO_BIN_EXE_ternlm")).arg("verify").arg(newest).output().unwrap();

@@ -73,16 +73,23 @@ fn weights(path: &Path) -> Vec<(String, bool, Vec<u32>)> {
     decoder.weights().map(of).collect()
 }
 
+/// A wholly ternary model of random weights in the folder `first`.
+fn random(dir: &Path, grouping: Grouping, inputs: Inputs) -> PathBuf {
+    let first = dir.join("first");
+    std::fs::create_dir(&first).unwrap();
+    let config = models::llama();
+    let mut decoder = Decoder::new(&config, Scope::All, grouping);
+    decoder.set_inputs(inputs);
+    Latents::random(decoder.weights_mut(), 3, None).unwrap();
+    model::save(&first, &decoder, &Description::new(config), None).unwrap();
+    first
+}
+
 #[test]
 fn every_way_there_and_back_keeps_every_bit() {
     for (grouping, formats) in [(Grouping::Size(128), &ALL[..]), (Grouping::Tensor, &OF_MATRICES)] {
         let dir = tempfile::tempdir().unwrap();
-        let first = dir.path().join("first");
-        std::fs::create_dir(&first).unwrap();
-        let config = models::llama();
-        let mut decoder = Decoder::new(&config, Scope::All, grouping);
-        Latents::random(decoder.weights_mut(), 3, None).unwrap();
-        model::save(&first, &decoder, &Description::new(config), None).unwrap();
+        let first = random(dir.path(), grouping, Inputs::F32);
         let want = weights(&first);
         assert!(want.iter().filter(|(_, ternary, _)| *ternary).count() == 16);
         for by in formats {
@@ -102,13 +109,7 @@ fn every_way_there_and_back_keeps_every_bit() {
 #[test]
 fn inputs_of_eight_bits_stay_so_in_every_format() {
     let dir = tempfile::tempdir().unwrap();
-    let first = dir.path().join("first");
-    std::fs::create_dir(&first).unwrap();
-    let config = models::llama();
-    let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(128));
-    decoder.set_inputs(Inputs::Int8);
-    Latents::random(decoder.weights_mut(), 3, None).unwrap();
-    model::save(&first, &decoder, &Description::new(config), None).unwrap();
+    let first = random(dir.path(), Grouping::Size(128), Inputs::Int8);
     for format in ALL {
         let there = export(&first, format, dir.path());
         let note = ModelFiles::open(&there).unwrap().description.ternary.unwrap();

@@ -115,15 +115,7 @@ fn what_a_type_does_not_hold_is_refused_or_counted() {
     }
     // By hand: scales 1 and 0.5, of which 2 and 1 weights are not 0: the mean over the three is 5/6 in f16, off by 1/6 and
     // 2/3 of them.
-    let config = ModelConfig {
-        vocab_size: 1,
-        layers: 1,
-        heads: 1,
-        kv_heads: 1,
-        head_dim: 256,
-        tie_embeddings: true,
-        ..models::llama()
-    };
+    let config = of_rows(1);
     let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(128));
     let mut row = [0f32; 256];
     (row[3], row[127], row[128]) = (1.0, -1.0, -0.5);
@@ -139,18 +131,16 @@ fn what_a_type_does_not_hold_is_refused_or_counted() {
     assert!((changes.largest - 2.0 / 3.0).abs() < 1e-3 && (changes.mean() - 1.0 / 3.0).abs() < 1e-3);
 }
 
+/// A shape whose embedding has so many rows of 256.
+fn of_rows(vocab_size: usize) -> ModelConfig {
+    let llama = models::llama();
+    ModelConfig { vocab_size, layers: 1, heads: 1, kv_heads: 1, head_dim: 256, tie_embeddings: true, ..llama }
+}
+
 /// One scale for all rows, also for a row of zeros; a number that a type holds as infinity is refused.
 #[test]
 fn what_is_rounded_stays_a_model() {
-    let config = ModelConfig {
-        vocab_size: 2,
-        layers: 1,
-        heads: 1,
-        kv_heads: 1,
-        head_dim: 256,
-        tie_embeddings: true,
-        ..models::llama()
-    };
+    let config = of_rows(2);
     let mut decoder = Decoder::new(&config, Scope::All, Grouping::Tensor);
     let mut rows = [0f32; 512];
     (rows[3], rows[127]) = (0.300_048_83, -0.300_048_83);
