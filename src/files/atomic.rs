@@ -14,6 +14,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use super::lock::is_at;
 use crate::error::{Error, Result};
 
 const PARTIAL: &str = ".partial-";
@@ -22,9 +23,7 @@ const OLD: &str = ".ternlm-old-";
 /// Writes `path` through `write`; a file already there is replaced in one step, or stays as it is when anything fails.
 pub fn write_file(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let path = path.as_ref();
-    if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-        return Err(Error::usage(format!("{} exists and is no file", path.display())));
-    }
+    may_be_file(path)?;
     // A folder that cannot be read, or is not there, says so when the file is created in it.
     let _ = recover(path);
     let (temp, file) =
@@ -63,11 +62,8 @@ pub enum IfExists {
 #[derive(Debug)]
 pub struct DirectoryWriter {
     target: PathBuf,
-    partial: PathBuf,
+    partial: Partial,
     if_exists: IfExists,
-    /// Held until the end; says that the partial folder is in use.
-    _lock: Option<File>,
-    committed: bool,
 }
 
 impl DirectoryWriter {
@@ -77,28 +73,21 @@ impl DirectoryWriter {
     /// The target is there and is not to be replaced, or is not a folder.
     pub fn new(target: impl AsRef<Path>, if_exists: IfExists) -> Result<Self> {
         let target = target.as_ref().to_path_buf();
-        fs::create_dir_all(parent(&target)).map_err(Error::io("create", parent(&target)))?;
-        recover(&target)?;
-        occupied(&target, if_exists)?;
-        // Where a folder cannot be opened or locked, there is no lock and `sweep` keeps away from it.
-        let (partial, _lock) = create_beside(&target, |partial| {
-            fs::create_dir(partial)?;
-            Ok(File::open(partial).ok())
-        })?;
-        Ok(Self { target, partial, if_exists, _lock, committed: false })
+        let partial = Partial::beside(&target, || occupied(&target, if_exists).map(drop))?;
+        Ok(Self { target, partial, if_exists })
     }
 
     /// The folder to write into.
     pub fn path(&self) -> &Path {
-        &self.partial
+        &self.partial.path
     }
 
     /// Puts everything written onto the disk and gives the folder its name.
     pub fn commit(mut self) -> Result<()> {
-        sync_tree(&self.partial)?;
+        sync_tree(self.path())?;
         let target = &self.target;
         let rename_in =
-            || fs::rename(&self.partial, target).map_err(Error::io("rename a finished folder to", target));
+            || fs::rename(self.path(), target).map_err(Error::io("rename a finished folder to", target));
         if occupied(target, self.if_exists)? {
             let old = suffixed(target, OLD, 0)?;
             let _lock = lock_for_replacing(target)?;
@@ -112,15 +101,78 @@ impl DirectoryWriter {
         } else {
             rename_in()?;
         }
-        self.committed = true;
+        self.partial.renamed = true;
         sync_folder(parent(&self.target))
     }
 }
 
-impl Drop for DirectoryWriter {
+/// A file that can be looked at before it takes its name. Dropped without [`commit`](Self::commit), it is removed, and what has
+/// the name stays.
+#[derive(Debug)]
+pub struct FileWriter {
+    target: PathBuf,
+    /// Holds the file under its own name, by which readers know its kind.
+    partial: Partial,
+}
+
+impl FileWriter {
+    /// Creates the partial folder, and the target's parents when they are missing.
+    ///
+    /// # Errors
+    /// The target is there and is no file.
+    pub fn new(target: impl AsRef<Path>) -> Result<Self> {
+        let target = target.as_ref().to_path_buf();
+        let partial = Partial::beside(&target, || may_be_file(&target))?;
+        Ok(Self { target, partial })
+    }
+
+    /// The file to write, as by [`write_file`].
+    pub fn path(&self) -> PathBuf {
+        self.partial.path.join(self.target.file_name().expect("the partial folder is named after it"))
+    }
+
+    /// Gives the file its name; one that has it already is replaced in one step.
+    pub fn commit(self) -> Result<()> {
+        may_be_file(&self.target)?;
+        fs::rename(self.path(), &self.target).map_err(Error::io("rename a file to", &self.target))?;
+        sync_folder(parent(&self.target))
+    }
+}
+
+/// A folder beside a target. Dropped, it is removed unless it has been renamed.
+#[derive(Debug)]
+struct Partial {
+    path: PathBuf,
+    /// Held until the end; says that the folder is in use.
+    _lock: Option<File>,
+    renamed: bool,
+}
+
+impl Partial {
+    /// Creates the folder, if `judge` has nothing against the target once earlier writers are cleared away.
+    fn beside(target: &Path, judge: impl FnOnce() -> Result<()>) -> Result<Self> {
+        fs::create_dir_all(parent(target)).map_err(Error::io("create", parent(target)))?;
+        recover(target)?;
+        judge()?;
+        // Where a folder cannot be opened or locked, there is no lock and `sweep` keeps away from it.
+        let (path, _lock) = create_beside(target, |partial| {
+            fs::create_dir(partial)?;
+            match File::open(partial) {
+                // A `sweep` was faster: as if the name were taken.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    Err(io::ErrorKind::AlreadyExists.into())
+                }
+                opened => Ok(opened.ok()),
+            }
+        })?;
+        Ok(Self { path, _lock, renamed: false })
+    }
+}
+
+impl Drop for Partial {
     fn drop(&mut self) {
-        if !self.committed {
-            let _ = fs::remove_dir_all(&self.partial);
+        if !self.renamed {
+            let _ = fs::remove_dir_all(&self.path);
         }
     }
 }
@@ -200,16 +252,26 @@ fn abandoned(path: &Path) -> Option<File> {
         return None;
     }
     let file = File::open(path).ok()?;
-    file.try_lock().ok().map(|()| file)
+    file.try_lock().ok()?;
+    // Its holder may have finished since it was opened, and another may have begun under the same name.
+    is_at(&file, path).then_some(file)
 }
 
 fn lock_for_replacing(target: &Path) -> Result<Option<File>> {
     let Ok(folder) = File::open(target) else { return Ok(None) };
     match folder.try_lock() {
-        Err(fs::TryLockError::WouldBlock) => {
-            Err(Error::usage(format!("{} is being replaced by another process", target.display())))
+        Ok(()) | Err(fs::TryLockError::Error(_)) if is_at(&folder, target) => Ok(Some(folder)),
+        _ => Err(Error::usage(format!("{} is being replaced by another process", target.display()))),
+    }
+}
+
+/// A file is written over nothing but a file.
+fn may_be_file(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(there) if !there.is_file() => {
+            Err(Error::usage(format!("{} exists and is no file", path.display())))
         }
-        _ => Ok(Some(folder)),
+        _ => Ok(()),
     }
 }
 
@@ -237,11 +299,13 @@ fn create_beside(
         let partial = suffixed(target, PARTIAL, attempt)?;
         match create(&partial) {
             Ok(file) => {
-                // Waits only for a `sweep` that was faster than this lock; then the name is gone and another is tried.
-                if let Some(file) = &file {
+                // Waits only for a `sweep` that was faster than this lock; then the name is gone, or another's, and another
+                // name is tried.
+                let mine = file.as_ref().is_none_or(|file| {
                     let _ = file.lock();
-                }
-                if fs::symlink_metadata(&partial).is_ok() {
+                    is_at(file, &partial)
+                });
+                if mine {
                     return Ok((partial, file));
                 }
             }
@@ -352,6 +416,46 @@ mod tests {
             (names(target.parent().unwrap()), names(&target)),
             (vec!["model".into()], vec!["f".into()])
         );
+    }
+
+    #[test]
+    fn a_file_is_looked_at_before_it_takes_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("deep/m.gguf");
+        let write = |text: &[u8]| {
+            let writer = FileWriter::new(&target).unwrap();
+            assert_eq!(writer.path().file_name(), target.file_name());
+            write_bytes(writer.path(), text).unwrap();
+            assert_eq!(sweep(target.parent().unwrap()).unwrap(), 0, "a live file must not be swept");
+            writer
+        };
+        write(b"old").commit().unwrap();
+        drop(write(b"not what it was to be"));
+        assert_eq!(fs::read(&target).unwrap(), b"old");
+        write(b"new").commit().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"new");
+        assert_eq!(names(target.parent().unwrap()), ["m.gguf"]);
+        let folder = FileWriter::new(dir.path().join("deep")).unwrap_err().to_string();
+        assert!(folder.contains("is no file"), "{folder}");
+    }
+
+    #[test]
+    fn a_crowd_under_one_name_keeps_what_it_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("model");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..600 {
+                        let writer = DirectoryWriter::new(&target, IfExists::Refuse).unwrap();
+                        fs::write(writer.path().join("f"), "1").unwrap();
+                        let _ = sweep(dir.path());
+                        assert_eq!(fs::read(writer.path().join("f")).unwrap(), b"1");
+                    }
+                });
+            }
+        });
+        assert_eq!(names(dir.path()), [] as [&str; 0]);
     }
 
     #[test]

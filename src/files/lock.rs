@@ -1,4 +1,4 @@
-//! A folder that one process works in at a time.
+//! A folder that one process works in at a time, and a thing that one makes while others wait for it.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -58,10 +58,7 @@ impl FolderLock {
                 return Ok(Self { file, path, made });
             }
         }
-        Err(Error::usage(format!(
-            "{}: found a lock that comes and goes, wanted one that stays",
-            path.display()
-        )))
+        Err(unsteady(&path))
     }
 }
 
@@ -78,8 +75,55 @@ impl Drop for FolderLock {
     }
 }
 
-/// Whether the open file is still the one of that name.
-fn is_at(file: &File, path: &Path) -> bool {
+/// The turn to make what is to have a name, until it is dropped. The operating system ends it however the process ends.
+#[derive(Debug)]
+pub struct Turn {
+    file: File,
+    path: PathBuf,
+}
+
+impl Turn {
+    /// Waits while another has the turn for `target`: look then whether it is made. The lock is `NAME.lock` beside it. Where
+    /// the file system has no locks, nobody waits.
+    ///
+    /// # Errors
+    /// The folder of `target` cannot be written.
+    pub fn wait(target: &Path) -> Result<Self> {
+        let mut path = target.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        for _ in 0..10_000 {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+            // One that another user left can be locked, too.
+            let file = file.or_else(|error| File::open(&path).map_err(|_| error));
+            let file = file.map_err(Error::io("create", &path))?;
+            if let Err(TryLockError::WouldBlock) = file.try_lock() {
+                tracing::warn!("waiting for another process, which makes {}", target.display());
+                let _ = file.lock();
+            }
+            // Who had the turn took the name away.
+            if is_at(&file, &path) {
+                return Ok(Self { file, path });
+            }
+        }
+        Err(unsteady(&path))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if is_at(&self.file, &self.path) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn unsteady(path: &Path) -> Error {
+    Error::usage(format!("{}: found a lock that comes and goes, wanted one that stays", path.display()))
+}
+
+/// Whether the open file or folder is still the one of that name.
+pub(super) fn is_at(file: &File, path: &Path) -> bool {
     let (Ok(open), Ok(named)) = (file.metadata(), fs::symlink_metadata(path)) else { return false };
     #[cfg(unix)]
     {
@@ -143,5 +187,26 @@ mod tests {
             crowd.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         assert!(entered > 0);
+    }
+
+    #[test]
+    fn turns_come_one_after_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("corpus");
+        let made = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let _turn = Turn::wait(&target).unwrap();
+                    if !target.exists() {
+                        std::thread::sleep(std::time::Duration::from_millis(20));
+                        fs::write(&target, "").unwrap();
+                        made.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert_eq!(made.into_inner(), 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the lock is gone");
     }
 }

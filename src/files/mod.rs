@@ -7,10 +7,12 @@ mod lock;
 mod mapped;
 pub mod path_text;
 
-pub use atomic::{DirectoryWriter, IfExists, recover, remove_folder, sweep, write_bytes, write_file};
+pub use atomic::{
+    DirectoryWriter, FileWriter, IfExists, recover, remove_folder, sweep, write_bytes, write_file,
+};
 pub use bundle::Bundle;
 pub use bytes::Bytes;
-pub use lock::FolderLock;
+pub use lock::{FolderLock, Turn};
 pub use mapped::Mapped;
 
 use sha2::{Digest, Sha256};

@@ -5,7 +5,7 @@ use std::env;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use super::corpus_cache::{self, Writer};
+use super::corpus_cache::{self, Opened, Writer};
 use super::documents::PassedOver;
 use super::encode::{EncodedSegment, Encoder};
 use super::sources::{self, DocumentFile};
@@ -41,7 +41,7 @@ impl Corpus {
     /// cut at the end of a document where one is near, else inside of one.
     ///
     /// `progress(done, total)` is called with bytes of the files as they are tokenised, and not at all when nothing
-    /// is. Several processes may open the same corpus at once.
+    /// is. Several processes may open the same corpus at once: one tokenises it, the others wait.
     ///
     /// # Errors
     /// Files that are missing, malformed, without any text or changing while they are read; [`Join::Eos`] with a
@@ -66,18 +66,11 @@ impl Corpus {
             );
         }
         let target = cache.join(key(data, tokenizer, &train, &val));
-        if let Some(stored) = corpus_cache::load(&target, tokenizer.vocab_size()) {
-            return Ok(stored.into());
-        }
-
-        let total = train.iter().chain(&val).map(|s| s.bytes).sum();
-        let writer = match Writer::create(&target, tokenizer.vocab_size()) {
-            Ok(writer) => writer,
-            // Another process may have finished it since.
-            Err(error) => {
-                return corpus_cache::load(&target, tokenizer.vocab_size()).map(Corpus::from).ok_or(error);
-            }
+        let writer = match corpus_cache::open(&target, tokenizer.vocab_size())? {
+            Opened::Stored(stored) => return Ok(stored.into()),
+            Opened::Missing(writer) => writer,
         };
+        let total = train.iter().chain(&val).map(|s| s.bytes).sum();
         let mut build =
             Build { writer, tokenizer, data, passed_over: PassedOver::default(), progress, done: 0, total };
         build.add(&train, "data.train")?;

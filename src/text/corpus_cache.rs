@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::documents::PassedOver;
 use super::tokenizer::Encoded;
 use super::tokens::{Tokens, width};
-use crate::files::{self, DirectoryWriter, IfExists, open_regular, read_limited, sha256_hex};
+use crate::files::{self, DirectoryWriter, IfExists, Turn, open_regular, read_limited, sha256_hex};
 use crate::{Error, Result};
 
 /// Changes whenever the files below, or what they hold, change meaning.
@@ -60,8 +60,28 @@ pub struct Stored {
     pub passed_over: PassedOver,
 }
 
+/// A folder of the cache, there or to be made.
+pub enum Opened {
+    Stored(Stored),
+    Missing(Writer),
+}
+
+/// Reads `target`, or begins it where it is missing or damaged. While another process makes it, this one waits for that.
+pub fn open(target: &Path, vocab_size: usize) -> Result<Opened> {
+    if let Some(stored) = load(target, vocab_size) {
+        return Ok(Opened::Stored(stored));
+    }
+    let cache = target.parent().unwrap_or(Path::new(""));
+    fs::create_dir_all(cache).map_err(Error::io("create", cache))?;
+    let turn = Turn::wait(target)?;
+    match load(target, vocab_size) {
+        Some(stored) => Ok(Opened::Stored(stored)),
+        None => Writer::create(target, vocab_size, turn).map(Opened::Missing),
+    }
+}
+
 /// Reads a finished folder; `None` if anything about it is not as it was written.
-pub fn load(dir: &Path, vocab_size: usize) -> Option<Stored> {
+fn load(dir: &Path, vocab_size: usize) -> Option<Stored> {
     let meta: Meta = serde_json::from_slice(&read_limited(&dir.join(META), 1 << 16).ok()?).ok()?;
     let path = dir.join(TOKENS);
     let (file, size) = open_regular(&path).ok()?;
@@ -126,21 +146,19 @@ pub struct Writer {
     crc: u32,
     largest: u32,
     sums: Sums,
-    /// Last, so that its files are closed before it is removed.
+    /// After its files, so that they are closed before it is removed.
     folder: DirectoryWriter,
+    /// Last: it ends when all is done.
+    _turn: Turn,
 }
 
 impl Writer {
-    /// Starts a folder that is to become `target`, and removes what killed processes left beside it.
-    pub fn create(target: &Path, vocab_size: usize) -> Result<Writer> {
-        let cache = target.parent().unwrap_or(Path::new(""));
-        fs::create_dir_all(cache).map_err(Error::io("create", cache))?;
+    /// Starts a folder in place of `target`, and removes what killed processes left beside it.
+    fn create(target: &Path, vocab_size: usize, turn: Turn) -> Result<Writer> {
         // What resists does no harm.
-        let _ = files::sweep(cache);
-        if load(target, vocab_size).is_none() {
-            // Something unusable may be in the way.
-            let _ = fs::remove_dir_all(target).or_else(|_| fs::remove_file(target));
-        }
+        let _ = target.parent().map(files::sweep);
+        // Nobody else is at work here: what has the name is of no use.
+        let _ = fs::remove_dir_all(target).or_else(|_| fs::remove_file(target));
         let folder = DirectoryWriter::new(target, IfExists::Refuse)?;
         let create = |name: &str| Part::create(folder.path(), name);
         let (tokens, lengths, ends) = (create(TOKENS)?, create(LENGTHS)?, create(ENDS)?);
@@ -156,6 +174,7 @@ impl Writer {
             largest,
             sums,
             folder,
+            _turn: turn,
         })
     }
 
@@ -258,7 +277,7 @@ impl Writer {
     }
 
     /// Finishes the folder (tokens of `train` first, the others are validation) and gives it the name `target`. Where
-    /// another process was faster its result is used.
+    /// there are no locks and another process was faster, its result is used.
     pub fn publish(mut self, target: &Path, train: Sums, passed_over: PassedOver) -> Result<Stored> {
         // A document that was cut has text in both parts.
         let ended = self.documents_up_to(train.tokens)?;
@@ -285,7 +304,7 @@ impl Writer {
         let meta = Meta { version: VERSION, vocab_size, crc32c, sha256, largest, passed_over, train, val };
         let meta_file = self.path(META);
         // Only closed files can be removed or renamed everywhere.
-        let Writer { folder, tokens, lengths, ends, .. } = self;
+        let Writer { folder, tokens, lengths, ends, _turn, .. } = self;
         let temporary = [lengths.path.clone(), ends.path.clone()];
         drop((tokens, lengths, ends));
         for path in temporary {

@@ -379,11 +379,13 @@ fn several_at_once_agree() {
     let text: String = (0..2000).map(|i| format!("paragraph {i}\n\n")).collect();
     let files = Files::new(&[("a.txt", &text)]);
     let data = files.data(&["a.txt"]);
-    let all: Vec<Corpus> = std::thread::scope(|scope| {
-        let open = || scope.spawn(|| files.open(&data).unwrap());
+    let all: Vec<(Corpus, bool)> = std::thread::scope(|scope| {
+        let open = || scope.spawn(|| files.open_telling(&data));
         let threads: Vec<_> = (0..8).map(|_| open()).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
+    assert_eq!(all.iter().filter(|(_, made)| *made).count(), 1, "tokenised once");
+    let all: Vec<Corpus> = all.into_iter().map(|(corpus, _)| corpus).collect();
     assert_eq!(all[0].val.len(), (text.len() + 5) / 10);
     assert!(all.iter().all(|c| c.train.to_vec() == all[0].train.to_vec()));
     cached(&files.cache());
