@@ -274,6 +274,25 @@ fn what_has_no_place_in_a_file_is_refused_by_name() {
     assert!(stderr(&out).contains("mlp.down_proj.weight row 0: found the scales"), "{}", stderr(&out));
 }
 
+#[test]
+fn what_is_there_stays_until_another_is_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = random(dir.path(), true, 256);
+    let to = dir.path().join("out/x.gguf");
+    export(&from, "q2_0", &to);
+    let before = fs::read(&to).unwrap();
+    // The name that an unused row gets, as a token of another row: no reader takes a vocabulary with a token twice.
+    let tokenizer = fs::read_to_string(from.join("tokenizer.json")).unwrap();
+    let clash = r#""added_tokens": [{"id": 256, "content": "[PAD258]", "special": true}]"#;
+    let clash = tokenizer.replacen("\"added_tokens\": []", clash, 1);
+    assert_ne!(clash, tokenizer);
+    fs::write(from.join("tokenizer.json"), clash).unwrap();
+    let out = ternlm(&[&"export", &from, &"--format", &"gguf", &"--out", &to, &"--force"]);
+    assert!(!out.status.success() && stderr(&out).contains("every token once"), "{}", stderr(&out));
+    assert!(fs::read(&to).unwrap() == before, "the old file is there as it was");
+    assert_eq!(fs::read_dir(to.parent().unwrap()).unwrap().count(), 1, "and nothing beside it");
+}
+
 fn data_files(tokenizer: &str) -> Option<Bundle> {
     let dir = common::data(&format!("tokenizers/{tokenizer}"))?;
     let names = ["tokenizer.json", "tokenizer_config.json"];

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Inputs;
 use crate::error::{Error, Result};
-use crate::files::{Bundle, DirectoryWriter, IfExists};
+use crate::files::{Bundle, DirectoryWriter, FileWriter, IfExists};
 use crate::formats::gguf::{BlockType, GgufFile, names};
 use crate::formats::tensors::{self, Progress, TensorFiles};
 use crate::formats::{self, packed};
@@ -194,11 +194,14 @@ pub fn run(args: ExportArgs) -> Result<()> {
     match args.format {
         Format::Packed => {
             let density = args.density.unwrap_or(Density::Base3);
+            let writer = FileWriter::new(out)?;
+            let file = writer.path();
             with_bar("Writing", &mut |progress| {
                 let files = beside.clone();
-                model::save_packed_of(out, decoder, description, files, density, &model::held, progress)
+                model::save_packed_of(&file, decoder, description, files, density, &model::held, progress)
             })?;
-            checked_file(out, decoder, Rounding::Matrices)?;
+            checked(&file, decoder, Rounding::Matrices)?;
+            writer.commit()?;
             say_packed(out, ternary)?;
         }
         _ => {
@@ -229,10 +232,12 @@ fn export_gguf(model: Model, files: &Bundle, args: &ExportArgs) -> Result<()> {
     let kind = BlockType::by_name(&name).expect("a type of ggml");
     let (units, out) = (model.decoder.config.intermediate_size, &args.out);
     let (decoder, changes) = model::fit(model.decoder, kind, args.lossy, out)?;
+    let writer = FileWriter::new(out)?;
     with_bar("Writing", &mut |progress| {
-        model::save_gguf(out, &decoder, &model.description, files, kind, progress)
+        model::save_gguf(&writer.path(), &decoder, &model.description, files, kind, progress)
     })?;
-    checked_file(out, &decoder, Rounding::Nothing)?;
+    checked(&writer.path(), &decoder, Rounding::Nothing)?;
+    writer.commit()?;
     let file = GgufFile::open(out)?;
     let tensor = |weight: &Weight| names::from_hf(&weight.name).and_then(|name| file.tensors().get(&name));
     let size = std::fs::metadata(out).map_err(Error::io("read", out))?.len();
@@ -275,13 +280,6 @@ fn with_bar(what: &'static str, work: &mut dyn FnMut(Progress<'_>) -> Result<()>
     });
     bar.finish_and_clear();
     done
-}
-
-/// [`checked`] of a file that stands under its name already. One that is not what it was to be goes again.
-fn checked_file(path: &Path, decoder: &Decoder, rounding: Rounding) -> Result<()> {
-    checked(path, decoder, rounding).inspect_err(|_| {
-        let _ = std::fs::remove_file(path);
-    })
 }
 
 /// Compares what was written with what was to be.
