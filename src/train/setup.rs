@@ -54,7 +54,14 @@ pub fn setup(
     let config = &model.decoder.config;
     if let Some(t) = tokenizer.as_ref() {
         judge_report(&recipe, t, config)?;
-        if model.description.eos.is_empty() {
+        let another = match (&recipe.init, dir) {
+            (Some(start), None) if !recipe.data.tokenizer.is_empty() => {
+                Tokenizer::of(&files_of(start)?).is_ok_and(|own| own.fingerprint() != t.fingerprint())
+            }
+            _ => false,
+        };
+        // Ids that end a text mean something else to another tokenizer.
+        if model.description.eos.is_empty() || another {
             // A tokenizer may have more tokens than the model has rows.
             let has_row = |id: &u32| (*id as usize) < config.vocab_size;
             model.description.eos = t.stop_ids().iter().copied().filter(has_row).collect();

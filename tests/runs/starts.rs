@@ -115,3 +115,28 @@ fn a_key_that_changes_nothing_is_told() {
     let refused = ["ternary.calibrate: found 1, wanted 0 with ternary.anneal"];
     lab.fails(&[&["train", "tiny.toml", "--out", "both"], &both[..]].concat(), &refused);
 }
+
+/// The ids of the tokens that end a text are those of the tokenizer that the model is trained with.
+#[test]
+fn another_tokenizer_brings_its_own_ends() {
+    let lab = Lab::trained(&["--set", "model.vocab_size=264", "--set", "train.steps=1"]);
+    lab.edit_json("run/model/config.json", |config| config["eos_token_id"] = 10.into());
+    lab.ok(&[
+        "tokenizer",
+        "train",
+        "text.txt",
+        "--vocab-size",
+        "260",
+        "--special",
+        "<|end|>",
+        "--out",
+        "tok",
+    ]);
+    for (tokenizer, end) in [("bytes", 10), ("tok/tokenizer.json", 0)] {
+        let set = format!("data.tokenizer=\"{tokenizer}\"");
+        let out = format!("to-{end}");
+        lab.ok(&train("run/model", &out, &[&set, "model.vocab_size=264", "train.steps=1"]));
+        let config = lab.read_json(&format!("{out}/model/config.json"));
+        assert_eq!(config["eos_token_id"], end, "{tokenizer}");
+    }
+}
