@@ -138,6 +138,10 @@ fn a_plan_that_cannot_be_run_is_named_before_anything_is_trained() {
         (&["copy", "--grid", "data.val_fraction=0.1,0.2"], "the same one for all"),
         (&["copy", "--grid", "train.muon_lr=0.1,0.2"], "change nothing (only muon uses it)"),
         (&["shakespeare", "--grid", "data.train=['a.txt'],['b.txt']"], "with data.val"),
+        (
+            &["shakespeare", "--data", "a.txt", "--grid", "data.train=['b.txt']"],
+            "data.train: found texts beside",
+        ),
         (&["copy", "--jobs", "0"], "--jobs 0"),
         (&["nothing.toml"], "no such file"),
         (&["plan.toml"], "sweep: found"),

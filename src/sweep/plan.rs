@@ -95,6 +95,11 @@ impl Plan {
         {
             return bad(key, "a value".into(), "seeds in `seeds`, and no name");
         }
+        if !self.data.is_empty()
+            && (self.set.contains_key("data.train") || self.grid.contains_key("data.train"))
+        {
+            return bad("data.train", "texts beside those of `data`".into(), "one of the two");
+        }
         // They decide what is held out.
         if let Some(key) = self
             .grid
@@ -243,6 +248,8 @@ mod tests {
             ("recipe='copy'\nseeds=[1]\n[grid]\n'train.lr'=[]", "0 values"),
             ("recipe='copy'\nseeds=[1]\n[grid]\n'train.lr'=[1,1]", "each once"),
             ("recipe='copy'\nseeds=[1]\n[grid]\nseed=[1]", "seeds in"),
+            ("recipe='copy'\nseeds=[1]\ndata=['a']\n[grid]\n'data.train'=[['b']]", "one of the two"),
+            ("recipe='copy'\nseeds=[1]\ndata=['a']\n[set]\n'data.train'=['b']", "one of the two"),
             ("recipe='copy'\nseeds=[1]\n[set]\n'train.lr'=1\n[grid]\n'train.lr'=[2]", "a key of [set]"),
         ] {
             let error = plan(text).unwrap_err().to_string();

@@ -87,8 +87,13 @@ impl BpeTrainer {
                 "a vocabulary of {size}: wanted {least} (256 bytes and the special tokens) to {MAX_VOCAB}"
             )));
         }
-        if self.special.iter().any(String::is_empty) {
-            return Err(Error::usage("an empty special token"));
+        let byte = |token: &String| (0..=u8::MAX).any(|byte| *token == to_chars(&[byte]));
+        for (i, token) in self.special.iter().enumerate() {
+            if token.is_empty() || byte(token) || self.special[..i].contains(token) {
+                return Err(Error::usage(format!(
+                    "special tokens: found {token:?}, wanted a text that is neither a byte's nor there already"
+                )));
+            }
         }
         let words = self.count_words(texts)?;
         if words.is_empty() {

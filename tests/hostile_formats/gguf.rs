@@ -128,6 +128,12 @@ fn metadata() {
     }
     refused("k", 9, nested, "key \"k\"[0][0][0]: found lists inside of lists");
     refused("general.architecture", 8, text("llama"), "key \"general.architecture\": found it a second time");
+    refused(
+        "split.count",
+        2,
+        3u16.to_le_bytes().to_vec(),
+        "key \"split.count\": found 3, wanted 1, the whole model",
+    );
     for (kind, bytes) in
         [(4, 0u32.to_le_bytes().to_vec()), (4, 48u32.to_le_bytes().to_vec()), (8, text("32"))]
     {

@@ -112,6 +112,14 @@ fn unusable_requests_are_errors() {
     ] {
         assert!(train(text, size, special).is_err(), "{text:?} {size} {special:?}");
     }
+    // Told before the texts are read.
+    for special in [&[""][..], &["a"], &["Ġ"], &[EOT, EOT]] {
+        let trainer =
+            BpeTrainer { vocab_size: 300, special: special.iter().map(|s| s.to_string()).collect() };
+        let texts = std::iter::once_with(|| panic!("a text was read"));
+        let error = trainer.train(texts, |_, _| {}).unwrap_err().to_string();
+        assert!(error.contains("special tokens: found"), "{error}");
+    }
     let failing = [Ok("text".to_string()), Err(ternlm::Error::usage("broken"))];
     let trainer = BpeTrainer { vocab_size: 300, special: vec![] };
     assert_eq!(trainer.train(failing.into_iter(), |_, _| {}).unwrap_err().to_string(), "broken");

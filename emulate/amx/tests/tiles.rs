@@ -240,9 +240,8 @@ fn each_thread_has_tiles_of_its_own() {
     });
 }
 
-/// Not a test: run by the next one, in a process that dies of it.
 #[test]
-#[ignore]
+#[ignore = "no test: the next one runs it, in a process that dies of it"]
 fn refused() {
     emulated(|| {
         // SAFETY: none of these comes back.

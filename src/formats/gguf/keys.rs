@@ -57,8 +57,18 @@ pub(super) struct Keys<'a> {
 
 impl<'a> Keys<'a> {
     /// # Errors
-    /// An architecture that is not read.
+    /// An architecture that is not read, a model in several files.
     pub fn of(file: &'a GgufFile) -> Result<Self> {
+        // Only the first of several names the architecture.
+        let (key, parts) = ("split.count", file.get("split.count"));
+        if parts.and_then(|parts| parts.as_u64()).is_some_and(|parts| parts > 1) {
+            return Err(bad(
+                file,
+                key,
+                parts,
+                "1, the whole model: llama.cpp's gguf-split --merge joins the files",
+            ));
+        }
         let key = "general.architecture";
         let value = file.get(key);
         match value.and_then(|value| value.as_str()) {
