@@ -9,13 +9,14 @@ use crate::error::{Error, Result};
 use crate::files::{if_there, read_text};
 
 /// Name and text of every recipe in the binary.
-pub const BUILT_IN: [(&str, &str); 9] = [
+pub const BUILT_IN: [(&str, &str); 10] = [
     ("copy", include_str!("../../recipes/copy.toml")),
     ("recall", include_str!("../../recipes/recall.toml")),
     ("shakespeare", include_str!("../../recipes/shakespeare.toml")),
     ("shakespeare-bytes", include_str!("../../recipes/shakespeare-bytes.toml")),
     ("wiki-75m", include_str!("../../recipes/wiki-75m.toml")),
     ("wiki-75m-best", include_str!("../../recipes/wiki-75m-best.toml")),
+    ("wiki-10x", include_str!("../../recipes/wiki-10x.toml")),
     ("convert-smollm2", include_str!("../../recipes/convert-smollm2.toml")),
     ("qwen3-0.6b-all", include_str!("../../recipes/qwen3-0.6b-all.toml")),
     ("qwen3-0.6b-blocks", include_str!("../../recipes/qwen3-0.6b-blocks.toml")),

@@ -48,7 +48,7 @@ Under mpirun, mpiexec or srun (Open MPI, MPICH) the processes share out the sequ
 of all of them. Each needs the text and, to resume, the run's folder; process 0 writes. Sequences and schedule are the same with
 any number of processes, which may change at a resume.")]
 pub struct TrainArgs {
-    /// A built-in recipe (copy, recall, shakespeare, shakespeare-bytes, wiki-75m, wiki-75m-best, convert-smollm2, qwen3-0.6b-all, qwen3-0.6b-blocks) or a TOML file
+    /// A built-in recipe (copy, recall, shakespeare, shakespeare-bytes, wiki-75m, wiki-75m-best, wiki-10x, convert-smollm2, qwen3-0.6b-all, qwen3-0.6b-blocks) or a TOML file
     recipe: PathBuf,
     /// Seed of the weights, the data order and the samples
     #[arg(long)]
