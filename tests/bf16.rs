@@ -66,8 +66,9 @@ fn operands_are_rounded_to_the_bit() {
             }
         }
         // Finite ones by a unit matrix, large enough for tiles; rows and columns of each operand contiguous.
-        let size = 96;
-        let finite: Vec<f32> = all.into_iter().filter(|x| reference::bf16(*x).is_finite()).collect();
+        let size = 64;
+        let mut finite: Vec<f32> = all.into_iter().filter(|x| reference::bf16(*x).is_finite()).collect();
+        finite.resize(finite.len().next_multiple_of(size * size), 0.0);
         let unit: Vec<f32> = (0..size * size).map(|i| (i % (size + 1) == 0) as u8 as f32).collect();
         for values in finite.chunks_exact(size * size) {
             let turned = transpose(values, size, size);

@@ -146,6 +146,14 @@ fn inputs_that_do_not_depend_on_each_other_change_nothing() {
         // A group's mean becomes what f16 has nearest to it.
         let moved = a.iter().zip(&before).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(moved < 4e-3, "{moved}");
+        // Scales that f16 cannot hold are named by the projection, and not made zeros of.
+        for bad in [1e9, f32::NAN] {
+            let mut weights = before.clone();
+            weights[..16].fill(bad);
+            assert!(calibrate(&products, 16, &mut [&mut weights]));
+            let projected = TernaryMatrix::project("w", &weights, 6, inputs, Grouping::Size(16));
+            assert!(projected.is_err(), "{bad}: {:?}", &weights[..16]);
+        }
         products.add(&vec![f32::INFINITY; inputs]);
         let kept = a.clone();
         assert!(!calibrate(&products, 16, &mut [&mut a]) && a == kept, "left as they were");

@@ -27,6 +27,13 @@ fn the_projection_equals_its_definition_bit_for_bit() {
                     }
                 }
                 latent.iter_mut().take(cols.min(128)).for_each(|w| *w *= 1e-9);
+                // A group whose scale is 1, half of it at the threshold of 0.5, and what is next to that.
+                if let Some(group) = latent.get_mut(cols..cols + 128).filter(|_| cols >= 128) {
+                    for (i, w) in group.iter_mut().enumerate() {
+                        let size = [0.5f32, 1.5, 0.5f32.next_up(), 1.5f32.next_down()][i % 4];
+                        *w = if i % 3 == 0 { -size } else { size };
+                    }
+                }
                 let want = TernaryMatrix::project("w", &latent, rows, cols, group).unwrap();
                 let mut got = TernaryMatrix::zeros(rows, cols, group);
                 let flips = k::project("w", &latent, group, &mut got).unwrap();
@@ -50,7 +57,9 @@ fn attention_equals_the_reference() {
         for (queries, keys, causal) in
             [(1, 1, true), (5, 5, true), (70, 70, true), (130, 130, false), (1, 90, true), (3, 67, true)]
         {
-            for (heads, kv_heads, dim) in [(1, 1, 2), (4, 2, 8), (6, 1, 20), (2, 2, 64)] {
+            for (heads, kv_heads, dim) in
+                [(1, 1, 2), (4, 2, 8), (6, 1, 20), (2, 2, 64), (2, 1, 128), (2, 1, 40)]
+            {
                 let s = AttentionShape { batch: 2, queries, keys, heads, kv_heads, dim, causal };
                 let (q, kk, v) = (
                     rng.normal(2 * queries * heads * dim),
@@ -112,9 +121,14 @@ impl Paged {
 #[test]
 fn attention_of_spans_in_pages_equals_the_reference() {
     on_every_isa(|rng| {
-        for (format, dim) in
-            [(KvFormat::F32, 12), (KvFormat::F16, 76), (KvFormat::Int8, 12), (KvFormat::Int8, 64)]
-        {
+        for (format, dim) in [
+            (KvFormat::F32, 12),
+            (KvFormat::F16, 76),
+            (KvFormat::Int8, 12),
+            (KvFormat::Int8, 64),
+            (KvFormat::F16, 128),
+            (KvFormat::F32, 40),
+        ] {
             let heads = Heads { heads: 4, kv_heads: 2, dim, causal: true, precision: Precision::F32 };
             let (width, kv_width) = (4 * dim, 2 * dim);
             // The last ones are cut into parts, which the first query does not all see.

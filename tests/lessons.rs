@@ -49,6 +49,12 @@ fn the_likeliest_are_the_largest_and_the_first_of_equals() {
             close(&ln_p[1..], &wide(&want_ln_p), 64, &format!("{top} of {classes}"));
             assert!(ln_p.iter().all(|x| *x <= 0.0));
         }
+        // What is no number gives no probability, of 1 least of all.
+        for bad in [f32::NAN, f32::INFINITY] {
+            let (mut tokens, mut ln_p) = (vec![], vec![]);
+            k::likeliest(&[bad, 1.0, 2.0, 3.0], 4, 4, 2, &mut tokens, &mut ln_p);
+            assert!(ln_p.iter().all(|x| x.is_nan()), "{bad}: {ln_p:?}");
+        }
     });
 }
 

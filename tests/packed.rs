@@ -10,7 +10,7 @@ use ternlm::ternary::{Density, Grouping, PackedMatrix, TernaryMatrix};
 
 /// `[tokens, out, inputs]`: one block and a part of one, segments of every length, every number of tokens at a time; on
 /// tiles, panels that are not full, more segments than wait for each other, more rows than a task has.
-const SHAPES: [(usize, usize, usize); 14] = [
+const SHAPES: [(usize, usize, usize); 15] = [
     (1, 1, 1),
     (1, 16, 128),
     (2, 17, 130),
@@ -19,6 +19,7 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (5, 48, 10),
     (7, 16, 139),
     (8, 40, 256),
+    (10, 33, 139),
     (15, 33, 64),
     (16, 16, 1000),
     (37, 70, 300),

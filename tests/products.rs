@@ -258,6 +258,9 @@ fn products_are_the_same_for_any_number_of_threads() {
             let w = TernaryMatrix::project("w", &rng.normal(out * inputs), out, inputs, group).unwrap();
             let packed = k::pack(&w, group, Density::TwoBit);
             let (x, dy) = (rng.normal(n * inputs), rng.normal(n * out));
+            // The threads that share out packed products are as many as where the first is made.
+            let first = Matrix::new(Values::Packed(&packed), Inputs::Int8);
+            k::linear::forward(&x[..inputs], first, &mut vec![0.0; out], To::Set);
             let run = |threads: usize| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let (mut y, mut dx, mut dw) =

@@ -127,9 +127,13 @@ kernel! {
     }
 }
 
-/// Moves latents on their side of `scale / 2` until their absolute mean is `scale`; zeros where none is above.
+/// Moves latents on their side of `scale / 2` until their absolute mean is `scale`; zeros where none is above. A group without a
+/// scale stays as it is, for the projection to name.
 #[inline(always)]
 fn bring_mean(group: &mut [f32], scale: f32) {
+    if !scale.is_finite() {
+        return;
+    }
     let half = 0.5 * scale;
     let (mut below, mut above, mut count) = (0f64, 0f64, 0usize);
     for w in &*group {

@@ -52,7 +52,8 @@ pub fn likeliest(
         for ((token, ln_p), found) in tokens.iter_mut().zip(ln_p).zip(largest(row, top)) {
             *token = found;
             // Where a token has all, its logit is the sum, to rounding.
-            *ln_p = (row[found as usize] - sum).min(0.0);
+            let x = row[found as usize] - sum;
+            *ln_p = if x > 0.0 { 0.0 } else { x };
         }
     });
 }
@@ -129,7 +130,9 @@ fn learn(row: &mut [f32], tokens: &[u32], ln_p: &[f32], weight: f32, objective: 
     let no_others = tokens.len() == row.len();
     let others = if no_others { f32::NEG_INFINITY } else { log_sum_exp(row) };
     let likeliest = log_sum_exp(&own);
-    let ln_z = likeliest.max(others) + (likeliest.min(others) - likeliest.max(others)).exp().ln_1p();
+    // `max` and `min` would lose a NaN.
+    let (more, less) = if likeliest > others { (likeliest, others) } else { (others, likeliest) };
+    let ln_z = more + (less - more).exp().ln_1p();
 
     // Stored probabilities are rounded: together they may be more than 1, or, of all classes, less.
     let given: f64 = ln_p.iter().map(|&x| (x as f64).exp()).sum();

@@ -22,16 +22,23 @@ pub(super) fn tasks() -> usize {
     if count() > 1 { EACH * count() } else { 1 }
 }
 
+/// What [`ALONE`] is again when a part is done, or has failed.
+struct Before(bool);
+
+impl Drop for Before {
+    fn drop(&mut self) {
+        ALONE.set(self.0);
+    }
+}
+
 /// Calls `f` with each part of some work and its number, at the same time; the results in order. With as many parts as
 /// threads, or more, [`count`] is 1 within a part: dense products and those on tiles are not cut for other threads. What is
 /// shared out by rayon alone may still be finished by a thread that has nothing else to do.
 pub fn side_by_side<T: Send, R: Send>(work: Vec<T>, f: impl Fn((usize, T)) -> R + Sync) -> Vec<R> {
     let enough = work.len() >= rayon::current_num_threads();
     let run = |part| {
-        let before = ALONE.replace(enough || ALONE.get());
-        let result = f(part);
-        ALONE.set(before);
-        result
+        let _before = Before(ALONE.replace(enough || ALONE.get()));
+        f(part)
     };
     work.into_par_iter().enumerate().with_max_len(1).map(run).collect()
 }

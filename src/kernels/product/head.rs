@@ -2,6 +2,7 @@
 
 pub use super::operands::Head;
 use super::{tiles, way};
+use crate::config::{Inputs, Precision};
 use crate::kernels::cross_entropy::IGNORE;
 use crate::kernels::matrix::{Matrix, Values};
 use crate::ternary::TernaryMatrix;
@@ -17,9 +18,11 @@ pub fn with_loss(n: usize, w: Matrix<'_>) -> Option<&TernaryMatrix> {
 /// The losses of a head that [`with_loss`] has given, and the gradients of what [`Objective`] says.
 ///
 /// # Panics
-/// When a slice is not as long as `n`, `in` and `out` say, or a target is not below `out`.
+/// When [`with_loss`] has not given it, a slice is not as long as `n`, `in` and `out` say, or a target is not below `out`.
 pub fn loss_and_gradients(head: Head<'_>) {
     let (n, out, inputs) = (head.targets.len(), head.w.rows(), head.w.cols());
+    let w = Matrix::ternary(head.w, Inputs::F32).rounded(Precision::Bf16);
+    assert!(way::head(n, w, head.w), "{n} rows of a head [{out}, {inputs}]: its logits come first here");
     assert_eq!((head.x.len(), head.dx.len()), (n * inputs, n * inputs), "x and dx [{n}, {inputs}]");
     assert_eq!((head.losses.len(), head.dw.len()), (n, out * inputs), "losses [{n}], dW [{out}, {inputs}]");
     let known = |target: &u32| *target == IGNORE || (*target as usize) < out;

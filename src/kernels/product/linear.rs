@@ -169,8 +169,10 @@ impl<'a> SharedInputs<'a> {
         assert_eq!(x.len(), n * inputs, "x [{n}, {inputs}]");
         let view = View::rows(x, inputs).rounded(precision);
         // In three parts it is no faster: PERFORMANCE.md.
+        let mut outs = outs.into_iter().peekable();
         let laid = precision == Precision::Bf16
-            && outs.into_iter().all(|out| way::weight_gradient(out, inputs, n, precision) == Way::Tiles);
+            && outs.peek().is_some()
+            && outs.all(|out| way::weight_gradient(out, inputs, n, precision) == Way::Tiles);
         Self { x: view, n, inputs, laid: laid.then(|| tiles::Laid::new(view, n, inputs)) }
     }
 

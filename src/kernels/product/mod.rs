@@ -5,7 +5,7 @@
 //! | `x Wᵀ`, `W` packed, inputs of 8 bits | AMX | enough rows of `x` | tiles (`tiles/packed.rs`) |
 //! | `x Wᵀ`, `W` packed, inputs of 8 bits | any | any other | dot products of integers from the packed bytes (`packed/integer.rs`) |
 //! | `x Wᵀ`, `W` packed | any | fewer than 16 rows of `x` | look-up from the packed bytes (`packed/float.rs`); more: some rows of `W` unpacked at a time, and then as below |
-//! | `x Wᵀ`, any other `W`, not in bf16 | any | fewer than 6 rows of `x` | dot products (`dots.rs`): `W` is read once a row, and not packed |
+//! | `x Wᵀ`, any other `W`; in bf16 with inputs of 8 bits alone | any | fewer than 6 rows of `x` | dot products (`dots.rs`): `W` is read once a row, and not packed |
 //! | `x Wᵀ`, `dy W`, `W` ternary | AMX; in bf16 also AVX-512 BF16 | enough rows, and groups of whole words | tiles (`tiles/`) |
 //! | `x Wᵀ`, `W` ternary, inputs of 8 bits | any | any other | look-up of integers (`lookup/int8.rs`) |
 //! | `x Wᵀ`, `dy W`, `W` ternary | any | 32 rows, 64 outputs, groups of 64, or more of each | look-up (`lookup/`) |

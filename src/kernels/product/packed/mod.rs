@@ -67,6 +67,7 @@ struct Product<'a> {
 /// [`PackedMatrix::pack`] on all threads.
 pub fn pack(matrix: &TernaryMatrix, grouping: Grouping, density: Density) -> PackedMatrix {
     let layout = Layout::new(matrix.rows(), matrix.cols(), grouping, density);
+    assert_eq!(matrix.group(), layout.group(), "inputs that share a scale");
     let mut bytes = vec![0u8; layout.bytes().expect("no larger than the matrix")];
     let blocks = bytes.par_chunks_mut(layout.block_bytes().max(1)).enumerate();
     blocks.for_each(|(block, bytes)| pack_block(matrix, &layout, block, bytes));

@@ -5,9 +5,8 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::packed::pack_panel;
-use super::split::WHOLE;
 use super::trits::{DEPTH_INT8 as DEPTH, steps_int8 as steps, words_of_rows};
-use super::{ROWS, SOME_COLUMNS, Scratch, block, each, scales_of};
+use super::{ROWS, SOME_COLUMNS, Scratch, each, scales_of};
 use crate::kernels::product::operands::{Output, Target};
 use crate::kernels::product::rounding::{inverse, scale_of, segments};
 use crate::kernels::reference::SEGMENT;
@@ -21,8 +20,6 @@ use crate::ternary::{CODES_PER_WORD, PackedMatrix, TernaryMatrix};
 const SUMS: usize = 4;
 // As many as `Sums::finish` tells apart.
 const _: () = assert!(SUMS == 4);
-// The definition is by segments.
-const _: () = assert!(block(WHOLE) == SEGMENT);
 
 /// Weights as a task takes them apart.
 #[derive(Clone, Copy)]

@@ -51,7 +51,8 @@ pub use trits::fits;
 const fn block(parts: usize) -> usize {
     128 * WHOLE / parts
 }
-/// Rows and columns of a task at most: its operands and its part of the result stay in the second-level cache.
+/// Rows of a task at most, and columns of one of a dense product: its operands and its part of the result stay in the
+/// second-level cache.
 const ROWS: usize = 384;
 const COLUMNS: usize = 512;
 /// Blocks of `A` that are packed together.
