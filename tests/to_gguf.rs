@@ -89,6 +89,9 @@ fn a_file_holds_the_model_that_it_was_made_from() {
         let text = "É 1\n\u{0}x";
         let [a, b] = [Tokenizer::of(&files).unwrap(), Tokenizer::bytes()].map(|t| t.encode(text).unwrap());
         assert_eq!(a, b);
+        // What stands for the end that there is not, is none when it is read.
+        assert!(file.get("tokenizer.ggml.eos_token_id").is_some());
+        assert_eq!(Tokenizer::of(&files).unwrap().eos(), None);
         assert!(measure::verify(&to, &mut |_| {}).unwrap().pass, "{kind}");
         let again = ternlm(&[&"export", &from, &"--format", &"gguf", &"--out", &to]);
         assert!(!again.status.success() && stderr(&again).contains("--force"));

@@ -11,8 +11,14 @@ use crate::{Error, Result};
 
 /// Text encoded at once, in bytes.
 const BATCH: usize = 8 << 20;
-/// Text without a place to cut, above which a file is not what it claims to be.
-const MAX_UNCUT: usize = 256 << 20;
+/// Text without a place to cut, above which it is none, and a hundred times its size too much for the memory.
+const MAX_UNCUT: usize = 32 << 20;
+
+const WORDS: &str = "words or lines";
+
+fn uncut() -> String {
+    format!("{MAX_UNCUT} bytes without a place to cut them")
+}
 
 /// Some tokens, in the order of the text.
 pub enum EncodedSegment<'a> {
@@ -85,13 +91,8 @@ impl<'a> Encoder<'a> {
         source.read(field, &mut |part| {
             self.part(part.begins, &part.text, eos)?;
             if self.open.len() > MAX_UNCUT {
-                let found = format!("{MAX_UNCUT} bytes without a place to cut them");
-                return Err(Error::input(
-                    &source.path,
-                    format!("byte {}", part.read),
-                    found,
-                    "words or lines",
-                ));
+                let field = format!("byte {}", part.read);
+                return Err(Error::input(&source.path, field, uncut(), WORDS));
             }
             progress(part.read.min(source.bytes));
             Ok(())
@@ -166,6 +167,9 @@ impl<'a> Encoder<'a> {
 
     fn flush(&mut self) -> Result<()> {
         let encode = |segment: &Segment| match segment {
+            Segment::Text(text) if text.len() > MAX_UNCUT => {
+                Err(Error::usage(format!("a text: found {}, wanted {WORDS}", uncut())))
+            }
             Segment::Text(text) => self.tokenizer.encode_chunk(text),
             _ => Ok(Encoded::default()),
         };

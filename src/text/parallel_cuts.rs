@@ -11,7 +11,7 @@ use crate::config::patterns::{LLAMA3, QWEN2};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
     /// None known: normalizers such as "prepend" see the start of the text, or the pattern is not one of ours. A text too
-    /// long for the memory is cut after a newline all the same, wherever it is read.
+    /// long for the memory is cut all the same, wherever it is read: after a newline, or where none comes, after a space.
     Never,
     /// GPT-2's pattern. No match joins a non-space with a space or newline after it, and nothing looks back.
     Gpt2,
@@ -81,7 +81,7 @@ impl Cut {
         let mut chunks = Vec::with_capacity(text.len() / size.max(1) + 1);
         let mut rest = text;
         while rest.len() > size {
-            let Some(at) = self.first_from(rest, size.max(1)) else { break };
+            let Some(at) = self.next(rest, size.max(1)) else { break };
             let (chunk, tail) = rest.split_at(at);
             chunks.push(chunk);
             rest = tail;
@@ -90,19 +90,26 @@ impl Cut {
         chunks
     }
 
-    /// The first allowed cut at byte `from` or later, and before the end.
-    pub fn first_from(self, text: &str, from: usize) -> Option<usize> {
+    /// The next cut, at byte `size` or later and before the end; the same one however much of the text follows.
+    fn next(self, text: &str, size: usize) -> Option<usize> {
         let bytes = text.as_bytes();
         let space_before = |at: usize| text[..at].chars().next_back().is_none_or(char::is_whitespace);
         let space_after = |at: usize| text[at..].chars().next().is_none_or(char::is_whitespace);
-        (from.max(1)..text.len()).find(|&at| match self {
-            Cut::Never => bytes[at - 1] == b'\n',
-            Cut::Anywhere => text.is_char_boundary(at),
-            Cut::Gpt2 => matches!(bytes[at], b' ' | b'\n') && !space_before(at),
-            Cut::Newlines => {
-                bytes[at] == b' ' && !space_before(at) || bytes[at - 1] == b'\n' && !space_after(at)
+        let mut all = size..text.len();
+        match self {
+            Cut::Never => {
+                let mut near = size..text.len().min(2 * size);
+                let newline = near.find(|&at| bytes[at - 1] == b'\n');
+                let word =
+                    |at: &usize| bytes[at - 1].is_ascii_whitespace() && !bytes[*at].is_ascii_whitespace();
+                newline.or_else(|| if text.len() < 2 * size { None } else { all.find(word) })
             }
-        })
+            Cut::Anywhere => all.find(|&at| text.is_char_boundary(at)),
+            Cut::Gpt2 => all.find(|&at| matches!(bytes[at], b' ' | b'\n') && !space_before(at)),
+            Cut::Newlines => all.find(|&at| {
+                bytes[at] == b' ' && !space_before(at) || bytes[at - 1] == b'\n' && !space_after(at)
+            }),
+        }
     }
 }
 
@@ -188,11 +195,33 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// A text comes in parts, and its last chunk may go on.
+        #[test]
+        fn parts_make_no_difference(parts in prop::collection::vec("[a猫. \n]{0,6}", 0..12), size in 1usize..9) {
+            for cut in [Cut::Never, Cut::Gpt2, Cut::Newlines, Cut::Anywhere] {
+                let (mut chunks, mut open) = (Vec::new(), String::new());
+                for part in &parts {
+                    open.push_str(part);
+                    let mut cuts: Vec<String> = cut.chunks(&open, size).into_iter().map(String::from).collect();
+                    open = cuts.pop().unwrap();
+                    chunks.extend(cuts);
+                }
+                chunks.push(open);
+                let whole = parts.concat();
+                prop_assert_eq!(chunks, cut.chunks(&whole, size), "{:?}", cut);
+            }
+        }
+    }
+
     #[test]
     fn chunks_end_where_they_may() {
         assert_eq!(Cut::Gpt2.chunks("ab cd\n\nef  g", 1), ["ab", " cd", "\n\nef", "  g"]);
         assert_eq!(Cut::Newlines.chunks("ab. cd.\n\nef  g", 1), ["ab.", " cd.\n\n", "ef", "  g"]);
-        assert_eq!(Cut::Never.chunks("ab cd\n\nef", 1), ["ab cd\n", "\n", "ef"]);
+        assert_eq!(Cut::Never.chunks("ab cd\n\nef", 4), ["ab cd\n", "\nef"]);
+        assert_eq!(Cut::Never.chunks("ab cd  ef\ngh", 2), ["ab ", "cd  ", "ef\n", "gh"]);
+        assert_eq!(Cut::Never.chunks("abcdef g\nh", 2), ["abcdef ", "g\n", "h"]);
+        assert_eq!(Cut::Never.chunks("abcdefgh", 2), ["abcdefgh"]);
         assert_eq!(Cut::Anywhere.chunks("a猫b", 2), ["a猫", "b"]);
         assert_eq!(Cut::Gpt2.chunks("", 1), [""]);
     }

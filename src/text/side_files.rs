@@ -127,7 +127,8 @@ impl SideFiles {
         self.config.as_ref().map(|(_, map)| map)
     }
 
-    /// Writes `tokenizer_config.json`: the one that was read, with the tokens that begin and end a text as they were found.
+    /// Writes `tokenizer_config.json`: the one that was read, with the tokens that begin and end a text as they were found, and
+    /// what other files said alone.
     pub fn write(&self, dir: &Path, token_of: impl Fn(u32) -> Option<String>) -> Result<()> {
         let mut config = match &self.config {
             Some((_, map)) => map.clone(),
@@ -143,6 +144,12 @@ impl SideFiles {
             let stated = config.get(key).map(|value| value.as_str().or(value["content"].as_str()));
             if stated.unwrap_or(None) != token.as_deref() {
                 config.insert(key.into(), token.into());
+                changed = true;
+            }
+        }
+        for (key, text) in &self.named {
+            if !config.contains_key(key) {
+                config.insert(key.clone(), text.clone().into());
                 changed = true;
             }
         }

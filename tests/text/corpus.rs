@@ -391,15 +391,33 @@ fn several_at_once_agree() {
     cached(&files.cache());
 }
 
+/// A tokenizer of words, of which nothing is known about where a text may be cut.
+fn of_words(files: &Files, vocabulary: serde_json::Value) -> Tokenizer {
+    let model = serde_json::json!({"type": "WordLevel", "unk_token": "?", "vocab": vocabulary});
+    files.write(
+        "tok/tokenizer.json",
+        &serde_json::json!({"model": model, "decoder": {"type": "Fuse"}}).to_string(),
+    );
+    Tokenizer::open(files.path("tok").to_str().unwrap()).unwrap()
+}
+
+#[test]
+fn what_is_never_cut_is_no_text() {
+    let files = Files::new(&[("a.txt", &"x".repeat(34 << 20))]);
+    let tokenizer = of_words(&files, serde_json::json!({"?": 0, "x": 1}));
+    let wanted = "33554432 bytes without a place to cut them, wanted words or lines";
+    let error = Corpus::open(&files.data(&["a.txt"]), &tokenizer, &files.cache(), &|_, _| {})
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("a.txt: byte 3") && error.contains(wanted), "{error}");
+    let error = Reading::of_text(&"x".repeat(34 << 20), &tokenizer).unwrap_err().to_string();
+    assert!(error.contains(wanted), "{error}");
+}
+
 #[test]
 fn large_vocabularies_need_four_bytes() {
     let files = Files::new(&[("a.txt", "x")]);
-    let dir = files.path("tok");
-    fs::create_dir_all(&dir).unwrap();
-    let json = serde_json::json!({"model": {"type": "WordLevel", "unk_token": "?",
-        "vocab": {"?": 0, "x": 70_000}}, "decoder": {"type": "Fuse"}});
-    fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
-    let tokenizer = Tokenizer::open(dir.to_str().unwrap()).unwrap();
+    let tokenizer = of_words(&files, serde_json::json!({"?": 0, "x": 70_000}));
     assert_eq!(tokenizer.vocab_size(), 70_001);
     let corpus = Corpus::open(&files.data(&["a.txt"]), &tokenizer, &files.cache(), &|_, _| {}).unwrap();
     assert_eq!(corpus.train.to_vec(), [70_000]);

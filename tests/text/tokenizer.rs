@@ -246,6 +246,7 @@ fn a_fact_is_found_in_whichever_file_states_it() {
     tokenizer.save(out.path()).unwrap();
     let again = Tokenizer::from_file(out.path().join("tokenizer.json")).unwrap();
     assert_eq!((again.bos(), again.eos()), (tokenizer.bos(), tokenizer.eos()));
+    assert_eq!(again.named_tokens(), tokenizer.named_tokens());
 }
 
 #[test]

@@ -23,6 +23,7 @@ const MAX_PIECE: usize = 512;
 const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
+const UNUSED: u64 = 5;
 const BYTE: u64 = 6;
 
 /// `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`, and the tokens that begin and end a text in
@@ -179,16 +180,19 @@ impl<'a> Vocabulary<'a> {
         } else {
             How::Merges(cuts(file)?, merges(file)?)
         };
+        // What writers put where llama.cpp would take an id of its own for one that there is not.
+        let is_filler = |id: usize| types[id] == UNUSED && tokens[id].starts_with("[PAD");
+        let fillers: Vec<bool> = (0..tokens.len()).map(is_filler).collect();
         let id = |key: &str, otherwise: u64| {
             let key = format!("tokenizer.ggml.{key}_token_id");
-            let below = |id: &u64| *id < tokens.len() as u64;
+            let below = |id: &u64| *id < fillers.len() as u64;
             match file.get(&key) {
                 None => Ok(Some(otherwise).filter(|_| sentence_piece).filter(below)),
                 Some(value) => match value.as_u64().filter(below) {
-                    Some(id) => Ok(Some(id)),
+                    Some(id) => Ok(Some(id).filter(|id| !fillers[*id as usize])),
                     // "None" of older writers.
                     None if value.as_u64() == Some(u32::MAX.into()) => Ok(None),
-                    None => Err(bad(file, &key, Some(value), &format!("an id below {}", tokens.len()))),
+                    None => Err(bad(file, &key, Some(value), &format!("an id below {}", fillers.len()))),
                 },
             }
         };
