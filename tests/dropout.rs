@@ -158,47 +158,52 @@ fn reference_loss(get: &dyn Fn(&str) -> Vec<f64>, tokens: &[u32], targets: &[u32
 
 #[test]
 fn a_model_with_dropped_values_has_their_gradient() {
-    on_every_isa(|rng| {
-        let mut decoder = Decoder::new(&config(), Scope::None, Grouping::default());
-        Latents::random(decoder.weights_mut(), rng.next(), None).unwrap();
-        let tokens: Vec<u32> = (0..10).map(|_| rng.below(11) as u32).collect();
-        let targets: Vec<u32> = (0..10).map(|i| if i == 6 { IGNORE } else { rng.below(11) as u32 }).collect();
-        let how = Dropout { rate: 0.25, seed: rng.next(), sequences: &[40, 7] };
-        let (mut state, mut grads) = (State::default(), Gradients::zeros(decoder.weights()));
-        let learning = Learning { dropout: Some(how), ..Learning::plain(1.0) };
-        let seqs = Sequences::new(2, 5);
-        let loss = decoder.learn(&tokens, &targets, seqs, learning, &mut state, &mut grads).sum;
-        let weights: Vec<&Weight> = decoder.weights().collect();
-        let loss_at = |replaced: &str, values: &[f64]| {
-            let of = |name: &str| match name == replaced {
-                true => values.to_vec(),
-                false => wide(weights.iter().find(|w| w.name == name).unwrap().dense()),
-            };
-            reference_loss(&of, &tokens, &targets, how)
+    for recompute in [false, true] {
+        on_every_isa(|rng| dropped_values_have_their_gradient(rng, recompute));
+    }
+}
+
+fn dropped_values_have_their_gradient(rng: &mut Rng, recompute: bool) {
+    let mut decoder = Decoder::new(&config(), Scope::None, Grouping::default());
+    decoder.set_recompute(recompute);
+    Latents::random(decoder.weights_mut(), rng.next(), None).unwrap();
+    let tokens: Vec<u32> = (0..10).map(|_| rng.below(11) as u32).collect();
+    let targets: Vec<u32> = (0..10).map(|i| if i == 6 { IGNORE } else { rng.below(11) as u32 }).collect();
+    let how = Dropout { rate: 0.25, seed: rng.next(), sequences: &[40, 7] };
+    let (mut state, mut grads) = (State::default(), Gradients::zeros(decoder.weights()));
+    let learning = Learning { dropout: Some(how), ..Learning::plain(1.0) };
+    let seqs = Sequences::new(2, 5);
+    let loss = decoder.learn(&tokens, &targets, seqs, learning, &mut state, &mut grads).sum;
+    let weights: Vec<&Weight> = decoder.weights().collect();
+    let loss_at = |replaced: &str, values: &[f64]| {
+        let of = |name: &str| match name == replaced {
+            true => values.to_vec(),
+            false => wide(weights.iter().find(|w| w.name == name).unwrap().dense()),
         };
-        let want = loss_at("", &[]);
-        assert!((loss - want).abs() < 1e-5 * want, "{loss}, wanted {want}");
-        let without = decoder.loss(&tokens, &targets, seqs, &mut State::default()).sum;
-        assert!((loss - without).abs() > 1e-3, "nothing was dropped: {loss}, {without}");
-        for weight in &weights {
-            let mut values = wide(weight.dense());
-            let mut slopes = Vec::new();
-            for i in 0..values.len() {
-                let old = values[i];
-                values[i] = old + 1e-5;
-                let up = loss_at(&weight.name, &values);
-                values[i] = old - 1e-5;
-                slopes.push((up - loss_at(&weight.name, &values)) / 2e-5);
-                values[i] = old;
-            }
-            let norm = slopes.iter().fold(0f64, |a, b| a.max(b.abs()));
-            assert!(norm > 1e-6, "{}: the gradient is zero, which tests nothing", weight.name);
-            for (i, (got, want)) in grads.get(weight).iter().zip(&slopes).enumerate() {
-                let off = (*got as f64 - want).abs();
-                assert!(off <= 1e-4 * norm, "{}[{i}]: {got}, by differences {want}", weight.name);
-            }
+        reference_loss(&of, &tokens, &targets, how)
+    };
+    let want = loss_at("", &[]);
+    assert!((loss - want).abs() < 1e-5 * want, "{loss}, wanted {want}");
+    let without = decoder.loss(&tokens, &targets, seqs, &mut State::default()).sum;
+    assert!((loss - without).abs() > 1e-3, "nothing was dropped: {loss}, {without}");
+    for weight in &weights {
+        let mut values = wide(weight.dense());
+        let mut slopes = Vec::new();
+        for i in 0..values.len() {
+            let old = values[i];
+            values[i] = old + 1e-5;
+            let up = loss_at(&weight.name, &values);
+            values[i] = old - 1e-5;
+            slopes.push((up - loss_at(&weight.name, &values)) / 2e-5);
+            values[i] = old;
         }
-    });
+        let norm = slopes.iter().fold(0f64, |a, b| a.max(b.abs()));
+        assert!(norm > 1e-6, "{}: the gradient is zero, which tests nothing", weight.name);
+        for (i, (got, want)) in grads.get(weight).iter().zip(&slopes).enumerate() {
+            let off = (*got as f64 - want).abs();
+            assert!(off <= 1e-4 * norm, "{}[{i}]: {got}, by differences {want}", weight.name);
+        }
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use ternlm::config::{DistillConfig, MomentFormat, OptimizerKind, Recipe};
 use ternlm::measure::Perplexity;
 use ternlm::train::group::{Group, Link, Way, threads};
 use ternlm::train::{
-    self, Observer, Outcome, Resume, Share, StepReport, Teaching, Together, Trainer, checkpoint,
+    self, Observer, Outcome, Record, Resume, Share, StepReport, Teaching, Together, Trainer, checkpoint,
 };
 
 const RECIPE: &str = r#"
@@ -157,6 +157,18 @@ fn off(found: &[f64], wanted: &[f64]) -> f64 {
     found.iter().zip(wanted).map(|(f, w)| ((f - w) / w).abs()).fold(0.0, f64::max)
 }
 
+/// Sizes of the steps of every ternary tensor, as the diary of a run has them.
+fn updates(run: &Path) -> Vec<f64> {
+    let records = train::read_metrics(&run.join(train::METRICS)).unwrap();
+    let points = records.iter().filter_map(|record| match record {
+        Record::Ternary { tensors, .. } => Some(tensors),
+        _ => None,
+    });
+    let all: Vec<f64> = points.flatten().map(|point| point.rms_update.unwrap()).collect();
+    assert!(all.len() > 20);
+    all
+}
+
 #[test]
 fn any_number_of_processes_trains_the_same() {
     let lab = Lab::new();
@@ -245,6 +257,8 @@ fn in_order_the_bits_are_the_same_in_every_run_and_however_moments_are_shared_ou
             fs::read(run.join("optimizer.safetensors")).unwrap()
         };
         assert!(file("first") == file("shared-out"), "{}", name("optimizer.safetensors"));
+        let updates = |what: &str| updates(&lab.path(&name(what)));
+        assert!(off(&updates("shared-out"), &updates("first")) < 1e-9, "{}", name("rms_update"));
     }
 }
 
@@ -341,6 +355,15 @@ fn who_does_something_else_is_refused_with_what_differs() {
     });
     assert!(said[0].starts_with("process 1 of 2: corpus: found "), "{said:?}");
     assert!(!said[0].contains("data.train"), "paths may differ: {said:?}");
+    // Held-out texts of other tokens, which would become one validation.
+    let said = lab.each(Run { size: 2, ..ONE }, |rank, together| {
+        let mut recipe = lab.recipe();
+        recipe.data.val = vec![lab.path(["text.txt", "other.txt"][rank])];
+        let mut trainer = lab.trainer(recipe, None, Share::WHOLE);
+        let error = train::meet(&mut trainer, together, "", false).unwrap_err();
+        trainer.together.fail(error).to_string()
+    });
+    assert!(said[0].starts_with("process 1 of 2: held_out: found "), "{said:?}");
 }
 
 #[test]

@@ -34,6 +34,12 @@ fn trits(trainer: &Trainer) -> Vec<Vec<i8>> {
     trainer.model.decoder.weights().filter_map(|w| w.ternary()).map(of).collect()
 }
 
+/// Latents of every ternary tensor.
+fn latents(trainer: &Trainer) -> Vec<Vec<f32>> {
+    let ternary = trainer.model.decoder.weights().filter(|w| w.ternary().is_some());
+    ternary.map(|w| trainer.latents.of(w).to_vec()).collect()
+}
+
 fn differing(a: &[i8], b: &[i8]) -> u64 {
     a.iter().zip(b).filter(|(a, b)| a != b).count() as u64
 }
@@ -49,7 +55,9 @@ fn what_is_said_is_what_happened() {
         let before = trits(&trainer);
         let mut changes = vec![0; start.len()];
         let mut now = before.clone();
+        let mut last = Vec::new();
         for _ in 0..5 {
+            last = latents(&trainer);
             trainer.step(true).unwrap();
             let next = trits(&trainer);
             for (tensor, changes) in changes.iter_mut().enumerate() {
@@ -75,6 +83,11 @@ fn what_is_said_is_what_happened() {
                 (w.abs() - half).abs() <= NEAR * half
             });
             assert_eq!(point.near, Some(near.count() as f64 / count), "{}", point.name);
+            let squares = latents.iter().zip(&last[tensor]).map(|(a, b)| (*a as f64 - *b as f64).powi(2));
+            let scales =
+                matrix.scales().iter().map(|s| f64::from(*s)).sum::<f64>() / matrix.scales().len() as f64;
+            let (found, wanted) = (point.rms_update.unwrap(), (squares.sum::<f64>() / count).sqrt() / scales);
+            assert!((found - wanted).abs() < 1e-4 * wanted, "{}: {found}, wanted {wanted}", point.name);
         }
     }
     assert!(seen_undone > 0, "no trit went and came back: the test says nothing of it");

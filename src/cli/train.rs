@@ -33,19 +33,19 @@ Examples:
   ternlm train qwen3-0.6b-blocks --init Qwen3-0.6B --data text.txt
   ternlm train qwen3-0.6b-blocks --init SmolLM2-135M-Instruct.Q4_1.gguf --data text.txt
   ternlm train qwen3-0.6b-blocks --init Qwen3-0.6B --teacher Qwen3-0.6B --data text.txt
-  ternlm train convert-smollm2 --init SmolLM2.gguf --teacher SmolLM2.gguf --data train.txt --set ternary.scope=all
+  ternlm train convert-smollm2 --init SmolLM2.gguf --teacher SmolLM2.gguf --data train.txt
   ternlm train convert-smollm2 --init SmolLM2.gguf --lessons lessons/smollm2 --data train.txt
   ternlm train wiki-75m --out runs/wiki-75m --resume
   ternlm train wiki-75m --resume --set train.steps=4000
   mpirun -n 8 ternlm train wiki-75m --data train.txt
 
-With --resume, what the checkpoint fixes cannot change: the model, ternary.*, the tokenizer, the seed, the order of the
-data, the optimizer and its moments' format; nor can train.seq under data.order = \"epoch\". Steps, learning rate and
-schedule, decay, clipping, precision, batch, logging, validation, saving and report.* can, and are recorded. The text must be the
+With --resume, what the checkpoint fixes cannot change: the model, ternary.*, the tokenizer, the seed, the order of the \
+data, the optimizer and its moments' format; nor can train.seq under data.order = \"epoch\". Steps, learning rate and \
+schedule, decay, clipping, precision, batch, logging, validation, saving and report.* can, and are recorded. The text must be the \
 one trained on so far, wherever it now lies, unless --other-data is given.
 
-Under mpirun, mpiexec or srun (Open MPI, MPICH) the processes share out the sequences of each step: the recipe's batch is that
-of all of them. Each needs the text and, to resume, the run's folder; process 0 writes. Sequences and schedule are the same with
+Under mpirun, mpiexec or srun (Open MPI, MPICH) the processes share out the sequences of each step: the recipe's batch is that \
+of all of them. Each needs the text and, to resume, the run's folder; process 0 writes. Sequences and schedule are the same with \
 any number of processes, which may change at a resume.")]
 pub struct TrainArgs {
     /// A built-in recipe (copy, recall, shakespeare, shakespeare-bytes, wiki-75m, wiki-75m-best, wiki-10x, convert-smollm2, qwen3-0.6b-all, qwen3-0.6b-blocks) or a TOML file
@@ -56,7 +56,7 @@ pub struct TrainArgs {
     /// Folder of the run [default: runs/NAME]
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Text files or folders to train on (.txt, .jsonl, .parquet)
+    /// Text files or folders to train on (.txt, .raw, .tokens, .jsonl, .parquet)
     #[arg(long, num_args = 1..)]
     data: Vec<PathBuf>,
     /// Start from this pretrained model: a Hugging Face directory, a packed or GGUF file, or the folder of a run
@@ -309,7 +309,20 @@ fn resumed(args: &TrainArgs, name: &str, out: &Path, leads: bool) -> Result<(Sta
     if found != name {
         return Err(Error::input(&saved, "name", found, format!("the recipe to resume, {name}")));
     }
-    let newest = checkpoint::list(out).pop();
+    let newest = checkpoint::newest(out)?;
+    if newest.is_none() {
+        let ended = [finish::MODEL, report::JSON].into_iter().find(|name| out.join(name).exists());
+        if let Some(name) = ended {
+            return Err(Error::usage(format!(
+                "--resume: {} holds {name} and no checkpoint: to begin anew would replace it; wanted a run that can go on \
+                 (train from its model: --init, or choose another folder: --out DIR)",
+                out.display()
+            )));
+        }
+        if leads {
+            tracing::warn!("{} holds no checkpoint: the run begins anew", out.display());
+        }
+    }
     let resume = newest.map(|dir| Resume::open(&dir, args.other_data)).transpose()?;
     if resume.is_none() && table.contains_key("init") {
         // It starts anew, with the shape of whatever it starts from.
@@ -329,6 +342,9 @@ fn resumed(args: &TrainArgs, name: &str, out: &Path, leads: bool) -> Result<(Sta
         resume.judge(&recorded, &recipe)?;
     }
     recipe.validate(&saved)?;
+    if resume.is_none() {
+        recipe.judge_new(&saved)?;
+    }
     Ok((Start { recipe, resume, recorded: Some(recorded) }, lock))
 }
 

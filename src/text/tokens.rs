@@ -5,6 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use crate::Result;
+use crate::files::sha256_hex;
 
 /// Bytes of one id in a token file: 2 while the vocabulary fits, else 4. Little-endian.
 pub(super) fn width(vocab_size: usize) -> usize {
@@ -74,6 +75,11 @@ impl Tokens {
 
     pub(super) fn bytes(&self) -> &[u8] {
         &self.data.bytes()[self.start * self.width..(self.start + self.len) * self.width]
+    }
+
+    /// SHA-256 (hexadecimal) of the ids as they are stored: equal for the same tokens of vocabularies of one size.
+    pub fn sha256(&self) -> String {
+        sha256_hex([self.bytes()])
     }
 
     /// Number of tokens.

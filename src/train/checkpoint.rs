@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use super::{Progress, Trainer};
 use crate::config::Recipe;
 use crate::error::{Error, Result};
-use crate::files::{self, Bundle, DirectoryWriter, IfExists, sha256_hex};
+use crate::files::{self, Bundle, DirectoryWriter, IfExists, if_there, sha256_hex};
 use crate::formats::Form;
 use crate::formats::manifest::{self, Manifest};
 use crate::formats::tensors::{Data, Tensor, TensorFiles, by_width, write_safetensors};
@@ -69,6 +69,16 @@ pub fn list(run: &Path) -> Vec<PathBuf> {
         .collect();
     found.sort();
     found.into_iter().map(|(_, path)| path).collect()
+}
+
+/// The newest whole checkpoint of a run.
+///
+/// # Errors
+/// A folder that is there and cannot be read.
+pub fn newest(run: &Path) -> Result<Option<PathBuf>> {
+    let folder = folder(run);
+    if_there(fs::read_dir(&folder).map_err(Error::io("list", &folder)))?;
+    Ok(list(run).pop())
 }
 
 /// Writes the training as it stands, under a sibling name until it is whole, then removes all but the newest `keep`.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::teacher::Taught;
-use super::{Difference, Together, Trainer, differences};
+use super::{Difference, Source, Together, Trainer, differences};
 use crate::config::{Recipe, Scale};
 use crate::error::{Error, Result};
 use crate::kernels::Isa;
@@ -23,6 +23,8 @@ struct Plain {
     instruction_set: String,
     /// Fingerprint of the text.
     corpus: String,
+    /// Digest of the tokens that are held out.
+    held_out: String,
     /// Digest of the model or the lessons that are learnt from.
     teacher: String,
     step: u64,
@@ -44,7 +46,7 @@ pub fn meet(trainer: &mut Trainer, mut together: Together, reduction: &str, shar
     let mut checked = check(trainer, &mut together, reduction);
     if shard && !together.is_alone() && trainer.recipe.ternary.scale == Scale::Learned {
         let refused = "ternary.scale: found learned, wanted absmean with --shard-optimizer";
-        checked = checked.and(Err(Error::usage(refused)));
+        checked = checked.and_then(|()| Err(together.alike(Error::usage(refused))));
     }
     trainer.join(together, shard && checked.is_ok());
     checked
@@ -59,6 +61,10 @@ fn check(trainer: &Trainer, together: &mut Together, reduction: &str) -> Result<
             version: env!("CARGO_PKG_VERSION").into(),
             instruction_set: Isa::current().to_string(),
             corpus: trainer.source.fingerprint().unwrap_or("none").into(),
+            held_out: match &trainer.source {
+                Source::Text { corpus, .. } => corpus.val.sha256(),
+                Source::Synthetic(_) => "none".into(),
+            },
             teacher: trainer.teacher.as_ref().map_or("none", Taught::digest).into(),
             step: trainer.progress.step,
             cursor: trainer.progress.cursor,
@@ -117,6 +123,7 @@ mod tests {
                 version: "1".into(),
                 instruction_set: "avx2".into(),
                 corpus: "ab".into(),
+                held_out: "cd".into(),
                 teacher: "none".into(),
                 step: 3,
                 cursor: 9,

@@ -76,6 +76,13 @@ impl Resume {
             })
             .collect();
         let (steps, done) = (asked.train.steps, self.saved.progress.step);
+        if steps == done && refused.is_empty() {
+            // What it was trained by stays recorded.
+            refused.extend(differences(asked, &was).into_iter().filter(|d| is_of_steps(&d.key)).map(|d| {
+                let why = "no step is left that it could change (a larger train.steps leaves some)";
+                format!("{}: found {}, wanted {}: {why}", d.key, d.found, d.wanted)
+            }));
+        }
         if steps < done {
             refused.push(format!("train.steps: found {steps}, wanted at least the {done} that are done"));
         } else if let Some(more) = too_few_of_trits(&was, asked, done) {
@@ -220,6 +227,13 @@ fn refusal(key: &str, asked: &Recipe) -> Option<String> {
         | "data.join" => None,
         _ => Some(", as at the start".to_string()),
     }
+}
+
+/// Whether a key matters to steps alone, and not to what is measured and written when there are none.
+fn is_of_steps(key: &str) -> bool {
+    let others = ["steps", "log_every", "eval_every", "eval_sequences", "save_every", "keep"];
+    let training = key.strip_prefix("train.").is_some_and(|key| !others.contains(&key));
+    training || key.starts_with("distill.")
 }
 
 /// A key whose values differ.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::cost::{annealed_bytes, teacher_pass_bytes, ternary_bytes, training_bytes};
 use super::teacher::Taught;
-use super::{Resume, Share, Source, Synthetic, Trainer, checkpoint, differences};
+use super::{Resume, Share, Source, Synthetic, Trainer, checkpoint, differences, group};
 use crate::config::{DistillConfig, ModelConfig, OF_THE_TEXT, Recipe, Scale, Task, TernaryConfig};
 use crate::error::{Error, Result};
 use crate::files::path_text;
@@ -301,7 +301,8 @@ fn check_memory(
     calibrated: usize,
     share: Share,
 ) -> Result<()> {
-    let Some(memory) = total_memory() else { return Ok(()) };
+    let processes = group::local_processes();
+    let Some(memory) = total_memory().map(|memory| memory / processes as u128) else { return Ok(()) };
     let seq = if recipe.task == Task::Lm { recipe.train.seq } else { 2 * recipe.data.sequence };
     let rows = recipe.train.batch as u128 * seq as u128;
     let mut needed = training_bytes(model, &recipe.train, rows, share.size)
@@ -320,9 +321,10 @@ fn check_memory(
     if needed > memory {
         let gib = |bytes: u128| bytes as f64 / (1u64 << 30) as f64;
         return Err(Error::usage(format!(
-            "memory: found {:.1} GiB, wanted at least {:.1} GiB to train {} parameters{beside} on {rows} tokens at a time, {} \
+            "memory: found {:.1} GiB{}, wanted at least {:.1} GiB to train {} parameters{beside} on {rows} tokens at a time, {} \
              of them in a step (a smaller train.batch with a larger train.accumulate needs less){}",
             gib(memory),
+            if processes > 1 { format!(" for each of {processes} processes") } else { String::new() },
             gib(needed),
             model.parameters(),
             rows * recipe.train.accumulate as u128,

@@ -133,6 +133,14 @@ impl Lab {
         assert!(before == self.files("run"), "{more:?}: something was written");
     }
 
+    /// Leaves of a run what one has that was killed before its first checkpoint.
+    fn killed(&self, run: &str) {
+        for folder in ["checkpoints", "model"] {
+            fs::remove_dir_all(self.path(run).join(folder)).unwrap();
+        }
+        fs::remove_file(self.path(run).join("report.json")).unwrap();
+    }
+
     /// Every file under `dir` and what it holds.
     fn files(&self, dir: &str) -> Vec<(PathBuf, Vec<u8>)> {
         let (mut open, mut files) = (vec![self.path(dir)], Vec::new());

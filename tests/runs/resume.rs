@@ -353,7 +353,16 @@ fn the_model_of_init_is_the_one_recorded() {
 fn without_a_checkpoint_every_change_takes_effect() {
     let lab = Lab::trained(&["--set", "train.steps=4"]);
     fs::remove_dir_all(lab.path("run/checkpoints")).unwrap();
-    lab.resumes(&[
+    // What has ended is not thrown away.
+    for name in ["model", "report.json"] {
+        lab.refuses(&["--set", "train.steps=9"], &[&format!("run holds {name} and no checkpoint")]);
+        fs::rename(lab.path("run").join(name), lab.path(name)).unwrap();
+    }
+    // Nor what cannot be read taken for nothing.
+    fs::write(lab.path("run/checkpoints"), "").unwrap();
+    lab.refuses(&[], &["list", "checkpoints"]);
+    fs::remove_file(lab.path("run/checkpoints")).unwrap();
+    let said = lab.resumes(&[
         "--set",
         "model.layers=1",
         "--set",
@@ -363,6 +372,7 @@ fn without_a_checkpoint_every_change_takes_effect() {
         "--seed",
         "8",
     ]);
+    assert!(said.contains("holds no checkpoint: the run begins anew"), "{said}");
     let recipe = lab.recorded();
     assert_eq!((&recipe["model"]["layers"], &recipe["seed"]), (&1.into(), &8.into()));
     assert_eq!(lab.read_json("run/model/config.json")["num_hidden_layers"], 1);

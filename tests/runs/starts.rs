@@ -52,7 +52,7 @@ fn a_rotated_model_starts_anew_where_no_checkpoint_was_saved() {
     lab.ok(&train("run/model", "turned", &["ternary.rotate=true"]));
     let model = fs::read(lab.path("turned/model/model.safetensors")).unwrap();
     assert_eq!(lab.read_json("turned/model/config.json")["tie_word_embeddings"], false);
-    fs::remove_dir_all(lab.path("turned/checkpoints")).unwrap();
+    lab.killed("turned");
     lab.ok(&["train", "tiny.toml", "--out", "turned", "--resume"]);
     assert!(fs::read(lab.path("turned/model/model.safetensors")).unwrap() == model);
     lab.ok(&["train", "turned/recipe.toml", "--out", "twice"]);
@@ -68,7 +68,7 @@ fn a_rotated_model_starts_anew_where_no_checkpoint_was_saved() {
         "--set",
         "model.layers=3",
     ]);
-    fs::remove_dir_all(lab.path("turned/checkpoints")).unwrap();
+    lab.killed("turned");
     lab.ok(&["train", "tiny.toml", "--out", "turned", "--resume", "--init", "larger/model"]);
     assert_eq!(lab.read_json("turned/model/config.json")["num_hidden_layers"], 3);
 }

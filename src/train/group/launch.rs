@@ -40,8 +40,13 @@ const LOCAL: [&str; 2] = ["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"];
 /// Threads for a process that may run on `cores` of the machine's `all`: these, or a share where every process of this machine may
 /// run on more than that.
 pub fn threads_of_each(cores: usize, all: usize) -> usize {
+    share_of(cores, all, local_processes())
+}
+
+/// Processes of the job on this machine, where the launcher says.
+pub fn local_processes() -> usize {
     let count = |name: &str| std::env::var(name).ok()?.parse().ok();
-    share_of(cores, all, LOCAL.into_iter().find_map(count).unwrap_or(1))
+    LOCAL.into_iter().find_map(count).unwrap_or(1).max(1)
 }
 
 fn share_of(cores: usize, all: usize, processes: usize) -> usize {

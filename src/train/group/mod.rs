@@ -11,7 +11,7 @@ mod sum;
 mod threads;
 mod values;
 
-pub use launch::{Launch, launched, threads_of_each};
+pub use launch::{Launch, launched, local_processes, threads_of_each};
 pub use link::{Link, Maker, Reduced, Spent, gone};
 pub use sum::{Way, gather_bytes, share};
 pub use threads::{Thread, threads};
