@@ -105,6 +105,37 @@ fn a_recipe_that_was_edited_is_another_sweep() {
 }
 
 #[test]
+fn runs_on_a_text_that_was_changed_are_not_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "the cat sat on the mat. ".repeat(400);
+    fs::write(dir.path().join("text.txt"), &text).unwrap();
+    let small = [
+        "--set",
+        "train.steps=2",
+        "--set",
+        "model.layers=1",
+        "--set",
+        "train.batch=2",
+        "--set",
+        "train.seq=16",
+    ];
+    let args =
+        |seeds| [&["shakespeare", "--data", "text.txt", "--out", "s", "--seeds", seeds], &small[..]].concat();
+    assert!(sweep(dir.path(), &args("0")).status.success());
+    // The same text in another file of the same name is the same.
+    fs::remove_file(dir.path().join("text.txt")).unwrap();
+    fs::write(dir.path().join("text.txt"), &text).unwrap();
+    assert!(sweep(dir.path(), &args("0,1")).status.success());
+    fs::write(dir.path().join("text.txt"), text.replacen("mat", "hat", 300)).unwrap();
+    let out = sweep(dir.path(), &args("0,1,2"));
+    let shown = said(&out);
+    assert!(
+        !out.status.success() && shown.contains("seed-2: texts: found other tokens trained on"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn one_seed_is_not_ranked_and_what_fails_is_named() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("text.txt"), "the cat sat on the mat. ".repeat(400)).unwrap();

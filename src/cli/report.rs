@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::report;
+use crate::train::checkpoint;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -16,7 +17,7 @@ Examples:
   ternlm report runs/adamw runs/muon --out comparison.html
   ternlm report runs/adamw runs/muon --json
 
-Of several runs, at most six, one page shows figures, curves, the settings that differ, trits by layer and samples side by
+Of several runs, at most six, one page shows figures, curves, the settings that differ, trits by layer and samples side by \
 side. Runs that have not ended are compared as far as they have come.")]
 pub struct ReportArgs {
     /// The folder of a run that has finished; several are compared
@@ -41,6 +42,9 @@ fn is_comparison(path: &Path) -> bool {
 }
 
 pub fn run(args: ReportArgs) -> Result<()> {
+    for run in &args.runs {
+        super::tell_of_later(run, checkpoint::list(run).pop().as_deref());
+    }
     let [run] = &args.runs[..] else {
         if args.json {
             super::say_json(&report::compare(&args.runs)?);

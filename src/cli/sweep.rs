@@ -26,28 +26,29 @@ use crate::train::{self as training, checkpoint};
 Examples:
   ternlm sweep shakespeare --data input.txt --seeds 0,1,2 --grid train.muon_lr=0.01,0.02,0.04
   ternlm sweep copy --seeds 0,1,2 --grid train.lr=1e-3,2e-3 --grid ternary.scope=all,none --jobs 2
+  ternlm sweep qwen3-0.6b-blocks --set init=Qwen3-0.6B --data train.txt --grid train.lr=1e-4,3e-4
   ternlm sweep plan.toml --out sweeps/lr
   ternlm sweep plan.toml --out sweeps/lr --table
 
-A plan is a TOML file: recipe, data, seeds, and the tables [set] and [grid] of recipe keys. Every combination of the grid is
-trained with every seed, each by a process of its own. Called again, a sweep goes on: what has ended stays, what was
-interrupted resumes; values and seeds may be added. results.jsonl, results.csv and sweep.html are written after every run.
-Settings whose means differ by less than seeds alone make are not ranked: at most one of twenty sweeps over nothing calls any of them
-worse. Vocabularies are compared by bits per byte; the last tenth of
-the tokens of one is then not quite that of another, a text of its own (data.val) is the same for all.")]
+A plan is a TOML file: recipe, data, seeds, and the tables [set] and [grid] of recipe keys. Every combination of the grid is \
+trained with every seed, each by a process of its own. Called again, a sweep goes on: what has ended stays, what was \
+interrupted resumes; values and seeds may be added. results.jsonl, results.csv and sweep.html are written after every run. \
+Settings are ranked only where their means differ by more than seeds alone explain: of sweeps whose settings are all alike, at most \
+one in twenty calls any of them worse. Vocabularies are compared by bits per byte; give data.val then, as the last tenth of the \
+tokens of one is not quite that of another.")]
 pub struct SweepArgs {
     /// A plan, or a built-in recipe or its TOML file, to be varied by --grid
     plan: PathBuf,
     /// A key of the recipe and the values to be tried, as in train.lr=1e-3,2e-3; may be repeated
     #[arg(long, value_name = "KEY=VALUES")]
     grid: Vec<String>,
-    /// Seeds that every setting is trained with
+    /// Seeds that every setting is trained with [default: 0]
     #[arg(long, value_delimiter = ',', value_name = "SEEDS")]
     seeds: Vec<u64>,
     /// A key of the recipe that is the same in all runs
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Text files or folders to train on
+    /// Text files or folders to train on (.txt, .raw, .tokens, .jsonl, .parquet)
     #[arg(long, num_args = 1..)]
     data: Vec<PathBuf>,
     /// Folder of the sweep [default: sweeps/NAME]
@@ -163,10 +164,20 @@ fn plan(args: &SweepArgs) -> Result<(Plan, Vec<(Run, Recipe)>)> {
 /// What was trained before the recipe's file was changed is not a run of this sweep.
 fn judge_trained(folder: &Path, recipe: &Recipe) -> Result<()> {
     let Some(there) = recipe::of_run(folder)? else { return Ok(()) };
-    // Where files are is another's matter, and a report is made again.
+    // Where files are is another's matter, and a report is made again. The shape of a start is that of its file.
     let judged = |key: &str| {
-        let others = ["seed", "name", "data.train", "data.val", "data.tokenizer", "init"];
-        !others.contains(&key) && !["report.", "distill."].iter().any(|table| key.starts_with(table))
+        let others = [
+            "seed",
+            "name",
+            "data.train",
+            "data.val",
+            "data.tokenizer",
+            "init",
+            "distill.teacher",
+            "distill.lessons",
+        ];
+        let shape = recipe.init.is_some() && key.starts_with("model.");
+        !others.contains(&key) && !key.starts_with("report.") && !shape
     };
     match training::differences(recipe, &there).into_iter().find(|d| judged(&d.key)) {
         None => Ok(()),
@@ -180,7 +191,7 @@ fn judge_trained(folder: &Path, recipe: &Recipe) -> Result<()> {
     }
 }
 
-/// That every run's recipe is one, before the first is trained. Those that are known without the model that they start from.
+/// The recipe of every run, before the first is trained. Those that start from a model are not judged without it.
 fn judge_runs(plan: &Plan) -> Result<Vec<(Run, Recipe)>> {
     let named = recipe::read(&plan.recipe)?;
     let mut recipes = Vec::new();
@@ -196,6 +207,7 @@ fn judge_runs(plan: &Plan) -> Result<Vec<(Run, Recipe)>> {
         if table.contains_key("init") {
             // Judged with the model that it starts from.
             idle.clear();
+            recipes.push((run, recipe::from_table(&plan.recipe, table)?));
             continue;
         }
         let recipe = recipe::resolve(&plan.recipe, table)

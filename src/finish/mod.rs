@@ -12,9 +12,11 @@ use crate::formats::Form;
 use crate::generate::{Sampler, SamplingConfig, Session};
 use crate::measure::{self, Perplexity, Proof, Windows};
 use crate::model::{self, Decoder};
-use crate::report::{self, Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Versions};
+use crate::report::{
+    self, Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Texts, Versions,
+};
 use crate::text::Tokenizer;
-use crate::train::{Residuals, Trainer, test_text};
+use crate::train::{Residuals, Source, Trainer, test_text};
 
 /// Folder of the finished model in a run's folder.
 pub const MODEL: &str = "model";
@@ -178,6 +180,12 @@ fn summary(trainer: &Trainer, proof: &Proof, figures: Figures) -> Summary {
         }),
         samples: figures.samples,
         checks: figures.checks,
+        texts: match &trainer.source {
+            Source::Text { corpus, .. } => {
+                Some(Texts { train: corpus.fingerprint.clone(), val: corpus.val.sha256() })
+            }
+            Source::Synthetic(_) => None,
+        },
         // Through the text, in which an f32 has its own digits.
         recipe: serde_json::to_string(recipe)
             .and_then(|text| serde_json::from_str(&text))

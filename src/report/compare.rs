@@ -235,8 +235,21 @@ fn figure_rows(runs: &[Compared]) -> Vec<(&'static str, Vec<Cell>)> {
     let of = |figure: &Figure, run: &Compared| {
         let recipe = flat(&run.recipe);
         let mut keys = figure.on.to_vec();
-        let own_vocabulary = keys.contains(&TOKEN_KEYS[0])
-            && recipe.get(TOKEN_KEYS[0]).is_some_and(|name| name == OF_THE_TEXT);
+        let of_tokens = keys.contains(&TOKEN_KEYS[0]);
+        // What the files hold says more than where they are, of the same tokens.
+        let texts = run.summary.as_ref().and_then(|summary| summary.texts.as_ref()).filter(|_| of_tokens);
+        let digest = texts.and_then(|texts| match keys.as_slice() {
+            HELD_OUT => Some(&texts.val),
+            TRAINED => Some(&texts.train),
+            _ => None,
+        });
+        if let Some(digest) = digest {
+            return (vec![Some(digest.as_str().into())], true);
+        }
+        if of_tokens {
+            keys.push("init");
+        }
+        let own_vocabulary = of_tokens && recipe.get(TOKEN_KEYS[0]).is_some_and(|name| name == OF_THE_TEXT);
         let val = recipe.get("data.val").and_then(|val| val.as_array()).is_some_and(|val| !val.is_empty());
         if !keys.is_empty() && (own_vocabulary || !val) {
             keys.push("data.train");

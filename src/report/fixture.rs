@@ -148,6 +148,7 @@ pub(super) fn summary() -> Summary {
             Check { name: "max_train_loss".into(), value: 1.6744, bar: 1.8, pass: true },
             Check { name: "min_accuracy".into(), value: 0.981, bar: 0.95, pass: true },
         ],
+        texts: Some(Texts { train: "9f86d081".into(), val: "60303ae2".into() }),
         recipe: json!({
             "name": "tinystories-6l-256", "task": "lm", "seed": 7,
             "model": {"vocab_size": 4096, "hidden_size": 256, "layers": 6, "heads": 8, "kv_heads": 4,

@@ -20,7 +20,7 @@ pub(crate) use charts::{Band, band_chart};
 pub use compare::{Comparison, compare, write_comparison};
 pub(crate) use number::{significant, thousands};
 pub(crate) use render::render;
-pub use summary::{Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation};
+pub use summary::{Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Texts};
 pub use versions::Versions;
 
 /// The report for programs, in the folder of a run.

@@ -47,10 +47,20 @@ pub struct Summary {
     /// The bars of the recipe.
     #[serde(default)]
     pub checks: Vec<Check>,
+    /// The text trained and judged on; absent for the synthetic tasks.
+    #[serde(default)]
+    pub texts: Option<Texts>,
     /// The recipe with every default filled in.
     #[serde(default)]
     pub recipe: serde_json::Value,
     pub versions: Versions,
+}
+
+/// SHA-256 (hexadecimal) of tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Texts {
+    pub train: String,
+    pub val: String,
 }
 
 /// The finished model on a text.

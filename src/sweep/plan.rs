@@ -104,7 +104,7 @@ impl Plan {
         if let Some(key) = self
             .grid
             .keys()
-            .find(|key| ["data.val", "data.val_fraction", "data.field"].contains(&key.as_str()))
+            .find(|key| ["data.val", "data.val_fraction", "data.field", "data.join"].contains(&key.as_str()))
         {
             let field = format!("grid.{key:?}");
             return bad(&field, "a text to be judged by for each run".into(), "the same one for all");

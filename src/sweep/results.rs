@@ -8,10 +8,10 @@ use toml::Value;
 
 use super::plan::{Plan, Run, shown};
 use super::statistics::{Noise, Sample};
-use crate::config::OF_THE_TEXT;
+use crate::config::{OF_THE_TEXT, TOKEN_KEYS};
 use crate::error::{Error, Result};
 use crate::files::write_bytes;
-use crate::report::{self, Summary};
+use crate::report::{self, Summary, Texts};
 
 /// Results for programs, a JSON object a run and a line.
 pub const JSONL: &str = "results.jsonl";
@@ -83,7 +83,7 @@ impl Results {
     /// Reads the reports of the runs of `plan` in the folder `dir`.
     ///
     /// # Errors
-    /// A report that is none.
+    /// A report that is none; runs on another text than others of their settings.
     pub fn read(plan: &Plan, dir: &Path) -> Result<Self> {
         let runs = plan.runs();
         let mut found = Vec::new();
@@ -92,6 +92,7 @@ impl Results {
             let ended = folder.join(report::JSON).is_file();
             found.push(if ended { Some(report::read(&folder)?) } else { None });
         }
+        judge_texts(&runs, &found)?;
         let of_tokens = varies_tokens(plan, found.iter().flatten());
         let figure = Figure::of(of_tokens, found.iter().flatten());
         let outcomes: Vec<Outcome> =
@@ -123,7 +124,8 @@ impl Results {
         let key = |row: &Row| row.sample.map_or(f64::INFINITY, |s| s.mean);
         rows.sort_by(|a, b| (a.failed > 0).cmp(&(b.failed > 0)).then(key(a).total_cmp(&key(b))));
         let comparable = !(of_tokens && matches!(figure, Figure::Validation | Figure::Training));
-        let samples: Vec<Sample> = rows.iter().filter_map(|row| row.sample).collect();
+        let ranked = rows.iter().filter(|row| row.failed == 0);
+        let samples: Vec<Sample> = ranked.filter_map(|row| row.sample).collect();
         let noise = if comparable { Noise::of(&samples) } else { None };
         let best = rows.first().filter(|row| row.failed == 0).and_then(|row| row.sample);
         if let (Some(noise), Some(best)) = (noise, best) {
@@ -209,8 +211,29 @@ impl fmt::Display for Figure {
 fn varies_tokens<'a>(plan: &Plan, mut summaries: impl Iterator<Item = &'a Summary>) -> bool {
     // A vocabulary of the text is another one for each text.
     let of_the_text = |s: &Summary| s.recipe["data"]["tokenizer"] == OF_THE_TEXT;
-    let texts = ["data.train", "data.join"].iter().any(|key| plan.grid.contains_key(*key));
-    plan.varies_tokens() || texts && summaries.any(of_the_text)
+    plan.varies_tokens() || plan.grid.contains_key("data.train") && summaries.any(of_the_text)
+}
+
+/// That the text of a path has not changed since the first runs.
+fn judge_texts(runs: &[Run], found: &[Option<Summary>]) -> Result<()> {
+    // Settings that decide what the tokens are.
+    let of_tokens = |key: &str| key.starts_with("data.") || key == "init" || TOKEN_KEYS.contains(&key);
+    let mut first: BTreeMap<String, (&Run, &Texts)> = BTreeMap::new();
+    for (run, summary) in runs.iter().zip(found) {
+        let Some(texts) = summary.as_ref().and_then(|summary| summary.texts.as_ref()) else { continue };
+        let settings: Vec<_> = run.settings.iter().filter(|(key, _)| of_tokens(key)).cloned().collect();
+        let (other, wanted) = *first.entry(Run::name(&settings)).or_insert((run, texts));
+        if wanted != texts {
+            let part = if wanted.train == texts.train { "held out" } else { "trained on" };
+            return Err(Error::input(
+                run.folder(),
+                "texts",
+                format!("other tokens {part} than in {}", other.folder().display()),
+                "the same: a text has changed since (remove the runs that are to be trained again)",
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn outcome(run: &Run, summary: Option<&Summary>, figure: Figure) -> Outcome {
