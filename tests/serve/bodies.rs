@@ -5,11 +5,13 @@ use serde_json::{Value, json};
 use std::sync::LazyLock;
 use ternlm::serve::Options;
 use ternlm::serve::api::{Endpoint, Served, read};
+use ternlm::text::Tokenizer;
 
 use crate::place::{Form, model, served};
 
-static SERVED: LazyLock<Served> =
-    LazyLock::new(|| served(&model(Form::Int8), &Options { context: 512, ..Options::default() }));
+static SERVED: LazyLock<Served> = LazyLock::new(|| {
+    served(&model(Form::Int8), Tokenizer::bytes(), &Options { context: 512, ..Options::default() })
+});
 
 /// Fields that are read somewhere, so that random bodies get past the first check.
 const NAMES: [&str; 42] = [

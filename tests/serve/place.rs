@@ -31,8 +31,12 @@ pub enum Form {
 }
 
 pub fn model(form: Form) -> Decoder {
+    of_rows(form, 256)
+}
+
+fn of_rows(form: Form, vocab_size: usize) -> Decoder {
     let config = ModelConfig {
-        vocab_size: 256,
+        vocab_size,
         hidden_size: 96,
         layers: 2,
         heads: 4,
@@ -60,8 +64,7 @@ pub fn model(form: Form) -> Decoder {
     decoder
 }
 
-pub fn served(decoder: &Decoder, options: &Options) -> Served {
-    let tokenizer = Tokenizer::bytes();
+pub fn served(decoder: &Decoder, tokenizer: Tokenizer, options: &Options) -> Served {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("chat.jinja");
     std::fs::write(&file, TEMPLATE).unwrap();
@@ -82,13 +85,17 @@ impl Place {
     }
 
     pub fn with(form: Form, options: Options) -> Self {
+        Self::speaking(Tokenizer::bytes(), form, options)
+    }
+
+    pub fn speaking(tokenizer: Tokenizer, form: Form, options: Options) -> Self {
         let options = Options { kv: KvFormat::F32, ..options };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (port, stop) = (listener.local_addr().unwrap().port(), Stop::default());
         let asked = stop.clone();
         let thread = std::thread::spawn(move || {
-            let decoder = model(form);
-            let served = served(&decoder, &options);
+            let decoder = of_rows(form, tokenizer.vocab_size());
+            let served = served(&decoder, tokenizer, &options);
             serve(&decoder, served, &options, listener, asked).unwrap();
         });
         Self { port, stop, thread: Some(thread) }

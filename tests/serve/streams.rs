@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::place::{Place, user};
+use ternlm::serve::Options;
+use ternlm::text::BpeTrainer;
+
+use crate::place::{Form, Place, user};
 
 fn parsed(data: &str) -> Value {
     serde_json::from_str(data).unwrap_or_else(|e| panic!("{e}: {data}"))
@@ -14,6 +17,40 @@ fn the_pieces_of_a_stream_are_the_whole() {
     let body = json!({
         "prompt": "ab", "n": 2, "max_tokens": 60, "temperature": 1.2, "seed": 4, "logprobs": 1, "stop": ["e"],
     });
+    streamed_as_whole(&place, body);
+}
+
+/// Tokens of several characters, in which a stop string may begin and end.
+#[test]
+fn probabilities_are_those_of_the_tokens_that_are_said() {
+    let trainer = BpeTrainer { vocab_size: 260, special: vec![] };
+    let tokenizer = trainer.train([Ok("hello".repeat(9))].into_iter(), |_, _| {}).unwrap();
+    let hello = tokenizer.token_id("hello").expect("one of four merges");
+    let place = Place::speaking(tokenizer, Form::Int8, Options::default());
+    for (stop, text, tokens) in [
+        ("never", "hellohellohello", 3),
+        ("lo", "hel", 1),
+        ("loh", "hel", 1),
+        ("h", "", 0),
+        ("oh", "hell", 1),
+        ("ohelloh", "hell", 1),
+    ] {
+        let body = json!({
+            "prompt": "ab", "max_tokens": 3, "temperature": 0, "logprobs": 0, "stop": [stop],
+            "logit_bias": { hello.to_string(): 100 },
+        });
+        let whole = &streamed_as_whole(&place, body)["choices"][0];
+        assert_eq!(whole["text"], text, "{stop}");
+        let logprobs = &whole["logprobs"];
+        assert_eq!(logprobs["tokens"], json!(vec!["hello"; tokens]), "{stop}");
+        assert_eq!(logprobs["text_offset"], json!((0..tokens).map(|i| 5 * i).collect::<Vec<_>>()), "{stop}");
+        assert_eq!(logprobs["token_logprobs"].as_array().unwrap().len(), tokens, "{stop}");
+    }
+}
+
+/// The whole answer; its stream holds the same.
+#[track_caller]
+fn streamed_as_whole(place: &Place, body: Value) -> Value {
     let whole = place.post("/v1/completions", &body).json(200);
     let mut streamed = body.clone();
     streamed["stream"] = true.into();
@@ -33,11 +70,14 @@ fn the_pieces_of_a_stream_are_the_whole() {
             .collect();
         let text: String = own.iter().map(|c| c["text"].as_str().unwrap()).collect();
         assert_eq!(choice["text"], text);
-        let tokens = |c: &Value| c["logprobs"]["tokens"].as_array().cloned().unwrap_or_default();
-        assert_eq!(tokens(choice), own.iter().flat_map(tokens).collect::<Vec<_>>());
+        for list in ["tokens", "token_logprobs", "text_offset"] {
+            let of = |c: &Value| c["logprobs"][list].as_array().cloned().unwrap_or_default();
+            assert_eq!(of(choice), own.iter().flat_map(of).collect::<Vec<_>>(), "{list}");
+        }
         let reasons: Vec<&Value> = own.iter().map(|c| &c["finish_reason"]).filter(|r| !r.is_null()).collect();
         assert_eq!(reasons, [&choice["finish_reason"]]);
     }
+    whole
 }
 
 #[test]
