@@ -23,7 +23,7 @@ Examples:
   ternlm bench run --shape qwen3-1.7b --density 2bit --batch 1,8 --json
   ternlm bench run --shape qwen3-8b --write 8b.tern
 
-Every figure is the median of the rounds. Bytes are those of the weights that a token needs, read once. A file of --write
+Every figure is the median of the rounds. Bytes are those of the weights that a token needs, read once. A file of --write \
 holds random trits and the tokenizer of bytes: info, verify, generate and bench run take it, and what it writes is noise.")]
 pub struct RunArgs {
     /// A model directory, a packed or GGUF file, or the folder of a run

@@ -22,9 +22,9 @@ Examples:
   ternlm eval model.tern --data test.txt --precision int8 --kv f16
   ternlm eval model.gguf --data wiki.test.raw --context 512 --halves --tokens 60000
 
-A text is read as a training reads it: a byte order mark is dropped, CRLF becomes LF, records of .jsonl and .parquet files
-are joined as data.join says. With --halves the windows do not overlap, each is read for itself, and of each only what
-follows its middle is scored: the figure that llama.cpp's perplexity tool gives for the same context. For the folder of a run, field and join are those of its recipe unless given here.
+A text is read as a training reads it: a byte order mark is dropped, CRLF becomes LF, records of .jsonl and .parquet files \
+are joined as data.join says. With --halves the windows do not overlap, each is read for itself, and of each only what \
+follows its middle is scored: the figure that llama.cpp's perplexity tool gives for the same context. For the folder of a run, field and join are those of its recipe unless given here. \
 Bits per byte and word perplexity count the bytes and words of the text that the predicted tokens stand for.")]
 pub struct EvalArgs {
     /// A model directory, a packed or GGUF file, or the folder of a run

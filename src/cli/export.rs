@@ -21,16 +21,21 @@ Examples:
   ternlm export runs/wiki-75m --out wiki-75m.tern
   ternlm export runs/wiki-75m --density 2bit --out wiki-75m-2bit.tern
   ternlm export wiki-75m.tern --format unpacked --out wiki-75m-hf
-  ternlm export runs/wiki-75m --format gguf --out wiki-75m.gguf     then: llama-cli -m wiki-75m.gguf -p 'The history of the'
+  ternlm export runs/wiki-75m --format gguf --out wiki-75m.gguf
   ternlm export runs/wiki-75m --format gguf --type tq2_0 --lossy --out wiki-75m-tq2.gguf
-  ternlm export wiki-75m.tern --format mlx --out wiki-75m-mlx       then: mlx_lm.generate --model wiki-75m-mlx
-  ternlm export SmolLM2.Q4_1.gguf --format unpacked --out smollm2   then: AutoModelForCausalLM.from_pretrained('smollm2')
+  ternlm export wiki-75m.tern --format mlx --out wiki-75m-mlx
+  ternlm export SmolLM2.Q4_1.gguf --format unpacked --out smollm2
 
-A packed file holds trits and scales as they were trained, configuration, tokenizer and chat template. verify, eval,
-generate, chat, info and train take it wherever they take a model directory. Matrices that are not ternary are stored
-in f16. A folder for MLX has two bits a weight and a scale and a bias for 128, 64 or 32 inputs, as many as fit; nothing
-is rounded, and matrices and gains that are not ternary are in f16 or bf16 where that holds them exactly, else in f32.
-A model without any ternary matrix, such as a pretrained one, can be written as --format unpacked and as a GGUF file of
+Then:
+  llama-cli -m wiki-75m.gguf -p 'The history of the'
+  mlx_lm.generate --model wiki-75m-mlx --prompt 'The history of the'
+  python -c \"import transformers as t; t.AutoModelForCausalLM.from_pretrained('smollm2')\"
+
+A packed file holds trits and scales as they were trained, configuration, tokenizer and chat template; every \
+command that takes a model takes it. Matrices that are not ternary are stored \
+in f16. A folder for MLX has two bits a weight and a scale and a bias for 128, 64 or 32 inputs, as many as fit; nothing \
+is rounded, and matrices and gains that are not ternary are in f16 or bf16 where that holds them exactly, else in f32. \
+A model without any ternary matrix, such as a pretrained one, can be written as --format unpacked and as a GGUF file of \
 type f16, bf16 or f32. What was written is read back and compared, weight by weight.")]
 pub struct ExportArgs {
     /// A model directory, a packed or GGUF file, or the folder of a run

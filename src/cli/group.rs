@@ -8,9 +8,9 @@ use crate::train::group::{self, Link, Way};
 use crate::train::{Share, Together};
 
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Several processes (mpirun -n 8 ternlm train RECIPE)")]
+#[command(next_help_heading = "Several processes (under mpirun or srun)")]
 pub struct GroupArgs {
-    /// Add up gradients in the order of the processes: as many processes give the same bits in every run
+    /// Add up gradients in the order of the processes: the same number of them gives the same bits in every run
     #[arg(long)]
     deterministic: bool,
     /// What gradients are sent as; what rounding to bf16 takes away is added to the next step's

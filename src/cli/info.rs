@@ -36,7 +36,7 @@ Examples:
 pub struct InfoArgs {
     /// A model directory, a packed or GGUF file, or the folder of a run; without it: this machine
     path: Option<PathBuf>,
-    /// Print the TOML of a recipe, with its comments
+    /// Print the TOML of a built-in recipe or of a file, with its comments
     #[arg(long, value_name = "NAME", conflicts_with_all = ["path", "json"])]
     recipe: Option<String>,
     /// Print every key that a recipe can have, with defaults and values

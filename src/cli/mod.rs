@@ -59,10 +59,10 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Threads to compute with [default: all cores, of several processes a share of them]
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 1000)]
     threads: Option<usize>,
     /// Say more about what happens
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, display_order = 1000)]
     verbose: bool,
 }
 
@@ -76,7 +76,7 @@ enum Command {
     Sweep(sweep::SweepArgs),
     /// Prove from the stored files that a model is ternary
     Verify(verify::VerifyArgs),
-    /// Write a model in another form: packed, or unpacked for other tools
+    /// Write a model in another form: packed, or for Hugging Face tools, MLX or llama.cpp
     Export(export::ExportArgs),
     /// Measure perplexity on a text
     Eval(eval::EvalArgs),
@@ -90,7 +90,7 @@ enum Command {
     Tokenizer(tokenizer::TokenizerArgs),
     /// Show what a model, a run, a recipe or this machine is
     Info(info::InfoArgs),
-    /// Make the report of a run again
+    /// Make the report of a run again, or compare several runs
     Report(report::ReportArgs),
     /// Measure the speed of training or of running, against the machine's limit
     Bench(bench::BenchArgs),
@@ -416,4 +416,27 @@ fn bar(total: u64, what: &'static str, style: &str) -> ProgressBar {
     ProgressBar::new(total)
         .with_prefix(what)
         .with_style(ProgressStyle::with_template(style).expect("a valid template"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// What clap breaks at the width of a terminal is not broken before, and no example is too long for one.
+    #[test]
+    fn helps_are_as_wide_as_the_terminal() {
+        let mut commands = vec![Cli::command()];
+        while let Some(command) = commands.pop() {
+            let help = command.get_after_help().map(|text| text.to_string()).unwrap_or_default();
+            let lines: Vec<&str> = help.lines().collect();
+            for (i, line) in lines.iter().enumerate() {
+                let next = lines.get(i + 1).copied().unwrap_or_default();
+                let (prose, goes_on) = (!line.starts_with("  "), !next.is_empty() && !next.starts_with("  "));
+                assert!(!(prose && !line.is_empty() && goes_on), "{}: {line}", command.get_name());
+                assert!(prose || line.chars().count() <= 98, "{}: {line}", command.get_name());
+            }
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
 }

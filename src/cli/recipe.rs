@@ -175,14 +175,20 @@ mod tests {
     #[test]
     fn overrides_reach_every_kind_of_value() {
         let mut table = read("copy".as_ref()).unwrap();
-        for assignment in
-            ["train.lr=1e-3", "train.steps=7", "train.schedule=linear", "ternary.group=tensor", "seed=3"]
-        {
+        for assignment in [
+            "train.lr=1e-3",
+            "train.steps=7",
+            "train.schedule=linear",
+            "ternary.group=tensor",
+            "seed=3",
+            "data.val=a b.txt",
+        ] {
             set_text(&mut table, assignment).unwrap();
         }
         let recipe = resolve("copy".as_ref(), table).unwrap();
         assert_eq!((recipe.train.lr, recipe.train.steps, recipe.seed), (1e-3, 7, 3));
         assert_eq!(recipe.ternary.group, crate::ternary::Grouping::Tensor);
+        assert_eq!(recipe.data.val, [Path::new("a b.txt")], "one path is a list of one");
     }
 
     #[test]
@@ -192,7 +198,10 @@ mod tests {
             ("train.lr=fast", "copy: train.lr: found invalid type: string \"fast\""),
             ("seed=-1", "copy: seed: found invalid"),
             ("model.heads='2'", "copy: model.heads: found invalid type: string \"2\", expected usize"),
-            ("data.val=in.txt", "copy: data.val: found invalid type: string \"in.txt\""),
+            (
+                "data.val=3",
+                "copy: data.val: found invalid type: integer `3`, expected a path or a list of paths",
+            ),
             ("ternary.group=-1", "copy: ternary.group: found group \"-1\": wanted a number of inputs"),
             ("ternary.group=1.5", "copy: ternary.group: found a number of inputs, 1 or more, or \"tensor\""),
             ("name='../x'", "copy: name: found \"../x\", wanted 1 to 100 characters"),

@@ -18,11 +18,11 @@ Examples:
   ternlm serve model.tern
   ternlm serve MODEL --port 8080 --context 8192 --parallel 16
   TERNLM_API_KEY=secret ternlm serve model.tern --host 0.0.0.0
-  curl localhost:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'
+  curl localhost:8080/v1/completions -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 40}'
 
-The chat page is at http://localhost:8080/. Paths: /v1/completions, /v1/chat/completions, /v1/responses, /v1/embeddings,
-/v1/models, /tokenize, /detokenize, /health, /metrics. An answer depends on its prompt, settings and seed, not on what runs
-beside it. Each request is one line on standard error: ids, tokens and times, never a text; --verbose says more. Ctrl-C or
+The chat page is at http://localhost:8080/; it, chat and responses need a chat template, the model's own or that of --template. Paths: /v1/completions, /v1/chat/completions, /v1/responses, /v1/embeddings, \
+/v1/models, /tokenize, /detokenize, /health, /metrics. An answer depends on its prompt, settings and seed, not on what runs \
+beside it. Each request is one line on standard error: ids, tokens and times, never a text; --verbose says more. Ctrl-C or \
 SIGTERM: no new requests, and what runs ends within the grace time; a second one ends at once.")]
 pub struct ServeArgs {
     /// A model directory, a packed or GGUF file, or the folder of a run
@@ -36,7 +36,7 @@ pub struct ServeArgs {
     /// Refuse requests without this key; better given as TERNLM_API_KEY, which other users of the machine do not see
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
-    /// What requests call the model [default: the name of its file or folder]
+    /// What requests call the model; another name is answered with 404 [default: the name of its file or folder]
     #[arg(long)]
     name: Option<String>,
     /// What inputs of ternary products are rounded to

@@ -16,12 +16,12 @@ use crate::train::{Teaching, group};
 Examples:
   ternlm teach convert-smollm2 --teacher SmolLM2.gguf --data train.txt --out lessons/smollm2
   ternlm train convert-smollm2 --init SmolLM2.gguf --lessons lessons/smollm2 --data train.txt
-  ternlm teach wiki-75m --teacher runs/large/model --data train.txt --out lessons/wiki --top 32 --set train.seq=512
+  ternlm teach wiki-75m --teacher runs/large --data train.txt --out lessons/wiki --top 32
 
-Of the recipe the text (data.*), train.seq and train.precision count. The teacher reads windows of train.seq tokens, half a window
-apart, and of every position of the text its likeliest next tokens are stored with their probabilities: 4 bytes each, so
-positions x top x 4 bytes (6 each of a vocabulary above 65,536). A training reads them in place of the teacher, with any seed and
-order of the data and any train.seq, at a temperature of 1 and in the forward direction. Called again, it goes on after the files
+Of the recipe the text (data.*), train.seq and train.precision count. The teacher reads windows of train.seq tokens, half a window \
+apart, and of every position of the text its likeliest next tokens are stored with their probabilities: 4 bytes each, so \
+positions x top x 4 bytes (6 each of a vocabulary above 65,536). A training reads them in place of the teacher, with any seed and \
+order of the data and any train.seq, at a temperature of 1 and in the forward direction. Called again, it goes on after the files \
 that are whole.")]
 pub struct TeachArgs {
     /// A built-in recipe or a TOML file, whose text is read as `train` reads it
@@ -29,7 +29,7 @@ pub struct TeachArgs {
     /// The model to learn from: one of the same tokenizer, in a form that `train --init` takes
     #[arg(long, value_name = "MODEL")]
     teacher: PathBuf,
-    /// Text files or folders to train on (.txt, .jsonl, .parquet)
+    /// Text files or folders to train on (.txt, .raw, .tokens, .jsonl, .parquet)
     #[arg(long, num_args = 1..)]
     data: Vec<PathBuf>,
     /// Folder of the lessons

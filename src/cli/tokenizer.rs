@@ -37,10 +37,10 @@ enum Command {
 #[command(after_help = "\
 Examples:
   ternlm tokenizer train input.txt --vocab-size 4096 --out tokenizer
-  ternlm tokenizer train texts/ --vocab-size 32000 --out tokenizer --special '<|endoftext|>' --special '<|user|>'
+  ternlm tokenizer train texts/ --vocab-size 32000 --out tok --special '<|end|>'
   ternlm tokenizer train a.jsonl b.jsonl --field body --vocab-size 8192 --out tokenizer --force")]
 struct TrainArgs {
-    /// Text files or folders (.txt, .jsonl, .parquet)
+    /// Text files or folders (.txt, .raw, .tokens, .jsonl, .parquet)
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Entries: the special tokens, the 256 bytes, and one for each merge

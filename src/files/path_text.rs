@@ -86,9 +86,11 @@ pub mod option {
     }
 }
 
-/// For `#[serde(with = "path_text::list")]`.
+/// For `#[serde(with = "path_text::list")]`. One path may stand without its list.
 pub mod list {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+    use serde::ser::Serializer;
+    use std::fmt;
     use std::path::PathBuf;
 
     pub fn serialize<S: Serializer>(paths: &[PathBuf], out: S) -> Result<S::Ok, S::Error> {
@@ -96,8 +98,29 @@ pub mod list {
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<PathBuf>, D::Error> {
-        let texts = Vec::<String>::deserialize(input)?;
-        texts.iter().map(|text| super::read(text)).collect::<Result<_, _>>().map_err(D::Error::custom)
+        input.deserialize_any(Paths)
+    }
+
+    struct Paths;
+
+    impl<'de> Visitor<'de> for Paths {
+        type Value = Vec<PathBuf>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a path or a list of paths")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Vec<PathBuf>, E> {
+            super::read(text).map(|path| vec![path]).map_err(E::custom)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<PathBuf>, A::Error> {
+            let mut paths = Vec::new();
+            while let Some(text) = list.next_element::<String>()? {
+                paths.push(super::read(&text).map_err(A::Error::custom)?);
+            }
+            Ok(paths)
+        }
     }
 }
 
