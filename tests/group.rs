@@ -164,7 +164,7 @@ fn updates(run: &Path) -> Vec<f64> {
         Record::Ternary { tensors, .. } => Some(tensors),
         _ => None,
     });
-    let all: Vec<f64> = points.flatten().map(|point| point.rms_update.unwrap()).collect();
+    let all: Vec<f64> = points.flatten().filter_map(|point| point.rms_update).collect();
     assert!(all.len() > 20);
     all
 }
