@@ -203,7 +203,12 @@ fn a_change_that_another_key_forbids() {
     for change in ["train.seq=20", "train.beta1=0.5", "train.beta2=0.5", "train.eps=0.5", "train.floor=0.5"] {
         lab.refuses(&["--set", change], &[change.split('=').next().unwrap()]);
     }
+    // What would change no step is not recorded as if it had.
+    let refused = ["train.momentum: found 0.5, wanted 0.95: no step is left"];
+    lab.refuses(&["--set", "train.momentum=0.5", "--set", "train.keep=5"], &refused);
     lab.resumes(&[
+        "--set",
+        "train.steps=8",
         "--set",
         "train.momentum=0.5",
         "--set",
