@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 use ternlm::Result;
 use ternlm::config::{DistillConfig, MomentFormat, OptimizerKind, Recipe};
 use ternlm::measure::Perplexity;
@@ -364,6 +365,32 @@ fn who_does_something_else_is_refused_with_what_differs() {
         trainer.together.fail(error).to_string()
     });
     assert!(said[0].starts_with("process 1 of 2: held_out: found "), "{said:?}");
+}
+
+#[test]
+fn what_takes_one_process_long_is_waited_for() {
+    let lab = Lab::new();
+    let given_up = Barrier::new(2);
+    let met = |more: u64| {
+        lab.each(Run { size: 2, ..ONE }, |rank, mut together| {
+            together.set_patience(Duration::from_millis(20)).unwrap();
+            together.wait_longer(Duration::from_secs(more)).unwrap();
+            match (rank, more) {
+                (0, 0) => drop(given_up.wait()),
+                (0, _) => std::thread::sleep(Duration::from_millis(100)),
+                _ => {}
+            }
+            let met = together.any(false);
+            if (rank, more) == (1, 0) {
+                given_up.wait();
+            }
+            let _ = together.leave();
+            met.map_err(|error| error.to_string())
+        })
+    };
+    assert_eq!(met(60), [Ok(false), Ok(false)]);
+    let impatient = met(0);
+    assert!(impatient[1].as_ref().unwrap_err().contains("no answer from the other threads"), "{impatient:?}");
 }
 
 #[test]

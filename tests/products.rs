@@ -318,7 +318,9 @@ fn rows_that_stand_apart_give_the_same_bits() {
                 apart.chunks(stride).flat_map(|row| &row[..out]).copied().collect()
             };
             let dense = Matrix::dense(&latent, out, inputs);
-            for w in [dense, Matrix::ternary(&w, Inputs::F32), Matrix::ternary(&w, Inputs::Int8)] {
+            let ternary = [Inputs::F32, Inputs::Int8].map(|inputs| Matrix::ternary(&w, inputs));
+            let rounded = [dense, ternary[0]].map(|w| w.rounded(Precision::Bf16));
+            for w in [dense].into_iter().chain(ternary).chain(rounded) {
                 for to in [To::Set, To::Add] {
                     let (mut y, mut apart) = (together(&before), before.clone());
                     k::linear::forward(&x, w, &mut y[..n * out], to);
@@ -334,10 +336,12 @@ fn rows_that_stand_apart_give_the_same_bits() {
                     assert!(dx == want, "input gradient, {n} x {inputs} x {out}");
                 }
             }
-            let (mut dw, mut want) = (vec![0.5; out * inputs], vec![0.5; out * inputs]);
-            k::linear::backward_weight(&together(&dy), &x, &mut want, [out, inputs], Precision::F32);
-            k::linear::backward_weight_from(&dy, stride, &x, &mut dw, [out, inputs], Precision::F32);
-            assert!(dw == want, "weight gradient, {n} x {inputs} x {out}");
+            for precision in [Precision::F32, Precision::Bf16] {
+                let (mut dw, mut want) = (vec![0.5; out * inputs], vec![0.5; out * inputs]);
+                k::linear::backward_weight(&together(&dy), &x, &mut want, [out, inputs], precision);
+                k::linear::backward_weight_from(&dy, stride, &x, &mut dw, [out, inputs], precision);
+                assert!(dw == want, "weight gradient, {n} x {inputs} x {out}");
+            }
         }
     });
 }

@@ -149,7 +149,7 @@ impl TernaryMatrix {
 
     /// Brings what no weight hangs on into its one form: no negative zero among the scales, trits of 0 where the scale is, and
     /// codes of 0 behind the end of a row.
-    fn clear_unused(&mut self) {
+    pub(super) fn clear_unused(&mut self) {
         let (groups, words) = (self.row_groups(), self.row_words());
         for at in 0..self.scales.len() {
             if self.scales[at] == 0.0 {

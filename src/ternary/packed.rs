@@ -262,6 +262,7 @@ impl PackedMatrix {
             let words = &mut words[to * row_words..][..row_words];
             self.unpack_row(row, words, &mut scales[to * row_groups..][..row_groups]);
         }
+        out.clear_unused();
         Ok(out)
     }
 
@@ -306,12 +307,16 @@ impl PackedMatrix {
     fn judge_row(&self, row: usize) -> Result<(), String> {
         let (layout, block) = (&self.layout, self.block(row / BLOCK_ROWS));
         let bad = |what: String| Err(format!("row {row}: {what}"));
+        let scale_at = |block: &[u8], at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
         let mut common = 0.0;
         for (s, (inputs, _)) in layout.segments.iter().enumerate() {
-            let at = layout.scale_at(row, s);
-            let scale = f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+            let scale = scale_at(block, layout.scale_at(row, s));
             if !scale.is_finite() || scale.is_sign_negative() {
                 return bad(format!("scale {scale}, wanted a finite number, 0 or more"));
+            }
+            let first = scale_at(self.block(0), layout.scale_at(0, 0));
+            if self.grouping == Grouping::Tensor && scale != first {
+                return bad(format!("scale {scale}, wanted {first}, the one of the whole matrix"));
             }
             if inputs.start % layout.group != 0 && common != scale {
                 return bad(format!("scales {common} and {scale} of one group"));
@@ -339,9 +344,12 @@ impl PackedMatrix {
             let matrix = self.unpack(rows.clone())?;
             again.fill(0);
             pack_block(&matrix, layout, 0, &mut again);
-            let differs = again.iter().zip(self.block(block)).position(|(a, b)| a != b);
-            if let Some(at) = differs {
-                return Err(format!("rows {rows:?}: byte {at} of the block, wanted 0 past the end"));
+            let bytes = self.block(block);
+            if let Some(at) = again.iter().zip(bytes).position(|(a, b)| a != b) {
+                let (found, wanted) = (bytes[at], again[at]);
+                return Err(format!(
+                    "rows {rows:?}: byte {at} of the block: {found}, wanted {wanted}, 0 past an end and under a scale of 0"
+                ));
             }
         }
         Ok(())
@@ -477,6 +485,20 @@ mod tests {
             assert!(with(block + 2 * 4, 1).unwrap_err().contains("rows 16..18"), "a row past the end");
             assert!(with(2 * block - 31, 1).is_ok(), "another scale is a scale");
             assert!(with(2 * block - 31, 0x80).unwrap_err().contains("row 16: scale -"));
+            // Row 16's last scale.
+            let mut bytes = packed.bytes().to_vec();
+            bytes[2 * block - 32..2 * block - 30].fill(0);
+            let dead = PackedMatrix::from_bytes([18, 150], grouping, density, bytes.into()).unwrap();
+            assert!(dead.judge().unwrap_err().contains("under a scale of 0"));
+            let unpacked = dead.unpack(16..17).unwrap();
+            assert!((128..150).all(|col| unpacked.trit(0, col) == 0), "a group without a scale has no trits");
+            // Of a whole matrix there is one.
+            let whole = PackedMatrix::pack(&random(18, 150, Grouping::Tensor, 3), Grouping::Tensor, density);
+            let mut bytes = whole.bytes().to_vec();
+            let last = bytes.len() - 32;
+            bytes[last] ^= 1;
+            let other = PackedMatrix::from_bytes([18, 150], Grouping::Tensor, density, bytes.into()).unwrap();
+            assert!(other.judge().unwrap_err().contains("the one of the whole matrix"));
             assert!(with(2 * block - 31, 0x7C).unwrap_err().contains("row 16: scale"));
             let short = packed.bytes()[1..].to_vec();
             let error = PackedMatrix::from_bytes([18, 150], grouping, density, short.into()).unwrap_err();

@@ -52,6 +52,8 @@ pub struct Encoder<'a> {
     queued: usize,
     begun: bool,
     any_text: bool,
+    /// Tokens of so many newlines inside a text.
+    newlines: [Option<Vec<u32>>; 3],
 }
 
 /// Newlines at the end of a text.
@@ -82,6 +84,7 @@ impl<'a> Encoder<'a> {
             queued: 0,
             begun: false,
             any_text: false,
+            newlines: Default::default(),
         }
     }
 
@@ -146,7 +149,10 @@ impl<'a> Encoder<'a> {
         self.queue.extend(chunks.map(|chunk| Segment::Text(chunk.into())));
         match eos {
             Some(eos) => self.queue.push(Segment::Between(vec![eos])),
-            None if another => self.queue.push(Segment::Between(self.newlines(2 - tail.0)?)),
+            None if another => {
+                let between = self.newlines(2 - tail.0)?;
+                self.queue.push(Segment::Between(between));
+            }
             None => {}
         }
         self.queue.push(Segment::DocumentEnd);
@@ -154,15 +160,19 @@ impl<'a> Encoder<'a> {
     }
 
     /// The tokens of `count` newlines inside a text.
-    fn newlines(&self, count: usize) -> Result<Vec<u32>> {
+    fn newlines(&mut self, count: usize) -> Result<Vec<u32>> {
+        if let Some(known) = &self.newlines[count] {
+            return Ok(known.clone());
+        }
         let newlines = &"\n\n"[..count];
         // Some tokenizers put a space before whatever a text begins with.
         let before = self.tokenizer.encode("a")?;
         let both = self.tokenizer.encode(&format!("a{newlines}"))?;
-        match both.strip_prefix(&before[..]) {
-            Some(after) => Ok(after.to_vec()),
-            None => self.tokenizer.encode(newlines),
-        }
+        let found = match both.strip_prefix(&before[..]) {
+            Some(after) => after.to_vec(),
+            None => self.tokenizer.encode(newlines)?,
+        };
+        Ok(self.newlines[count].insert(found).clone())
     }
 
     fn flush(&mut self) -> Result<()> {

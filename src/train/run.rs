@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::diary::Diary;
 use super::{StepReport, Trainer, checkpoint};
@@ -90,11 +90,19 @@ pub fn run(
     Ok(Outcome::Finished)
 }
 
+/// Bytes of a weight in a checkpoint, with two moments.
+const SAVED: usize = 12;
+/// Bytes a second that a disk writes at least.
+const SLOW_DISK: usize = 5 << 20;
+
 /// A checkpoint of what all processes have alike.
 fn save(run: &Path, trainer: &mut Trainer) -> Result<PathBuf> {
     let compared = trainer.together.compare(&trainer.model.decoder, &trainer.latents);
     compared
         .map_err(|e| Error::usage(format!("after step {}: {e}; {}", trainer.progress.step, last(run))))?;
+    // Process 0 writes, the others wait: a slow disk is no process that is gone.
+    let values: usize = trainer.model.decoder.weights().map(|weight| weight.len()).sum();
+    trainer.together.wait_longer(Duration::from_secs((SAVED * values / SLOW_DISK) as u64))?;
     let saved = match trainer.together.leads() {
         true => checkpoint::save(run, trainer),
         false => checkpoint::help_to_save(trainer).map(|()| checkpoint::path(run, trainer.progress.step)),
@@ -103,7 +111,9 @@ fn save(run: &Path, trainer: &mut Trainer) -> Result<PathBuf> {
         // The others may still be sending their moments: this process cannot ask them whether they agree.
         return saved;
     }
-    trainer.together.agree(saved)
+    let saved = trainer.together.agree(saved)?;
+    trainer.together.wait_longer(Duration::ZERO)?;
+    Ok(saved)
 }
 
 /// Adds to a loss of finiteness where training can go on from.

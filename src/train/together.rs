@@ -22,6 +22,8 @@ pub struct Together {
     /// Blocks of gradients that are being added up.
     reduced: Option<(Receiver<Reduced>, usize)>,
     waited: Duration,
+    /// How long this process waits for the others; for ever at first.
+    patience: Option<Duration>,
     /// Where each process updates a part of the model.
     shards: Option<Arc<Shards>>,
     /// The last error is everybody's: all processes have it, and none waits for another.
@@ -35,7 +37,8 @@ impl Together {
     }
 
     pub fn over(link: Link) -> Self {
-        Self { link: Some(link), reduced: None, waited: Duration::ZERO, shards: None, shared_error: false }
+        let waited = Duration::ZERO;
+        Self { link: Some(link), reduced: None, waited, patience: None, shards: None, shared_error: false }
     }
 
     pub fn is_alone(&self) -> bool {
@@ -314,6 +317,15 @@ impl Together {
 
     /// From now on waits for the others no longer than that.
     pub fn set_patience(&mut self, patience: Duration) -> Result<()> {
+        self.patience = Some(patience);
+        self.wait_longer(Duration::ZERO)
+    }
+
+    /// From now on waits so much longer than that: while one of them does what takes long.
+    pub fn wait_longer(&mut self, more: Duration) -> Result<()> {
+        let Some(patience) = self.patience.map(|patience| patience.saturating_add(more)) else {
+            return Ok(());
+        };
         let set = |link: &Link| {
             link.call(move |group| {
                 group.set_patience(patience);

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 pub struct Thread {
     rank: usize,
     room: Arc<Room>,
+    patience: Duration,
     finished: bool,
 }
 
@@ -32,7 +33,8 @@ struct State {
 pub fn threads(size: usize) -> Vec<Thread> {
     let state = State { put: vec![None; size], read: 0, dead: None };
     let room = Arc::new(Room { state: Mutex::new(state), changed: Condvar::new() });
-    (0..size).map(|rank| Thread { rank, room: room.clone(), finished: false }).collect()
+    let end = |rank| Thread { rank, room: room.clone(), patience: Duration::MAX, finished: false };
+    (0..size).map(end).collect()
 }
 
 impl Thread {
@@ -43,8 +45,13 @@ impl Thread {
     /// Waits until `ready`.
     fn when(&self, ready: impl Fn(&State) -> bool) -> Result<MutexGuard<'_, State>> {
         let state = self.state();
-        let wait = self.room.changed.wait_while(state, |state| state.dead.is_none() && !ready(state));
-        let state = wait.unwrap_or_else(|e| e.into_inner());
+        let waits = |state: &mut State| state.dead.is_none() && !ready(state);
+        let wait = self.room.changed.wait_timeout_while(state, self.patience, waits);
+        let (mut state, waited) = wait.unwrap_or_else(|e| e.into_inner());
+        if waited.timed_out() {
+            state.dead = Some(format!("found no answer from the other threads for {:?}", self.patience));
+            self.room.changed.notify_all();
+        }
         match &state.dead {
             Some(why) => Err(Error::usage(why)),
             None => Ok(state),
@@ -121,7 +128,9 @@ impl Group for Thread {
         self.round(vec![Vec::new(); self.size()]).map(drop)
     }
 
-    fn set_patience(&mut self, _: Duration) {}
+    fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
 
     fn finish(&mut self) -> Result<()> {
         self.finished = true;

@@ -66,12 +66,12 @@ fn gemm_task<const PARTS: usize>(
     }
 }
 
-/// `B` of a product, in parts and laid out once for all products and tasks that multiply by it.
+/// `B` of a product, rounded to bf16 and laid out once for all products and tasks that multiply by it. In three parts that is no
+/// faster: PERFORMANCE.md.
 pub struct Laid {
     kept: Kept,
     k: usize,
     n: usize,
-    parts: usize,
     /// Of a block, whole steps.
     depth: usize,
 }
@@ -107,43 +107,30 @@ pub enum Left<'a> {
 impl Laid {
     /// `B` is `[k, n]` and contiguous.
     pub fn new(b: View<'_>, k: usize, n: usize) -> Self {
-        match b.precision {
-            Precision::F32 => Self::of::<WHOLE>(b, k, n, block(WHOLE)),
-            Precision::Bf16 => Self::of::<ROUNDED>(b, k, n, block(ROUNDED)),
-        }
+        Self::of(Operand::b(b, k, n), k, n, block(ROUNDED))
     }
 
     /// [`Laid::new`] in blocks of `depth`.
-    pub fn of<const PARTS: usize>(b: View<'_>, k: usize, n: usize, depth: usize) -> Self {
-        Self::of_operand::<PARTS, _>(Operand::b(b, k, n), k, n, depth)
-    }
-
-    /// [`Laid::of`] columns of `B`.
-    pub fn of_operand<const PARTS: usize, T: Element>(
-        b: Operand<'_, T>,
-        k: usize,
-        n: usize,
-        depth: usize,
-    ) -> Self {
-        let across = n.div_ceil(PANEL) * lines(PARTS);
+    pub fn of<T: Element>(b: Operand<'_, T>, k: usize, n: usize, depth: usize) -> Self {
+        let across = n.div_ceil(PANEL) * lines(ROUNDED);
         let mut kept: Kept = scratch::take();
         let all = kept.0.first(across * k.div_ceil(DEPTH));
         let blocks = all.chunks_mut(across * depth / DEPTH).zip((0..k).step_by(depth));
         // SAFETY: this instruction set was found on this machine.
         let run = |(to, k0): (&mut [Line], usize)| unsafe {
-            split::pack::<PARTS, _>(b, Side::B, 0, k0, depth.min(k - k0), None, to);
+            split::pack::<ROUNDED, _>(b, Side::B, 0, k0, depth.min(k - k0), None, to);
         };
         if threads::count() > 1 {
             blocks.par_bridge().for_each(run)
         } else {
             blocks.for_each(run)
         }
-        Self { kept, k, n, parts: PARTS, depth }
+        Self { kept, k, n, depth }
     }
 
     /// The panels of all columns, block by block.
     pub fn lines(&self) -> &[Line] {
-        self.kept.0.as_slice(self.n.div_ceil(PANEL) * lines(self.parts) * self.k.div_ceil(DEPTH))
+        self.kept.0.as_slice(self.n.div_ceil(PANEL) * lines(ROUNDED) * self.k.div_ceil(DEPTH))
     }
 
     /// Steps of the block at `k0`.
@@ -153,13 +140,6 @@ impl Laid {
 
     /// `C (+)= A B`, `A` `[m, k]`.
     pub fn times(&self, a: Left<'_>, m: usize, c: Target<'_>) {
-        match self.parts {
-            ROUNDED => self.times_of::<ROUNDED>(a, m, c),
-            _ => self.times_of::<WHOLE>(a, m, c),
-        }
-    }
-
-    fn times_of<const PARTS: usize>(&self, a: Left<'_>, m: usize, c: Target<'_>) {
         let c = Output::new(c, m, self.n);
         // A panel of `A` is packed once for all columns of its task: those are cut last.
         threads::rectangles(
@@ -170,7 +150,7 @@ impl Laid {
             |rows, columns| {
                 scratch::with(|scratch| {
                     // SAFETY: this instruction set was found on this machine.
-                    unsafe { self.task::<PARTS>(a, rows, columns, c, scratch) }
+                    unsafe { self.task(a, rows, columns, c, scratch) }
                 });
             },
         );
@@ -183,32 +163,20 @@ impl Laid {
         let run = |first: usize| {
             let rows = first..self.n.min(first + strip);
             // SAFETY: this instruction set was found on this machine.
-            scratch::with(|scratch| unsafe {
-                match self.parts {
-                    ROUNDED => self.task::<ROUNDED>(a, rows, first..self.n, c, scratch),
-                    _ => self.task::<WHOLE>(a, rows, first..self.n, c, scratch),
-                }
-            });
+            scratch::with(|scratch| unsafe { self.task(a, rows, first..self.n, c, scratch) });
         };
         if threads::count() > 1 { strips.par_bridge().for_each(run) } else { strips.for_each(run) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn task<const PARTS: usize>(
-        &self,
-        a: Left<'_>,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        c: Output,
-        scratch: &mut Scratch,
-    ) {
+    fn task(&self, a: Left<'_>, rows: Range<usize>, columns: Range<usize>, c: Output, scratch: &mut Scratch) {
         // SAFETY: this instruction set was found on this machine.
         let unit = unsafe { Unit::current() };
         let Scratch { a: packed, square, .. } = scratch;
         for (block, k0) in (0..self.k).step_by(self.depth).enumerate() {
             let (c, steps) = (c.part(k0 == 0), self.steps(k0));
-            let panel = lines(PARTS) * steps;
-            let b = self.n.div_ceil(PANEL) * lines(PARTS) * (k0 / DEPTH) + columns.start / PANEL * panel;
+            let panel = lines(ROUNDED) * steps;
+            let b = self.n.div_ceil(PANEL) * lines(ROUNDED) * (k0 / DEPTH) + columns.start / PANEL * panel;
             let b = &self.lines()[b..b + columns.len().div_ceil(PANEL) * panel];
             for i in rows.clone().step_by(PANEL) {
                 let kc = self.depth.min(self.k - k0);
@@ -229,7 +197,7 @@ impl Laid {
                     }
                     Left::Dense(a) => {
                         let (a, packed) = (Operand::a(a, c.rows, self.k), packed.first(panel));
-                        split::pack::<PARTS, _>(a, Side::A, i, k0, kc, None, packed);
+                        split::pack::<ROUNDED, _>(a, Side::A, i, k0, kc, None, packed);
                         packed
                     }
                 };
@@ -239,7 +207,7 @@ impl Laid {
                 unsafe {
                     panel_times(panel, b, c, part, square, |b, to| {
                         next.iter().skip(asked.replace(asked.get() + some)).take(some).for_each(fetch_line);
-                        unit.times_dense::<PARTS>(steps, a, b, to)
+                        unit.times_dense::<ROUNDED>(steps, a, b, to)
                     });
                 }
             }

@@ -17,7 +17,7 @@ use crate::kernels::x86_64::amx::{Accumulators, PANEL, TILE};
 pub fn gram(x: &[u16], [rows, cols]: [usize; 2], strip: usize, out: &mut [f32]) {
     let (n, k) = (rows.min(cols), rows.max(cols));
     let side = Operand::halves(x, [rows, cols], rows > cols);
-    let laid = Laid::of_operand::<ROUNDED, _>(side, k, n, block(ROUNDED));
+    let laid = Laid::of(side, k, n, block(ROUNDED));
     laid.times_above_diagonal(Left::Halves(side), strip, Target { data: out, stride: n, to: To::Set });
 }
 
@@ -27,9 +27,9 @@ pub fn multiply_add(p: &[f32], factor: f32, x: &mut [u16], [rows, cols]: [usize;
     let (view, depth) = (View::rows(p, n), n.next_multiple_of(DEPTH));
     let left = rows <= cols;
     let laid = if left {
-        Laid::of_operand::<ROUNDED, _>(Operand::halves(x, [rows, cols], true), n, cols, depth)
+        Laid::of(Operand::halves(x, [rows, cols], true), n, cols, depth)
     } else {
-        Laid::of::<ROUNDED>(view, n, n, depth)
+        Laid::of(Operand::b(view, n, n), n, n, depth)
     };
     let p = left.then(|| Operand::a(view, n, n));
     let height = rows.div_ceil(threads::tasks()).next_multiple_of(PANEL);

@@ -92,7 +92,7 @@ pub fn loss_and_gradients(head: Head<'_>) {
 
     let laid = {
         let _time = scope(Phase::WeightGradient);
-        Laid::of::<ROUNDED>(View::rows(x, inputs), n, inputs, ROWS)
+        Laid::of(Operand::b(View::rows(x, inputs), n, inputs), n, inputs, ROWS)
     };
     // Whole turns of outputs, and all of them where they are few.
     let strip = (GRADIENTS / 2 / n / outputs * outputs).clamp(outputs, out.next_multiple_of(outputs));

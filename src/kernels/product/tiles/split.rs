@@ -481,7 +481,7 @@ mod tests {
 
     /// Without tiles, too: packing needs AVX-512 alone. Both ways of rounding where the machine has both.
     #[test]
-    fn rounded_panels_hold_each_value_in_its_place() {
+    fn panels_hold_each_value_in_its_place() {
         if !Isa::available().contains(&Isa::Avx512) {
             return println!("SKIPPED: no AVX-512 here");
         }
@@ -490,42 +490,50 @@ mod tests {
         let factors: Vec<f32> = (0..depth).map(|k| 0.1 + k as f32 / 7.0).collect();
         // Rows of `len` values along `k`, or columns.
         for (along_k, stride) in [(true, depth), (false, len)] {
-            let at = |i: usize, k: usize| values[if along_k { i * depth + k } else { k * len + i }];
             let operand = Operand { data: &values, stride, along_k, len, depth };
             for side in [Side::A, Side::B] {
-                for factors in [None, Some(&factors[..])] {
-                    if factors.is_some() && !along_k {
-                        continue;
-                    }
-                    let steps = depth.div_ceil(DEPTH);
-                    let mut ways = vec![vec![Line([0x55; 16]); 2 * steps * lines(ROUNDED)]];
+                for factors in [None, Some(&factors[..])].into_iter().filter(|f| f.is_none() || along_k) {
                     // SAFETY: the machine has AVX-512, and the instruction where it says so.
                     unsafe {
-                        pack_in::<ROUNDED, false, f32>(operand, side, 0, 0, depth, factors, &mut ways[0]);
+                        judge::<ROUNDED, false>(operand, side, factors);
+                        judge::<WHOLE, false>(operand, side, factors);
                         if amx::narrows() {
-                            ways.push(ways[0].clone());
-                            ways[1].fill(Line::ZERO);
-                            pack_in::<ROUNDED, true, f32>(operand, side, 0, 0, depth, factors, &mut ways[1]);
-                        }
-                    }
-                    for lines in ways {
-                        for (l, line) in lines.iter().enumerate() {
-                            let (panel, step, row) = (l / PANEL / steps, l / PANEL % steps, l % PANEL);
-                            for place in 0..2 * TILE {
-                                let found = (line.0[place / 2] >> (16 * (place % 2))) as u16;
-                                let (i, k) = match side {
-                                    Side::A => (row, place),
-                                    Side::B => (row / TILE * TILE + place / 2, row % TILE * 2 + place % 2),
-                                };
-                                let (i, k) = (panel * PANEL + i, step * DEPTH + k);
-                                let value = if i < len && k < depth { at(i, k) } else { 0.0 };
-                                let factor = factors.map_or(1.0, |f| f.get(k).copied().unwrap_or(0.0));
-                                let want = (reference::bf16(value * factor).to_bits() >> 16) as u16;
-                                assert_eq!(found, want, "row {i}, place {k}");
-                            }
+                            judge::<ROUNDED, true>(operand, side, factors);
                         }
                     }
                 }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn judge<const PARTS: usize, const NARROWS: bool>(
+        operand: Operand<'_>,
+        side: Side,
+        factors: Option<&[f32]>,
+    ) {
+        let Operand { data, stride, along_k, len, depth } = operand;
+        let steps = depth.div_ceil(DEPTH);
+        let mut panels = vec![Line([0x55; 16]); 2 * steps * lines(PARTS)];
+        pack_in::<PARTS, NARROWS, f32>(operand, side, 0, 0, depth, factors, &mut panels);
+        for (step, of_step) in panels.chunks(lines(PARTS)).enumerate() {
+            let (panel, step) = (step / steps, step % steps);
+            for (row, place) in (0..PANEL).flat_map(|row| (0..2 * TILE).map(move |place| (row, place))) {
+                let (i, k) = match side {
+                    Side::A => (row, place),
+                    Side::B => (row / TILE * TILE + place / 2, row % TILE * 2 + place % 2),
+                };
+                let (i, k) = (panel * PANEL + i, step * DEPTH + k);
+                let at = if along_k { i * stride + k } else { k * stride + i };
+                let value = if i < len && k < depth { data[at] } else { 0.0 };
+                let want = value * factors.map_or(1.0, |f| f.get(k).copied().unwrap_or(0.0));
+                let part = |part: usize| {
+                    let both = of_step[part * PANEL + row].0[place / 2];
+                    f32::from_bits(both >> (16 * (place % 2)) << 16)
+                };
+                let found = (0..PARTS).map(part).sum::<f32>();
+                let want = if PARTS == ROUNDED { reference::bf16(want) } else { want };
+                assert_eq!(found, want, "{PARTS} parts: row {i}, place {k}");
             }
         }
     }
