@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::{KvArgs, Precision, export, peak_memory, thousands};
-use crate::config::{Activation, KvFormat, ModelConfig, Scope};
+use crate::config::{self, KvFormat, ModelConfig, Scope};
 use crate::error::{Error, Result};
 use crate::formats::Description;
 use crate::kernels::{self, peak};
 use crate::model::{self, Decoder, KvCache, KvPool, Role, Span, State, Wanted, Weight};
+use crate::number::gib;
 use crate::ternary::{Density, Grouping, TernaryMatrix};
 use crate::text::Tokenizer;
 
@@ -108,18 +109,11 @@ impl Shape {
             kv_heads,
             head_dim,
             intermediate_size,
-            activation: Activation::SwiGlu,
             qk_norm: true,
-            qkv_bias: false,
-            o_bias: false,
-            mlp_bias: false,
-            sub_norm: false,
-            causal: true,
             tie_embeddings: tied,
             rope_theta: 1e6,
-            rms_norm_eps: 1e-6,
             max_positions: positions,
-            rope_scaling: None,
+            ..ModelConfig::default()
         }
     }
 }
@@ -180,7 +174,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     };
     if args.json {
         super::say_json(&json!({
-            "model": name, "density": args.density.to_string(), "inputs": format!("{:?}", decoder.inputs()),
+            "model": name, "density": args.density.to_string(), "inputs": decoder.inputs(),
             "isa": kernels::Isa::current().to_string(), "threads": rayon::current_num_threads(),
             "parameters": decoder.weights().map(|w| w.len() as u64).sum::<u64>(), "load_seconds": loaded,
             "prompt": args.prompt, "gen": args.made, "prefill_tok_per_s": read,
@@ -192,7 +186,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     say!(
         "{name}: {} parameters, {} inputs, {} on {} threads, ready in {loaded:.2} s",
         thousands(decoder.weights().map(|w| w.len() as u64).sum()),
-        format!("{:?}", decoder.inputs()).to_lowercase(),
+        config::name(&decoder.inputs()),
         kernels::Isa::current(),
         rayon::current_num_threads()
     );
@@ -211,7 +205,7 @@ pub fn run(args: RunArgs) -> Result<()> {
         );
     }
     if let Some(bytes) = peak_memory() {
-        say!("peak memory {:.2} GiB", bytes as f64 / (1u64 << 30) as f64);
+        say!("peak memory {:.2} GiB", gib(bytes));
     }
     Ok(())
 }

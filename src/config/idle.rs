@@ -1,9 +1,6 @@
-//! Keys of a recipe that its other keys switch off, or forbid.
-
-use std::path::Path;
+//! Keys of a recipe that its other keys switch off.
 
 use super::{OptimizerKind, Recipe, Scale, ScheduleKind, Scope, Task};
-use crate::error::{Error, Result};
 
 impl Recipe {
     /// Why `key` changes nothing in this training, whatever its value; `None` where it does.
@@ -62,23 +59,5 @@ impl Recipe {
             _ => (false, ""),
         };
         idle.then_some(why)
-    }
-
-    /// [`Recipe::validate`] of what begins: that no two keys of it make nonsense together. A run that began so can go on.
-    pub fn judge_new(&self, file: &Path) -> Result<()> {
-        let bad = |field: &str, found: String, wanted: &str| Err(Error::input(file, field, found, wanted));
-        let ternary = &self.ternary;
-        if ternary.calibrate > 0 && (ternary.anneal > 0.0 || !ternary.start.is_at_once()) {
-            let wanted = "0 with ternary.anneal or ternary.start, which begin with latents: calibrated ones are no \
-                          longer the weights of the model";
-            return bad("ternary.calibrate", ternary.calibrate.to_string(), wanted);
-        }
-        match self.report.min_accuracy.filter(|_| self.task == Task::Lm) {
-            Some(bar) => {
-                let wanted = "none: a text has no accuracy (report.max_train_loss)";
-                bad("report.min_accuracy", bar.to_string(), wanted)
-            }
-            None => Ok(()),
-        }
     }
 }

@@ -102,6 +102,33 @@ fn default_eps() -> f32 {
     1e-6
 }
 
+/// The flags of a LLaMA; of the sizes, which are none yet, [`ModelConfig::validate`] wants more.
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 0,
+            hidden_size: 0,
+            layers: 0,
+            heads: 0,
+            kv_heads: 0,
+            head_dim: 0,
+            intermediate_size: 0,
+            activation: default_activation(),
+            qk_norm: false,
+            qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            sub_norm: false,
+            causal: yes(),
+            tie_embeddings: false,
+            rope_theta: default_rope_theta(),
+            rms_norm_eps: default_eps(),
+            max_positions: 0,
+            rope_scaling: None,
+        }
+    }
+}
+
 /// Larger than any published decoder; above it a size is a damaged or hostile file.
 const MAX_DIM: usize = 1 << 24;
 

@@ -1,12 +1,11 @@
 //! What a training does.
 
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::path::PathBuf;
 
-use super::{ModelConfig, Scale, TernaryConfig};
-use crate::error::{Error, Result};
+use super::{ModelConfig, TernaryConfig, is_default, name};
 use crate::files::path_text;
-use crate::ternary::Grouping;
 
 /// What the operands of a training's products are rounded to; sums are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,19 +18,9 @@ pub enum Precision {
     Bf16,
 }
 
-impl Precision {
-    /// For what is written only when it is not the default.
-    pub fn is_f32(&self) -> bool {
-        *self == Precision::F32
-    }
-}
-
-impl std::fmt::Display for Precision {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-        })
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&name(self))
     }
 }
 
@@ -254,13 +243,9 @@ pub enum OptimizerKind {
     Muon,
 }
 
-impl std::fmt::Display for OptimizerKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            OptimizerKind::AdamW => "adamw",
-            OptimizerKind::Sgd => "sgd",
-            OptimizerKind::Muon => "muon",
-        })
+impl fmt::Display for OptimizerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&name(self))
     }
 }
 
@@ -274,19 +259,9 @@ pub enum MomentFormat {
     Int8,
 }
 
-impl MomentFormat {
-    /// For what is written only when it is not the default.
-    pub fn is_f32(&self) -> bool {
-        *self == MomentFormat::F32
-    }
-}
-
-impl std::fmt::Display for MomentFormat {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            MomentFormat::F32 => "f32",
-            MomentFormat::Int8 => "int8",
-        })
+impl fmt::Display for MomentFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&name(self))
     }
 }
 
@@ -311,11 +286,11 @@ pub struct TrainConfig {
     /// Micro-batches per optimizer step.
     pub accumulate: usize,
     /// `"f32"` or `"bf16"`, which is faster where the processor multiplies bf16.
-    #[serde(skip_serializing_if = "Precision::is_f32")]
+    #[serde(skip_serializing_if = "is_default")]
     pub precision: Precision,
     pub optimizer: OptimizerKind,
     /// `"f32"` or `"int8"`, which takes a quarter of the memory.
-    #[serde(skip_serializing_if = "MomentFormat::is_f32")]
+    #[serde(skip_serializing_if = "is_default")]
     pub moments: MomentFormat,
     pub lr: f32,
     pub beta1: f32,
@@ -434,195 +409,9 @@ impl Default for ReportConfig {
     }
 }
 
-/// The share of the steps by which every ternary weight is one: the last steps are those of the model that is stored.
-const ALL_TERNARY: f32 = 0.9;
-
-/// Judges the name of a recipe, which is that of a folder and stands in a line of a terminal.
-pub fn judge_name(name: &str, file: &Path) -> Result<()> {
-    let fits = |c: char| !c.is_control() && c != '/' && c != '\\';
-    if (1..=100).contains(&name.chars().count()) && name.chars().all(fits) && name != "." && name != ".." {
-        return Ok(());
-    }
-    let wanted = "1 to 100 characters, none of them / or \\ or a control character, and not . or ..";
-    Err(Error::input(file, "name", format!("{name:?}"), wanted))
-}
-
 impl Recipe {
     /// How the training learns from a teacher, if it does.
     pub fn taught(&self) -> Option<&DistillConfig> {
         self.distill.as_ref().filter(|distill| distill.weight > 0.0 || distill.relates())
-    }
-
-    /// Judges every value that does not need the data or the model's files.
-    pub fn validate(&self, file: &Path) -> Result<()> {
-        let bad = |field: &str, found: &dyn std::fmt::Display, wanted: &str| {
-            Err(Error::input(file, field, found, wanted))
-        };
-        judge_name(&self.name, file)?;
-        if self.needs_init && self.init.is_none() {
-            return bad("init", &"nothing", "the directory of a pretrained model (--init DIR)");
-        }
-        match (&self.model, &self.init) {
-            (None, None) => return bad("model", &"nothing", "a [model] table, or init = DIR"),
-            (Some(model), _) => model.validate(file)?,
-            _ => {}
-        }
-        if let Grouping::Size(0) = self.ternary.group {
-            return bad("ternary.group", &0, "1 or more, or \"tensor\"");
-        }
-        if self.ternary.scale == Scale::Learned && self.ternary.group == Grouping::Tensor {
-            return bad("ternary.scale", &"learned", "absmean with ternary.group = \"tensor\"");
-        }
-        if let Some(std) = self.ternary.init_std
-            && !(std.is_finite() && std > 0.0)
-        {
-            return bad("ternary.init_std", &std, "a positive number");
-        }
-        if self.ternary.rotate && self.init.is_none() {
-            return bad(
-                "ternary.rotate",
-                &true,
-                "false: only a model to start from (--init MODEL) can be rotated",
-            );
-        }
-        if self.ternary.calibrate > 0 {
-            let sequences = self.ternary.calibrate;
-            if self.init.is_none() {
-                return bad(
-                    "ternary.calibrate",
-                    &sequences,
-                    "0: only a model to start from (--init MODEL) has outputs to keep",
-                );
-            }
-            if self.ternary.group == Grouping::Tensor {
-                return bad("ternary.calibrate", &sequences, "0 with ternary.group = \"tensor\"");
-            }
-            if sequences > 1 << 20 {
-                return bad("ternary.calibrate", &sequences, "at most 1048576");
-            }
-        }
-        let distill = self.distill.clone().unwrap_or_default();
-        if self.taught().is_some() {
-            if distill.teacher.is_none() && distill.lessons.is_none() {
-                let wanted = "the model to learn from (--teacher MODEL), what was stored of one (--lessons DIR), or \
-                              distill.weight = 0 and no relations";
-                return bad("distill.teacher", &"nothing", wanted);
-            }
-            if let Some(lessons) = &distill.lessons {
-                if distill.teacher.is_some() {
-                    let wanted = "none beside distill.teacher: a training learns from one of both";
-                    return bad("distill.lessons", &lessons.display(), wanted);
-                }
-                if distill.relations > 0.0 {
-                    let wanted = "0 with distill.lessons: they hold no relations";
-                    return bad("distill.relations", &distill.relations, wanted);
-                }
-                if distill.temperature != 1.0 {
-                    let wanted = "1, at which distill.lessons are stored";
-                    return bad("distill.temperature", &distill.temperature, wanted);
-                }
-                if distill.direction != Direction::Forward {
-                    let wanted = "\"forward\": the other one asks for more than distill.lessons hold";
-                    return bad("distill.direction", &"\"reverse\"", wanted);
-                }
-            }
-            if self.task != Task::Lm {
-                return bad("distill", &"a teacher", "none: the task makes its own sequences");
-            }
-        }
-        let bars = [
-            ("report.max_train_loss", self.report.max_train_loss, f64::MAX),
-            ("report.min_accuracy", self.report.min_accuracy, 1.0),
-        ];
-        for (field, bar, high) in bars {
-            if let Some(bar) = bar.filter(|bar| !(0.0..=high).contains(bar)) {
-                return bad(field, &bar, if high == 1.0 { "0 to 1" } else { "0 or more" });
-            }
-        }
-        let t = &self.train;
-        for (field, value) in [
-            ("train.steps", t.steps),
-            ("train.batch", t.batch as u64),
-            ("train.seq", t.seq as u64),
-            ("train.accumulate", t.accumulate as u64),
-            ("train.log_every", t.log_every),
-            ("train.keep", t.keep as u64),
-            ("data.sequence", self.data.sequence as u64),
-        ] {
-            if value == 0 || value > u32::MAX as u64 {
-                return bad(field, &value, "1 to 4294967295");
-            }
-        }
-        if !(1..=12).contains(&self.train.muon_steps) {
-            return bad("train.muon_steps", &self.train.muon_steps, "1 to 12");
-        }
-        for (field, value, low, high) in [
-            ("train.lr", t.lr, 0.0, 1e3),
-            ("train.muon_lr", t.muon_lr, 0.0, 1e3),
-            ("train.scale_lr", t.scale_lr, 0.0, 10.0),
-            ("train.beta1", t.beta1, 0.0, 0.999_999),
-            ("train.beta2", t.beta2, 0.0, 0.999_999_9),
-            // A row that no gradient has reached yet would be 0 / 0.
-            ("train.eps", t.eps, f32::MIN_POSITIVE, 1.0),
-            ("train.momentum", t.momentum, 0.0, 0.999_999),
-            ("train.weight_decay", t.weight_decay, 0.0, 1e3),
-            ("train.clip", t.clip, 0.0, f32::MAX),
-            ("train.z_loss", t.z_loss, 0.0, 1.0),
-            ("train.dropout", t.dropout, 0.0, 0.9),
-            ("train.floor", t.floor, 0.0, 1.0),
-            ("train.decay_fraction", t.decay_fraction, 0.0, 1.0),
-            ("data.val_fraction", self.data.val_fraction as f32, 0.0, 0.999),
-            ("ternary.anneal", self.ternary.anneal, 0.0, ALL_TERNARY),
-            ("distill.weight", distill.weight, 0.0, 1.0),
-            ("distill.temperature", distill.temperature, 0.01, 100.0),
-            ("distill.relations", distill.relations, 0.0, 1e6),
-            ("report.temperature", self.report.temperature, 0.0, 100.0),
-            ("report.top_p", self.report.top_p, 0.0, 1.0),
-        ] {
-            if !(low..=high).contains(&value) {
-                return bad(field, &value, &format!("{low} to {high}"));
-            }
-        }
-        let TernaryConfig { anneal, start, .. } = self.ternary;
-        for (field, value) in [
-            ("ternary.start.feed_forward", start.feed_forward),
-            ("ternary.start.attention", start.attention),
-            ("ternary.start.ends", start.ends),
-        ] {
-            // As far as f32 tells 0.65 + 0.25 from 0.9.
-            if !(value >= 0.0 && value + anneal <= ALL_TERNARY + f32::EPSILON) {
-                let wanted = format!("0 to {ALL_TERNARY} together with ternary.anneal, {anneal}");
-                return bad(field, &value, &wanted);
-            }
-        }
-        if self.data.tokenizer == OF_THE_TEXT {
-            let others = [
-                (self.init.is_some(), "init", "nothing (\"\"): it is the one of that model"),
-                (self.taught().is_some(), "distill", "the teacher's: its folder, or its tokenizer.json"),
-            ];
-            if let Some((_, key, wanted)) = others.into_iter().find(|(there, ..)| *there) {
-                let found = format!("{OF_THE_TEXT}, a vocabulary of its own, beside {key}");
-                return bad("data.tokenizer", &found, wanted);
-            }
-            if let Some(model) = self.model.as_ref().filter(|m| m.vocab_size < 257) {
-                let wanted = "257 or more with data.tokenizer = \"bpe\": 256 bytes and <|endoftext|>";
-                return bad("model.vocab_size", &model.vocab_size, wanted);
-            }
-        }
-        if self.task == Task::Lm && self.data.train.is_empty() {
-            return bad("data.train", &"no files", "at least one text file (--data FILE)");
-        }
-        if let (Task::Copy | Task::Recall, Some(model)) = (self.task, &self.model)
-            && model.vocab_size < 3
-        {
-            return bad("model.vocab_size", &model.vocab_size, "3 or more for this task");
-        }
-        if self.task == Task::Recall && self.model.as_ref().is_some_and(|m| !m.causal) {
-            return bad("model.causal", &false, "true: recall is a causal task");
-        }
-        if self.task == Task::Lm && self.model.as_ref().is_some_and(|m| !m.causal) {
-            return bad("model.causal", &false, "true: a language model predicts the next token");
-        }
-        Ok(())
     }
 }

@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::is_default;
 use crate::ternary::Grouping;
 
 /// Which matrices are ternary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// Nothing: the full-precision twin, for comparison.
@@ -13,6 +14,7 @@ pub enum Scope {
     /// Attention and feed-forward projections only.
     Blocks,
     /// Embedding and output head too.
+    #[default]
     All,
 }
 
@@ -27,13 +29,6 @@ pub enum Inputs {
     Int8,
 }
 
-impl Inputs {
-    /// For what is written only when it is not the default.
-    pub fn is_f32(&self) -> bool {
-        *self == Inputs::F32
-    }
-}
-
 /// What the scale of a group is in a training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -45,31 +40,25 @@ pub enum Scale {
     Learned,
 }
 
-impl Scale {
-    /// For what is written only when it is not the default.
-    pub fn is_absmean(&self) -> bool {
-        *self == Scale::Absmean
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What is ternary, and how it becomes that.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TernaryConfig {
     pub scope: Scope,
     /// 128, or `"tensor"` for one scale a matrix.
     pub group: Grouping,
     /// `"absmean"` or `"learned"`.
-    #[serde(skip_serializing_if = "Scale::is_absmean")]
+    #[serde(skip_serializing_if = "is_default")]
     pub scale: Scale,
     /// Standard deviation of a random matrix: `fan_in^-1/2` unless a number is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_std: Option<f32>,
     /// `"f32"` or `"int8"`.
-    #[serde(skip_serializing_if = "Inputs::is_f32")]
+    #[serde(skip_serializing_if = "is_default")]
     pub activations: Inputs,
     /// Share of the steps over which weights go from their latents to trits: products are with `(1 - ε) ŵ + ε w`, and `ε`
     /// falls from 1 to 0 on half a cosine. 0: trits from the start.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     pub anneal: f32,
     /// Rotate the model of `init` before it becomes ternary: the same function, whose weights lose less. Its head becomes
     /// one of its own.
@@ -77,9 +66,9 @@ pub struct TernaryConfig {
     pub rotate: bool,
     /// Sequences of the training text on which the model of `init` is to keep its outputs as it becomes ternary, before the
     /// first step; 0: each group is projected for itself.
-    #[serde(skip_serializing_if = "is_none")]
+    #[serde(skip_serializing_if = "is_default")]
     pub calibrate: usize,
-    #[serde(skip_serializing_if = "StartConfig::is_at_once")]
+    #[serde(skip_serializing_if = "is_default")]
     pub start: StartConfig,
 }
 
@@ -98,29 +87,5 @@ impl StartConfig {
     /// Whether all weights begin with the first step.
     pub fn is_at_once(&self) -> bool {
         *self == Self::default()
-    }
-}
-
-fn is_none(count: &usize) -> bool {
-    *count == 0
-}
-
-fn is_zero(x: &f32) -> bool {
-    *x == 0.0
-}
-
-impl Default for TernaryConfig {
-    fn default() -> Self {
-        Self {
-            scope: Scope::All,
-            group: Grouping::default(),
-            scale: Scale::default(),
-            init_std: None,
-            activations: Inputs::default(),
-            anneal: 0.0,
-            rotate: false,
-            calibrate: 0,
-            start: StartConfig::default(),
-        }
     }
 }

@@ -5,7 +5,7 @@ mod bar;
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{KvFormat, Task};
+use crate::config::{self, KvFormat, Task};
 use crate::error::Result;
 use crate::files::{DirectoryWriter, IfExists, path_text};
 use crate::formats::Form;
@@ -153,7 +153,7 @@ fn summary(trainer: &Trainer, proof: &Proof, figures: Figures) -> Summary {
     let recipe = &trainer.recipe;
     Summary {
         name: recipe.name.clone(),
-        task: format!("{:?}", recipe.task).to_lowercase(),
+        task: config::name(&recipe.task),
         steps: progress.step,
         seed: recipe.seed,
         parameters: trainer.model.decoder.weights().map(|w| w.len() as u64).sum(),

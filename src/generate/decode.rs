@@ -29,14 +29,14 @@ pub fn judge_prompt(tokens: &[u32], tokenizer: &Tokenizer, model: &ModelConfig) 
 /// One conversation with a model: the tokens so far and their cache.
 ///
 /// ```
-/// # use ternlm::config::{Activation, KvFormat, ModelConfig, Scope};
+/// # use ternlm::config::{KvFormat, ModelConfig, Scope};
 /// # use ternlm::{model::Decoder, ternary::Grouping};
 /// use ternlm::generate::{Sampler, SamplingConfig, Session};
 /// use ternlm::text::Tokenizer;
 /// # let config = ModelConfig {
 /// #     vocab_size: 256, hidden_size: 16, layers: 1, heads: 1, kv_heads: 1, head_dim: 16, intermediate_size: 16,
-/// #     activation: Activation::SwiGlu, qk_norm: false, qkv_bias: false, o_bias: false, mlp_bias: false, sub_norm: false,
-/// #     causal: true, tie_embeddings: true, rope_theta: 1e4, rms_norm_eps: 1e-6, max_positions: 64, rope_scaling: None,
+/// #     tie_embeddings: true, max_positions: 64,
+/// #     ..ModelConfig::default()
 /// # };
 /// # let mut decoder = Decoder::new(&config, Scope::All, Grouping::default());
 /// # ternlm::model::Latents::random(decoder.weights_mut(), 0, None)?;

@@ -149,7 +149,7 @@ fn elements(shape: &[usize]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Activation, Scope};
+    use crate::config::Scope;
     use crate::formats::Description;
     use crate::model::{self, Decoder, Latents};
 
@@ -162,18 +162,10 @@ mod tests {
             kv_heads: 2,
             head_dim: 32,
             intermediate_size: 96,
-            activation: Activation::SwiGlu,
             qk_norm: true,
-            qkv_bias: false,
-            o_bias: false,
-            mlp_bias: false,
-            sub_norm: false,
-            causal: true,
             tie_embeddings: tied,
-            rope_theta: 1e4,
-            rms_norm_eps: 1e-6,
             max_positions: 1000,
-            rope_scaling: None,
+            ..ModelConfig::default()
         }
     }
 

@@ -92,12 +92,12 @@ pub fn perplexity_of(
 /// `progress` is told how many tokens were done since it was last called.
 ///
 /// ```
-/// # use ternlm::config::{Activation, ModelConfig, Scope};
+/// # use ternlm::config::{ModelConfig, Scope};
 /// # use ternlm::{measure, model::Decoder, ternary::Grouping};
 /// # let config = ModelConfig {
 /// #     vocab_size: 256, hidden_size: 16, layers: 1, heads: 1, kv_heads: 1, head_dim: 16, intermediate_size: 16,
-/// #     activation: Activation::SwiGlu, qk_norm: false, qkv_bias: false, o_bias: false, mlp_bias: false, sub_norm: false,
-/// #     causal: true, tie_embeddings: false, rope_theta: 1e4, rms_norm_eps: 1e-6, max_positions: 64, rope_scaling: None,
+/// #     max_positions: 64,
+/// #     ..ModelConfig::default()
 /// # };
 /// // Weights of zero give every one of 256 tokens the same probability.
 /// let decoder = Decoder::new(&config, Scope::None, Grouping::default());
@@ -246,7 +246,7 @@ fn in_windows(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Activation, ModelConfig, Scope};
+    use crate::config::{ModelConfig, Scope};
     use crate::ternary::Grouping;
     use crate::text::Tokenizer;
 
@@ -261,18 +261,8 @@ mod tests {
             kv_heads: 1,
             head_dim: 8,
             intermediate_size: 16,
-            activation: Activation::SwiGlu,
-            qk_norm: false,
-            qkv_bias: false,
-            o_bias: false,
-            mlp_bias: false,
-            sub_norm: false,
-            causal: true,
-            tie_embeddings: false,
-            rope_theta: 1e4,
-            rms_norm_eps: 1e-6,
             max_positions: 64,
-            rope_scaling: None,
+            ..ModelConfig::default()
         };
         let mut decoder = Decoder::new(&config, Scope::None, Grouping::default());
         for weight in decoder.weights_mut() {

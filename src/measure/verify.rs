@@ -250,7 +250,7 @@ fn largest(values: impl Iterator<Item = f32>) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Activation, ModelConfig};
+    use crate::config::ModelConfig;
     use crate::formats::Description;
     use crate::formats::tensors::{self, Data, Dtype, Tensor, TensorFiles, write_safetensors};
     use crate::model::{Decoder, Latents};
@@ -272,18 +272,9 @@ mod tests {
             kv_heads: 1,
             head_dim: 8,
             intermediate_size: 24,
-            activation: Activation::SwiGlu,
             qk_norm: true,
-            qkv_bias: false,
-            o_bias: false,
-            mlp_bias: false,
-            sub_norm: false,
-            causal: true,
-            tie_embeddings: false,
-            rope_theta: 1e4,
-            rms_norm_eps: 1e-6,
             max_positions: 32,
-            rope_scaling: None,
+            ..ModelConfig::default()
         };
         let mut decoder = Decoder::new(&config, Scope::Blocks, Grouping::Size(8));
         let latents = Latents::random(decoder.weights_mut(), 1, None).unwrap();

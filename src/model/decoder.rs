@@ -115,7 +115,7 @@ impl State {
 /// bring their projections up to date and set the gradients to zero.
 ///
 /// ```
-/// use ternlm::config::{Activation, ModelConfig, Scope, TrainConfig};
+/// use ternlm::config::{ModelConfig, Scope, TrainConfig};
 /// use ternlm::model::{Decoder, Gradients, Latents, Sequences, State};
 /// use ternlm::ternary::Grouping;
 /// use ternlm::train::{At, Optimizer, Trained};
@@ -128,18 +128,9 @@ impl State {
 ///     kv_heads: 1,
 ///     head_dim: 16,
 ///     intermediate_size: 64,
-///     activation: Activation::SwiGlu,
 ///     qk_norm: true,
-///     qkv_bias: false,
-///     o_bias: false,
-///     mlp_bias: false,
-///     sub_norm: false,
-///     causal: true,
-///     tie_embeddings: false,
-///     rope_theta: 10_000.0,
-///     rms_norm_eps: 1e-6,
 ///     max_positions: 8,
-///     rope_scaling: None,
+///     ..ModelConfig::default()
 /// };
 /// let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(16));
 /// let mut latents = Latents::random(decoder.weights_mut(), 0, None)?;
