@@ -18,6 +18,13 @@ impl Bytes {
         assert!(range.start <= range.end && range.end <= held, "bytes {range:?} of {held}");
         Self { owner, range }
     }
+
+    /// A range of these bytes.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.range.len(), "bytes {range:?} of {self:?}");
+        let (start, end) = (self.range.start + range.start, self.range.start + range.end);
+        Self { range: start..end, ..self.clone() }
+    }
 }
 
 impl From<Vec<u8>> for Bytes {

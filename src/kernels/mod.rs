@@ -1,6 +1,6 @@
 //! All arithmetic, behind one safe door: slices in, slices out.
 //!
-//! Only this folder names an instruction set, and `unsafe` is here, around the crate's memory maps and in `train/group/library.rs` alone.
+//! Only this folder names an instruction set, and `unsafe` is here, around the crate's memory map and in `train/group/library.rs` alone.
 //! [`mod@reference`] says in plain loops over f64 what each kernel means; the tests hold every instruction set of the
 //! machine against it.
 

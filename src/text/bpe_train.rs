@@ -17,9 +17,9 @@ use super::parallel_cuts::Cut;
 use super::sources;
 use super::tokenizer::Tokenizer;
 use crate::config::DataConfig;
+use crate::config::patterns::GPT2;
 use crate::{Error, Result};
 
-const GPT2_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// Text gathered before its words are counted in parallel, and the share of one task, in bytes.
 const BATCH: usize = 8 << 20;
 const CHUNK: usize = 256 << 10;
@@ -118,7 +118,7 @@ impl BpeTrainer {
     }
 
     fn count_words(&self, texts: impl Iterator<Item = Result<String>>) -> Result<Words> {
-        let pattern = SysRegex::new(GPT2_PATTERN).expect("a valid pattern");
+        let pattern = SysRegex::new(GPT2).expect("a valid pattern");
         let mut words = Words::new();
         let (mut batch, mut size) = (Vec::new(), 0);
         let mut count = |batch: &mut Vec<String>| {

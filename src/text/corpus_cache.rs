@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::documents::PassedOver;
 use super::tokenizer::Encoded;
 use super::tokens::{Tokens, width};
-use crate::files::{self, DirectoryWriter, IfExists, Turn, open_regular, read_limited, sha256_hex};
+use crate::files::{self, DirectoryWriter, IfExists, Turn, read_limited, sha256_hex};
 use crate::{Error, Result};
 
 /// Changes whenever the files below, or what they hold, change meaning.
@@ -83,22 +83,19 @@ pub fn open(target: &Path, vocab_size: usize) -> Result<Opened> {
 /// Reads a finished folder; `None` if anything about it is not as it was written.
 fn load(dir: &Path, vocab_size: usize) -> Option<Stored> {
     let meta: Meta = serde_json::from_slice(&read_limited(&dir.join(META), 1 << 16).ok()?).ok()?;
-    let path = dir.join(TOKENS);
-    let (file, size) = open_regular(&path).ok()?;
+    let all = Tokens::map(&dir.join(TOKENS), width(vocab_size)).ok()?;
     let tokens = meta.train.tokens.checked_add(meta.val.tokens)?;
-    let bytes = tokens.checked_mul(width(vocab_size) as u64)?;
-    if meta.version != VERSION || meta.vocab_size != vocab_size || meta.train.tokens == 0 || size != bytes {
+    let whole = all.len() as u64 == tokens;
+    if meta.version != VERSION || meta.vocab_size != vocab_size || meta.train.tokens == 0 || !whole {
         return None;
     }
-    let all = Tokens::map(&file, &path, width(vocab_size)).ok()?;
     if crc32c::crc32c(all.bytes()) != meta.crc32c {
         return None;
     }
     let part = |start: u64, s: Sums| all.part(start as usize, s.tokens as usize, s.documents, s.text_bytes);
     let (train, mut val) = (part(0, meta.train), part(meta.train.tokens, meta.val));
     if !val.is_empty() {
-        let path = dir.join(VAL_BYTES);
-        val = val.with_lengths(Tokens::map(&open_regular(&path).ok()?.0, &path, 4).ok()?)?;
+        val = val.with_lengths(Tokens::map(&dir.join(VAL_BYTES), 4).ok()?)?;
     }
     Some(Stored { train, val, sha256: meta.sha256, largest: meta.largest, passed_over: meta.passed_over })
 }
@@ -287,8 +284,7 @@ impl Writer {
             text_bytes: self.sums.text_bytes - train.text_bytes,
         };
         self.tokens.flush()?;
-        let path = self.path(TOKENS);
-        let all = Tokens::map(&open_regular(&path)?.0, &path, self.width)?;
+        let all = Tokens::map(&self.path(TOKENS), self.width)?;
         let sha256 = sha256_hex([all.part(0, train.tokens as usize, 0, 0).bytes()]);
         drop(all);
         if val.tokens > 0 {
