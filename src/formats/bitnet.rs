@@ -9,9 +9,8 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use std::collections::BTreeMap;
 
-use super::quoted;
 use super::tensors::{TensorFiles, TensorView};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ternary::{CODES_PER_WORD, Grouping, TernaryMatrix, ZERO_WORD};
 
 const WEIGHT: &str = ".weight";
@@ -35,7 +34,7 @@ pub fn matrices(stored: &TensorFiles) -> Result<BTreeMap<String, [usize; 2]>> {
         ] {
             if !fits {
                 let found = format!("shape {:?}", view.shape);
-                return Err(Error::input(view.file, format!("tensor {}", quoted(view.name)), found, wanted));
+                return Err(view.bad("", found, wanted));
             }
         }
         all.insert(name.to_string(), [view.shape[0].saturating_mul(4), view.shape[1]]);
@@ -77,10 +76,7 @@ impl<'a> Parts<'a> {
         let scale = if self.divides { 1.0 / stored } else { stored };
         match scale > 0.0 && f16::from_f64(scale) > f16::ZERO && f16::from_f64(scale).is_finite() {
             true => Ok(scale),
-            false => {
-                let place = format!("tensor {}", quoted(self.scale.name));
-                Err(Error::input(self.scale.file, place, stored, "a positive scale in the range of f16"))
-            }
+            false => Err(self.scale.bad("", stored, "a positive scale in the range of f16")),
         }
     }
 
@@ -104,20 +100,16 @@ impl<'a> Parts<'a> {
         if let Some(at) = bytes.iter().position(|b| b & (b >> 1) & 0x55 != 0) {
             let i = (0..4).position(|i| bytes[at] >> (2 * i) & 3 == 3).unwrap_or(0);
             let place = format!("row {}, column {}", at / cols + i * (rows / 4), at % cols);
-            return Err(self.bad(&place, "code 3".into(), "0, 1 or 2"));
+            return Err(self.codes.bad(&place, "code 3", "0, 1 or 2"));
         }
         let groups = rows * cols.div_ceil(grouping.size(cols));
         TernaryMatrix::from_parts(rows, cols, grouping, words, vec![scale; groups])
-            .map_err(|why| self.bad("parts", why, "trits and a scale"))
+            .map_err(|why| self.codes.bad("parts", why, "trits and a scale"))
     }
 
     /// The stored bytes, part by part.
     pub fn bytes(&self) -> [&'a [u8]; 2] {
         [self.codes.bytes, self.scale.bytes]
-    }
-
-    fn bad(&self, place: &str, found: String, wanted: &str) -> Error {
-        Error::input(self.codes.file, format!("tensor {} {place}", quoted(self.codes.name)), found, wanted)
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::recognise::{self, Found};
 use super::tensors::TensorFiles;
-use super::{Description, Form, Packing, TernaryNote, bitnet, hf, mlx, quoted};
+use super::{Description, Form, Packing, TernaryNote, any_of, bitnet, hf, mlx, quoted};
 use crate::config::Inputs;
 use crate::error::{Error, Result};
 use crate::files::Bundle;
@@ -67,10 +67,7 @@ pub fn read(
         if !forms.contains(&note.form) {
             let wanted = match forms {
                 [] => "no note: this packing is not written".into(),
-                forms => {
-                    let forms: Vec<String> = forms.iter().map(|form| json!(form).to_string()).collect();
-                    format!("{} in a folder of such weights", forms.join(" or "))
-                }
+                forms => format!("{} in a folder of such weights", any_of(forms)),
             };
             let found = json!(note.form);
             return Err(Error::input(files.path_of(hf::FILE_NAME), "ternlm.form", found, wanted));

@@ -1,11 +1,11 @@
 //! What a model is, in our own words, whatever file said it.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 use super::Form;
-use crate::config::{Inputs, ModelConfig, Scope};
+use crate::config::{Inputs, ModelConfig, Scope, is_default};
 use crate::ternary::Grouping;
 
 /// The only version of [`TernaryNote`] so far.
@@ -72,7 +72,7 @@ pub enum Packing {
 }
 
 /// Which matrices are ternary, and how: the key `ternlm` of `config.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TernaryNote {
     /// [`NOTE_FORMAT`].
     pub format: u32,
@@ -83,7 +83,7 @@ pub struct TernaryNote {
     /// Inputs that share a scale.
     pub group: Grouping,
     /// What the inputs of their products are; absent: f32.
-    #[serde(skip_serializing_if = "Inputs::is_f32")]
+    #[serde(skip_serializing_if = "is_default")]
     pub activations: Inputs,
     /// Names of the ternary tensors.
     pub tensors: Vec<String>,

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::json::{self, Fields, as_type};
-use super::quoted;
 use super::tensors::{Data, Dtype, Tensor, TensorFiles, write_safetensors};
+use super::{bad_tensor, quoted};
 use crate::config::Precision;
 use crate::error::{Error, Result};
 use crate::files::{self, Bytes, sha256_hex};
@@ -296,8 +296,7 @@ impl Shard {
             }
         }
         if let Some(name) = stored.names().find(|name| ![TOKENS, LN_P].contains(name)) {
-            let field = format!("tensor {}", quoted(name));
-            return Err(Error::input(path, field, "a tensor", format!("{TOKENS} and {LN_P} alone")));
+            return Err(bad_tensor(path, name, "", "a tensor", format!("{TOKENS} and {LN_P} alone")));
         }
         let shape = [positions.len(), index.top];
         let ids = if index.width() == 2 { Dtype::U16 } else { Dtype::U32 };

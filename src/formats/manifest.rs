@@ -1,12 +1,12 @@
 //! `ternary.json` beside the weights: what the trainer says it stored, tensor by tensor, for others to check.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::json::{self, Fields, as_size, as_type};
-use super::{Form, quoted};
+use super::{Form, any_of, quoted};
 use crate::error::Result;
 use crate::files::{self, Bundle};
 use crate::ternary::Grouping;
@@ -17,7 +17,7 @@ pub const FILE_NAME: &str = "ternary.json";
 pub const FORMAT: u32 = 1;
 
 /// Everything stored in one model directory.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Manifest {
     /// [`FORMAT`].
     pub format: u32,
@@ -30,19 +30,19 @@ pub struct Manifest {
 }
 
 /// One stored tensor.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Entry {
     /// Outermost dimension first.
     pub shape: Vec<usize>,
     /// Absent for a tensor that is not ternary.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ternary: Option<TernaryEntry>,
     /// SHA-256 of the tensor's bytes in the file, lower-case hexadecimal.
     pub stored_sha256: String,
 }
 
 /// What a matrix is after projection.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TernaryEntry {
     /// Inputs that share a scale.
     pub group_size: usize,
@@ -80,7 +80,7 @@ impl Manifest {
         };
         Ok(Self {
             format: FORMAT,
-            form: top.need("form", "\"latent\", \"unpacked\" or \"packed\"", as_type)?,
+            form: top.need("form", &any_of(Form::ALL), as_type)?,
             group: top.need("group", "a number, 1 or more, or \"tensor\"", as_type)?,
             tensors: tensors.map.keys().map(entry).collect::<Result<_>>()?,
         })

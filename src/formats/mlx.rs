@@ -14,11 +14,9 @@
 use half::f16;
 use safetensors::Dtype;
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use super::quoted;
 use super::tensors::{Data, Tensor, TensorFiles, TensorView};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ternary::{CODES_PER_WORD, Grouping, TernaryMatrix};
 
 /// Group sizes that MLX has, the largest first: it takes the fewest bits.
@@ -77,24 +75,19 @@ pub fn matrices(
         if view.dtype != Dtype::U32 {
             continue;
         }
-        let bad = |found: String, wanted: String| {
-            Err(Error::input(view.file, format!("tensor {}", quoted(name)), found, wanted))
-        };
         let group = groups.get(stem).copied().unwrap_or(group);
         let shape = match view.shape {
             &[rows, words] if rows > 0 && words > 0 => [rows, words.saturating_mul(CODES_PER_WORD)],
-            other => return bad(format!("shape {other:?}"), "[out, in / 16]".into()),
+            other => return Err(view.bad("", format!("shape {other:?}"), "[out, in / 16]")),
         };
         if !shape[1].is_multiple_of(group) {
-            return bad(format!("{} inputs", shape[1]), format!("a multiple of group_size {group}"));
+            let wanted = format!("a multiple of group_size {group}");
+            return Err(view.bad("", format!("{} inputs", shape[1]), wanted));
         }
         for part in ["scales", "biases"] {
-            let name = format!("{stem}.{part}");
-            let (found, wanted) = (stored.tensor(&name)?, [shape[0], shape[1] / group]);
-            if found.shape != wanted {
-                let place = format!("tensor {}", quoted(&name));
-                let found_shape = format!("shape {:?}", found.shape);
-                return Err(Error::input(found.file, place, found_shape, format!("{wanted:?}")));
+            let (part, wanted) = (stored.tensor(&format!("{stem}.{part}"))?, [shape[0], shape[1] / group]);
+            if part.shape != wanted {
+                return Err(part.bad("", format!("shape {:?}", part.shape), format!("{wanted:?}")));
             }
         }
         all.insert(name.to_string(), Packed { shape, group });
@@ -142,14 +135,12 @@ impl<'a> Parts<'a> {
             let place = || format!("row {}, group {}", at / row_groups, at % row_groups);
             if *b != -s {
                 let found = format!("scale {s} with bias {b}");
-                return Err(self.bad(
-                    &place(),
-                    found,
-                    "a bias that is minus the scale: weights that are ternary",
-                ));
+                let wanted = "a bias that is minus the scale: weights that are ternary";
+                return Err(self.codes.bad(&place(), found, wanted));
             }
             if !(s.is_finite() && *s >= 0.0 && f16::from_f32(*s).to_f32() == *s) {
-                return Err(self.bad(&place(), format!("scale {s}"), "a number of 0 or more that f16 holds"));
+                let wanted = "a number of 0 or more that f16 holds";
+                return Err(self.codes.bad(&place(), format!("scale {s}"), wanted));
             }
         }
         let own = grouping.size(cols);
@@ -161,7 +152,8 @@ impl<'a> Parts<'a> {
                 let under = &scales[g * own / group..=(((g + 1) * own).min(cols) - 1) / group];
                 if let Some(other) = under.iter().find(|s| **s != under[0]) {
                     let found = format!("scales {} and {other}", under[0]);
-                    return Err(self.bad(&format!("row {row}"), found, &format!("one for {own} inputs")));
+                    let wanted = format!("one for {own} inputs");
+                    return Err(self.codes.bad(&format!("row {row}"), found, wanted));
                 }
                 *merged = under[0];
             }
@@ -172,19 +164,14 @@ impl<'a> Parts<'a> {
             let within = (0..CODES_PER_WORD).position(|j| words[at] >> (2 * j) & 3 == 3).unwrap_or(0);
             let (row, col) = (at * CODES_PER_WORD / cols, at * CODES_PER_WORD % cols + within);
             let place = format!("row {row}, column {col}");
-            return Err(self.bad(&place, "code 3".into(), "0, 1 or 2: weights that are ternary"));
+            return Err(self.codes.bad(&place, "code 3", "0, 1 or 2: weights that are ternary"));
         }
         TernaryMatrix::from_parts(rows, cols, grouping, words, merged)
-            .map_err(|why| self.bad("parts", why, "trits and scales"))
+            .map_err(|why| self.codes.bad("parts", why, "trits and scales"))
     }
 
     /// The stored bytes, part by part.
     pub fn bytes(&self) -> [&'a [u8]; 3] {
         [self.codes.bytes, self.scales.bytes, self.biases.bytes]
-    }
-
-    fn bad(&self, place: &str, found: String, wanted: &str) -> Error {
-        let file: &Path = self.codes.file;
-        Error::input(file, format!("tensor {} {place}", quoted(self.codes.name)), found, wanted)
     }
 }

@@ -26,6 +26,11 @@ pub use description::{Description, NOTE_FORMAT, Packing, TernaryNote};
 pub use model_files::{ModelFiles, Stored, Trits, files_of, is_model};
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::fmt::Display;
+use std::path::Path;
+
+use crate::error::Error;
 
 /// What the matrices of a directory hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,11 +50,39 @@ pub enum Form {
     Gguf,
 }
 
+impl Form {
+    const ALL: [Form; 6] = {
+        use Form::*;
+        [Latent, Unpacked, Packed, Mlx, BitNet, Gguf]
+    };
+}
+
 /// A name out of an untrusted file, quoted, escaped and cut for an error message.
 pub(crate) fn quoted(name: &str) -> String {
     const SHOWN: usize = 120;
     match name.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{:?}…", &name[..end]),
         None => format!("{name:?}"),
+    }
+}
+
+/// The error for `part` of the tensor `name`, or for all of it where that is empty.
+pub(crate) fn bad_tensor(
+    file: impl AsRef<Path>,
+    name: &str,
+    part: &str,
+    found: impl Display,
+    wanted: impl Display,
+) -> Error {
+    let field = format!("tensor {} {part}", quoted(name));
+    Error::input(file, field.trim_end(), found, wanted)
+}
+
+/// Names, or what is written as a name, as an error message offers them: `"a", "b" or "c"`.
+fn any_of(names: impl IntoIterator<Item: Serialize>) -> String {
+    let names: Vec<String> = names.into_iter().map(|name| json!(name).to_string()).collect();
+    match &names[..] {
+        [rest @ .., last] if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => names.concat(),
     }
 }

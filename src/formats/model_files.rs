@@ -11,7 +11,7 @@ use super::gguf::{self, GgufFile, GgufModel};
 use super::packed::PackedFile;
 use super::recognise::Found;
 use super::tensors::{TensorFiles, TensorView};
-use super::{Description, Form, bitnet, hf, mlx, quoted};
+use super::{Description, Form, bad_tensor, bitnet, hf, mlx};
 use crate::error::{Error, Result};
 use crate::files::{Bundle, sha256_hex};
 use crate::ternary::{Grouping, PackedMatrix, TernaryMatrix};
@@ -264,9 +264,8 @@ impl Stored<'_> {
                 let shape = trits.held.shape();
                 if expected_shape != shape {
                     let (file, name) = trits.held.place();
-                    let (place, wanted) =
-                        (format!("tensor {} shape", quoted(name)), format!("{expected_shape:?}"));
-                    return Err(Error::input(file, place, format!("{shape:?}"), wanted));
+                    let (found, wanted) = (format!("{shape:?}"), format!("{expected_shape:?}"));
+                    return Err(bad_tensor(file, name, "shape", found, wanted));
                 }
                 let matrix = trits.matrix(shape[0], shape[1])?;
                 out.chunks_mut(shape[1]).enumerate().for_each(|(row, out)| matrix.unpack_row(row, out));

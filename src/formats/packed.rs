@@ -18,7 +18,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::quoted;
 use super::tensors::{Data, Progress, Tensor, TensorFiles, write_in_order};
 use crate::error::{Error, Result};
 use crate::files::Bundle;
@@ -107,21 +106,20 @@ impl PackedFile {
         let mut matrices = BTreeMap::new();
         for (name, shape) in &header.matrices {
             let view = stored.tensor(name)?;
-            let place = format!("tensor {}", quoted(name));
             if view.dtype != Dtype::U8 || view.shape.len() != 1 {
                 let found = format!("{} {:?}", view.dtype, view.shape);
-                return Err(bad(&place, found, "U8, one dimension"));
+                return Err(view.bad("", found, "U8, one dimension"));
             }
             let bytes = stored.shared(name)?;
             let matrix = PackedMatrix::from_bytes(*shape, header.group, header.density, bytes)
-                .map_err(|why| bad(&place, why, "the size of its shape"))?;
+                .map_err(|why| view.bad("", why, "the size of its shape"))?;
             matrices.insert(name.clone(), (matrix, *shape));
         }
         let mut files = BTreeMap::new();
         for name in stored.names().filter_map(|name| name.strip_prefix(FILE)) {
             let view = stored.tensor(&format!("{FILE}{name}"))?;
             if view.dtype != Dtype::U8 {
-                return Err(bad(&format!("tensor {}", quoted(view.name)), view.dtype.to_string(), "U8"));
+                return Err(view.bad("", view.dtype, "U8"));
             }
             files.insert(name.to_string(), view.bytes.to_vec());
         }
@@ -162,7 +160,7 @@ pub struct Contents<'a> {
 /// A ternary tensor to be written.
 pub type ToPack<'a> = (String, [usize; 2], PackFn<'a>);
 /// Makes the packed matrix.
-pub type PackFn<'a> = Box<dyn Fn() -> PackedMatrix + 'a>;
+type PackFn<'a> = Box<dyn Fn() -> PackedMatrix + 'a>;
 
 /// Writes a packed model. `progress` is that of [`write_in_order`].
 pub fn write(path: &Path, contents: &Contents<'_>, progress: Progress<'_>) -> Result<()> {

@@ -6,7 +6,7 @@ use super::Decoder;
 use crate::config::{ModelConfig, Scope};
 use crate::error::{Error, Result};
 use crate::formats::hf::HEAD;
-use crate::formats::{ModelFiles, quoted};
+use crate::formats::{ModelFiles, bad_tensor, quoted};
 use crate::ternary::Grouping;
 
 const FIRST_LAYER: &str = "model.layers.0.";
@@ -26,7 +26,7 @@ pub fn unused(stored: &ModelFiles) -> Result<Vec<&str>> {
         if tensor.shape() != shape {
             let found = format!("shape {:?}", tensor.shape());
             let wanted = format!("{shape:?}, as config.json has it");
-            return Err(Error::input(stored.source(), format!("tensor {}", quoted(&name)), found, wanted));
+            return Err(bad_tensor(stored.source(), &name, "", found, wanted));
         }
         used.insert(name);
     }
@@ -107,5 +107,5 @@ fn missing(name: &str, stored: &ModelFiles) -> Error {
         HEAD => "this tensor, or tie_word_embeddings true in config.json",
         _ => "this tensor",
     };
-    Error::input(stored.source(), format!("tensor {}", quoted(name)), found, wanted)
+    bad_tensor(stored.source(), name, "", found, wanted)
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Decoder, Role, Weight};
+use super::{Decoder, Weight};
 use crate::config::{Activation, Inputs, ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::files::Bundle;
@@ -47,7 +47,8 @@ pub fn save_gguf(
                     format!("one that {architecture} has there"),
                 )
             })?;
-            let paired = (architecture == "llama").then(|| paired_heads(weight, decoder)).flatten();
+            let heads = [decoder.config.heads, decoder.config.kv_heads];
+            let paired = names::paired_heads(architecture, &weight.name, heads);
             Ok(tensor(weight, name, kind, paired))
         })
         .collect::<Result<_>>()?;
@@ -150,7 +151,7 @@ fn metadata(
     out.extend(inputs_note(decoder.inputs()).map(|note| (INPUTS.into(), Item::Text(note))));
     match tokens::metadata(files, description, m.vocab_size)? {
         Some(vocabulary) => out.extend(vocabulary),
-        None => out.push(("tokenizer.ggml.model".into(), text("none"))),
+        None => out.push((tokens::MODEL.into(), text("none"))),
     }
     Ok(out)
 }
@@ -189,13 +190,6 @@ fn rotation(m: &ModelConfig, files: &Bundle) -> Result<Vec<(&'static str, Item)>
             return Err(Error::input(file, "rope_scaling", format!("{other:?}"), wanted));
         }
     })
-}
-
-/// Heads whose rows stand in pairs, first and second half in turn, as llama.cpp rotates neighbours in LLaMA.
-fn paired_heads(weight: &Weight, decoder: &Decoder) -> Option<usize> {
-    let heads = [(".q_proj.", decoder.config.heads), (".k_proj.", decoder.config.kv_heads)];
-    let of = heads.into_iter().find(|(part, _)| weight.name.contains(part));
-    of.filter(|_| matches!(weight.role, Role::Attention | Role::Bias)).map(|(_, heads)| heads)
 }
 
 fn tensor<'a>(

@@ -13,14 +13,14 @@ use super::types::{BlockType, OLD_Q2_0, Q2_0};
 use super::value::{Kind, Value};
 use crate::error::{Error, Result};
 use crate::files::Mapped;
-use crate::formats::quoted;
+use crate::formats::{bad_tensor, quoted};
 
-pub const MAGIC: &[u8; 4] = b"GGUF";
+pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 /// The version that is written today; version 2 has the same layout.
-pub const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 3;
 /// What the data of tensors are aligned to, unless [`ALIGNMENT_KEY`] says otherwise.
-pub const ALIGNMENT: usize = 32;
-pub const ALIGNMENT_KEY: &str = "general.alignment";
+pub(super) const ALIGNMENT: usize = 32;
+const ALIGNMENT_KEY: &str = "general.alignment";
 /// ggml's own limits.
 const MAX_NAME: usize = 64;
 const MAX_DIMS: usize = 4;
@@ -156,6 +156,11 @@ impl<'a> Reader<'a> {
     /// A length or count of things that take `each` bytes at least, which are still to come.
     fn count(&mut self, each: usize, field: impl Fn() -> String) -> Result<usize> {
         let count = self.u64(&field)?;
+        self.fits(count, each, field)
+    }
+
+    /// Such a number, judged by the bytes that are left.
+    fn fits(&self, count: u64, each: usize, field: impl Fn() -> String) -> Result<usize> {
         let most = self.rest.len() / each;
         match usize::try_from(count) {
             Ok(count) if count <= most => Ok(count),
@@ -172,11 +177,15 @@ impl<'a> Reader<'a> {
         if length == 0 || length > most {
             return Err(self.bad(format!("{} length", field()), length, format!("1 to {most} bytes")));
         }
+        self.text(length, field).map(String::from)
+    }
+
+    /// A text of so many bytes, which [`Reader::count`] has seen.
+    fn text(&mut self, length: usize, field: impl Fn() -> String) -> Result<&'a str> {
         let (bytes, rest) = self.rest.split_at(length);
-        let name = str::from_utf8(bytes)
-            .map_err(|why| self.bad(field(), format!("bytes that are no text: {why}"), "UTF-8"))?;
         self.rest = rest;
-        Ok(name.to_string())
+        str::from_utf8(bytes)
+            .map_err(|why| self.bad(field(), format!("bytes that are no text: {why}"), "UTF-8"))
     }
 
     /// The version, and how many tensors and keys there are.
@@ -197,14 +206,8 @@ impl<'a> Reader<'a> {
         // A name, no dimensions, type, offset; a name, a type, a byte.
         let tensors = self.u64(|| "tensor count".into())?;
         let keys = self.count(8 + 1 + 4 + 1, || "key count".into())?;
-        let most = self.rest.len() / (8 + 1 + 4 + 4 + 8);
-        match usize::try_from(tensors) {
-            Ok(tensors) if tensors <= most => Ok((version, [tensors, keys])),
-            _ => {
-                let wanted = format!("at most {most}, which the {} bytes that follow hold", self.rest.len());
-                Err(self.bad("tensor count", tensors, wanted))
-            }
-        }
+        let tensors = self.fits(tensors, 8 + 1 + 4 + 4 + 8, || "tensor count".into())?;
+        Ok((version, [tensors, keys]))
     }
 
     fn keys(&mut self, count: usize) -> Result<Vec<(String, Kind, Range<usize>)>> {
@@ -251,11 +254,7 @@ impl<'a> Reader<'a> {
             }
             Kind::String => {
                 let length = self.count(1, || format!("{} length", field()))?;
-                let (bytes, rest) = self.rest.split_at(length);
-                str::from_utf8(bytes)
-                    .map_err(|why| self.bad(field(), format!("bytes that are no text: {why}"), "UTF-8"))?;
-                self.rest = rest;
-                Ok(())
+                self.text(length, field).map(drop)
             }
             Kind::Bool => match self.array(field)? {
                 [0 | 1] => Ok(()),
@@ -331,8 +330,8 @@ fn placed(
         return Err(Error::input(path, "data", "nothing", format!("tensors from byte {begin} on")));
     };
     if let Some(info) = infos.iter().find(|info| info.offset > data) {
-        let field = format!("tensor {} offset", quoted(&info.name));
-        return Err(Error::input(path, field, info.offset, format!("at most the data's {data} bytes")));
+        let wanted = format!("at most the data's {data} bytes");
+        return Err(bad_tensor(path, &info.name, "offset", info.offset, wanted));
     }
     infos.sort_by_key(|info| info.offset);
     // How much room each has: up to the next one.
@@ -354,9 +353,7 @@ fn placed(
     for (i, (info, room_end)) in infos.into_iter().zip(ends).enumerate() {
         let kind = type_of(path, &info, old)?;
         let Info { name, shape, offset, .. } = info;
-        let bad = |what: &str, found: String, wanted: String| {
-            Error::input(path, format!("tensor {} {what}", quoted(&name)), found, wanted)
-        };
+        let bad = |part: &str, found: String, wanted: String| bad_tensor(path, &name, part, found, wanted);
         let cols = shape[shape.len() - 1];
         if !cols.is_multiple_of(kind.block) {
             let found = format!("{shape:?} of {}", kind.name);
@@ -383,10 +380,8 @@ fn placed(
 
 /// `old`: whether the number of `Q2_0` means blocks of 128.
 fn type_of(path: &Path, info: &Info, old: bool) -> Result<&'static BlockType> {
-    let kind = BlockType::by_id(info.id).ok_or_else(|| {
-        let field = format!("tensor {} type", quoted(&info.name));
-        Error::input(path, field, info.id, "a type that ggml has")
-    })?;
+    let kind = BlockType::by_id(info.id)
+        .ok_or_else(|| bad_tensor(path, &info.name, "type", info.id, "a type that ggml has"))?;
     Ok(if old && info.id == Q2_0 { &OLD_Q2_0 } else { kind })
 }
 

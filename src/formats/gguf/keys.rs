@@ -8,9 +8,10 @@ use super::value::Value;
 use super::view::View;
 use crate::config::RopeScaling;
 use crate::error::{Error, Result};
+use crate::formats::any_of;
 
 /// Architectures that are read, by their name in a file.
-const ARCHITECTURES: &str = "\"llama\", \"qwen2\", \"qwen3\" or \"bitnet\"";
+const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "bitnet"];
 
 /// The architecture's own keys that are read, or that change nothing.
 const KNOWN: &[&str] = &[
@@ -71,9 +72,9 @@ impl<'a> Keys<'a> {
         }
         let key = "general.architecture";
         let value = file.get(key);
-        match value.and_then(|value| value.as_str()) {
-            Some(architecture @ ("llama" | "qwen2" | "qwen3" | "bitnet")) => Ok(Self { file, architecture }),
-            _ => Err(bad(file, key, value, ARCHITECTURES)),
+        match value.and_then(|value| value.as_str()).filter(|name| ARCHITECTURES.contains(name)) {
+            Some(architecture) => Ok(Self { file, architecture }),
+            None => Err(bad(file, key, value, &any_of(ARCHITECTURES))),
         }
     }
 

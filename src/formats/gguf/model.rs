@@ -12,13 +12,13 @@ use super::names::{self, ROPE_FACTORS};
 use super::tokenizer;
 use super::types::Coding;
 use super::view::View;
-use crate::config::{Inputs, Scope};
-use crate::error::{Error, Result};
+use crate::config::{self, Inputs};
+use crate::error::Result;
 use crate::files::Bundle;
 use crate::formats::hf::{self, EMBEDDING, HEAD};
 use crate::formats::recognise::{self, Found};
 use crate::formats::tensors::TensorView;
-use crate::formats::{Form, NOTE_FORMAT, TernaryNote, quoted};
+use crate::formats::{Form, TernaryNote, bad_tensor};
 use crate::ternary::Grouping;
 
 /// Our own key for what inputs of ternary products are rounded to, where that is anything: no tool has one.
@@ -26,7 +26,7 @@ pub const INPUTS: &str = "ternlm.activations";
 
 /// The value of [`INPUTS`] for such inputs.
 pub fn inputs_note(inputs: Inputs) -> Option<String> {
-    json!(inputs).as_str().filter(|_| !inputs.is_f32()).map(String::from)
+    (inputs != Inputs::F32).then(|| config::name(&inputs))
 }
 
 /// A GGUF file whose tensors have Hugging Face names.
@@ -49,23 +49,18 @@ impl GgufModel {
     pub fn open(path: &Path) -> Result<(Self, Bundle)> {
         let file = GgufFile::open(path)?;
         let keys = Keys::of(&file)?;
-        let [heads, kv_heads] = keys.heads()?;
-        // LLaMA's files are made for a rotation of neighbours.
-        let paired = |name: &str| {
-            let of = |part: &str| keys.architecture == "llama" && name.contains(part);
-            of(".q_proj.").then_some(heads).or(of(".k_proj.").then_some(kv_heads))
-        };
+        let heads = keys.heads()?;
         let mut tensors = BTreeMap::new();
         for name in file.tensors().keys().filter(|name| *name != ROPE_FACTORS) {
             let Some(ours) = names::to_hf(name) else {
                 let wanted = format!("only tensors that {} has", keys.architecture);
-                return Err(Error::input(path, format!("tensor {}", quoted(name)), "it in the file", wanted));
+                return Err(bad_tensor(path, name, "", "it in the file", wanted));
             };
-            let heads = paired(&ours);
-            tensors.insert(ours, (name.clone(), heads));
+            let paired = names::paired_heads(keys.architecture, &ours, heads);
+            tensors.insert(ours, (name.clone(), paired));
         }
         let Some((embedding, _)) = tensors.get(EMBEDDING) else {
-            return Err(Error::input(path, "tensor \"token_embd.weight\"", "nothing", "this tensor"));
+            return Err(bad_tensor(path, "token_embd.weight", "", "nothing", "this tensor"));
         };
         let vocab = file.tensors()[embedding].shape[0];
         let bias = |part: &str| tensors.contains_key(&format!("model.layers.0.{part}.bias"));
@@ -111,8 +106,7 @@ impl GgufModel {
     /// The tensor `name`, not yet read.
     pub fn tensor(&self, name: &str) -> Result<View<'_>> {
         let Some((stored, paired_heads)) = self.tensors.get(name) else {
-            let field = format!("tensor {}", quoted(name));
-            return Err(Error::input(self.file.path(), field, "nothing", "this tensor"));
+            return Err(bad_tensor(self.file.path(), name, "", "nothing", "this tensor"));
         };
         Ok(view(&self.file, stored, *paired_heads))
     }
@@ -147,44 +141,33 @@ impl GgufModel {
     /// What of the model is ternary: all matrices, or all inside of the blocks. A model of which only some are holds
     /// their weights as values, exactly.
     fn note(&self) -> Option<TernaryNote> {
-        let is_ternary = |name: &str| self.tensor(name).is_ok_and(|t| t.kind.is_ternary());
-        let blocks: Vec<&str> = self.names().filter(|name| names::is_projection(name)).collect();
-        let ends: Vec<&str> = [EMBEDDING, HEAD].into_iter().filter(|name| self.contains(name)).collect();
-        let scope = match blocks.iter().all(|name| is_ternary(name)) && !blocks.is_empty() {
-            true if ends.iter().all(|name| is_ternary(name)) => Scope::All,
-            true => Scope::Blocks,
-            false => {
-                let some = blocks.iter().chain(&ends).filter(|name| is_ternary(name)).count();
-                if some > 0 {
-                    tracing::warn!(
-                        "{}: {some} of {} matrices are ternary: all are held as plain values",
-                        self.file.path().display(),
-                        blocks.len() + ends.len()
-                    );
-                }
-                return None;
+        let mut matrices: Vec<&str> = self.names().filter(|name| names::is_projection(name)).collect();
+        matrices.extend([EMBEDDING, HEAD].into_iter().filter(|name| self.contains(name)));
+        let is_ternary = |name: &&str| self.tensor(name).is_ok_and(|view| view.kind.is_ternary());
+        let ternary: HashSet<&str> = matrices.iter().copied().filter(is_ternary).collect();
+        let all = matrices.iter().copied();
+        let note = recognise::note(all, &ternary, Form::Gguf, Grouping::default(), Inputs::F32);
+        let Some(note) = note else {
+            if !ternary.is_empty() {
+                tracing::warn!(
+                    "{}: {} of {} matrices are ternary: all are held as plain values",
+                    self.file.path().display(),
+                    ternary.len(),
+                    matrices.len()
+                );
             }
+            return None;
         };
-        let all = if scope == Scope::All { [blocks, ends].concat() } else { blocks };
-        let views = || all.iter().filter_map(|name| self.tensor(name).ok());
+        let views = || note.tensors.iter().filter_map(|name| self.tensor(name).ok());
         // A scale for each 128 inputs is written twice where blocks have 64.
         let halves = views().filter(|view| view.kind.block == 64);
         let pairs = halves.clone().all(|view| view.scales_in_pairs());
         let group_of = |view: &View<'_>| if view.kind.block == 64 && pairs { 128 } else { view.kind.block };
         let group = views().map(|view| group_of(&view)).min().unwrap_or(128);
-        Some(TernaryNote {
-            format: NOTE_FORMAT,
-            form: Form::Gguf,
-            scope,
-            group: Grouping::Size(group),
-            activations: Inputs::F32,
-            tensors: all.into_iter().map(String::from).collect(),
-        })
+        Some(TernaryNote { group: Grouping::Size(group), ..note })
     }
-}
 
-impl GgufModel {
-    /// As an export of ours says; other tools say nothing.
+    /// What inputs of ternary products are rounded to, as an export of ours says; other tools say nothing.
     fn inputs(&self) -> Inputs {
         let said = self.file.get(INPUTS).and_then(|value| value.as_str());
         said.and_then(|said| serde_json::from_value(json!(said)).ok()).unwrap_or_default()

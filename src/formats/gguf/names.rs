@@ -19,16 +19,17 @@ const IN_BLOCK: [(&str, &str); 13] = [
     ("ffn_sub_norm", "mlp.ffn_sub_norm"),
 ];
 
+/// What stands outside of blocks: there, and here.
+const OUTSIDE: [(&str, &str); 3] =
+    [("token_embd.weight", EMBEDDING), ("output.weight", HEAD), ("output_norm.weight", "model.norm.weight")];
+
 /// Factors of the rotation by frequency.
 pub const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// The Hugging Face name of a tensor; `None` of one that no decoder here has.
 pub fn to_hf(name: &str) -> Option<String> {
-    match name {
-        "token_embd.weight" => return Some(EMBEDDING.into()),
-        "output.weight" => return Some(HEAD.into()),
-        "output_norm.weight" => return Some("model.norm.weight".into()),
-        _ => {}
+    if let Some((_, ours)) = OUTSIDE.iter().find(|(theirs, _)| *theirs == name) {
+        return Some(ours.to_string());
     }
     let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
     // As it is written, so that two names never become one.
@@ -40,16 +41,20 @@ pub fn to_hf(name: &str) -> Option<String> {
 
 /// The name in a GGUF file of a tensor with this Hugging Face name; `None` of one that has no place there.
 pub fn from_hf(name: &str) -> Option<String> {
-    match name {
-        EMBEDDING => return Some("token_embd.weight".into()),
-        HEAD => return Some("output.weight".into()),
-        "model.norm.weight" => return Some("output_norm.weight".into()),
-        _ => {}
+    if let Some((theirs, _)) = OUTSIDE.iter().find(|(_, ours)| *ours == name) {
+        return Some(theirs.to_string());
     }
     let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
     let (part, kind) = part.rsplit_once('.')?;
     let (theirs, _) = IN_BLOCK.iter().find(|(_, ours)| *ours == part)?;
     Some(format!("blk.{layer}.{theirs}.{kind}"))
+}
+
+/// Heads whose rows stand in pairs in a GGUF file, first and second half in turn, as llama.cpp rotates neighbours: of queries
+/// and keys of LLaMA. `name` is Hugging Face's.
+pub fn paired_heads(architecture: &str, name: &str, [queries, keys]: [usize; 2]) -> Option<usize> {
+    let of = |part: &str| architecture == "llama" && name.contains(part);
+    of(".q_proj.").then_some(queries).or(of(".k_proj.").then_some(keys))
 }
 
 /// Whether a Hugging Face name is that of a projection inside of a block.

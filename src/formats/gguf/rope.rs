@@ -3,7 +3,6 @@
 use serde_json::Value as Json;
 
 use super::file::GgufFile;
-use super::names::ROPE_FACTORS;
 use super::view::View;
 use crate::config::RopeScaling;
 use crate::error::{Error, Result};
@@ -57,8 +56,7 @@ fn usual(factor: f64) -> RopeScaling {
 pub(super) fn scaling(file: &GgufFile, tensor: &View<'_>, theta: f64, dim: u64) -> Result<Json> {
     let half = usize::try_from(dim / 2).unwrap_or(usize::MAX);
     if tensor.shape != [half] {
-        let field = format!("tensor {ROPE_FACTORS:?} shape");
-        return Err(Error::input(tensor.file, field, format!("{:?}", tensor.shape), format!("[{half}]")));
+        return Err(tensor.bad("shape", format!("{:?}", tensor.shape), format!("[{half}]")));
     }
     let mut factors = vec![0.0; half];
     tensor.read_f32_into(&[half], &mut factors)?;
@@ -77,8 +75,7 @@ pub(super) fn scaling(file: &GgufFile, tensor: &View<'_>, theta: f64, dim: u64) 
     match factors.iter().enumerate().find(off) {
         None => Ok(hf::rope_scaling(&scaling)),
         Some((i, found)) => {
-            let field = format!("tensor {ROPE_FACTORS:?} number {i}");
-            Err(Error::input(tensor.file, field, found, format!("{:.6}, {whose}", wanted(i))))
+            Err(tensor.bad(&format!("number {i}"), found, format!("{:.6}, {whose}", wanted(i))))
         }
     }
 }

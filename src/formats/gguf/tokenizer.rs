@@ -5,26 +5,17 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::file::GgufFile;
 use super::keys::bad;
+use super::tokens::{
+    ADD_BOS, ADD_EOS, ADD_SPACE, BYTE, CONTROL, MERGES, MODEL, NORMAL, PRE, SCORES, TEMPLATE, TOKENS, TYPES,
+    UNKNOWN, UNUSED, USER_DEFINED, id_key,
+};
 use super::value::{Kind, Value};
 use crate::config::patterns::{GPT2, LLAMA3, QWEN2};
 use crate::error::{Error, Result};
 use crate::formats::{hf, quoted};
 
-const MODEL: &str = "tokenizer.ggml.model";
-const PRE: &str = "tokenizer.ggml.pre";
-const TOKENS: &str = "tokenizer.ggml.tokens";
-const TYPES: &str = "tokenizer.ggml.token_type";
-const SCORES: &str = "tokenizer.ggml.scores";
-const MERGES: &str = "tokenizer.ggml.merges";
 /// SentencePiece's pieces are far shorter; every place in one is tried as the joint of two others.
 const MAX_PIECE: usize = 512;
-
-/// What `token_type` says of a token.
-const UNKNOWN: u64 = 2;
-const CONTROL: u64 = 3;
-const USER_DEFINED: u64 = 4;
-const UNUSED: u64 = 5;
-const BYTE: u64 = 6;
 
 /// `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`, and the tokens that begin and end a text in
 /// `config`; nothing for a file without a vocabulary.
@@ -50,7 +41,7 @@ pub(super) fn files(file: &GgufFile, config: &mut Map<String, Json>) -> Result<B
         "eos_token": text_of(vocabulary.eos),
         "unk_token": text_of(vocabulary.unknown),
         "pad_token": text_of(vocabulary.padding),
-        "chat_template": text(file, "tokenizer.chat_template")?,
+        "chat_template": text(file, TEMPLATE)?,
     });
     Ok(BTreeMap::from([
         ("tokenizer.json".into(), bytes(&vocabulary.json()?)),
@@ -114,7 +105,7 @@ impl Cuts {
 struct Vocabulary<'a> {
     file: &'a GgufFile,
     tokens: Vec<&'a str>,
-    types: Vec<u64>,
+    types: Vec<i32>,
     kind: How<'a>,
     bos: Option<u64>,
     eos: Option<u64>,
@@ -165,9 +156,9 @@ impl<'a> Vocabulary<'a> {
             true => Ok(()),
             false => Err(bad(file, key, file.get(key), &format!("a list of {}, one a token", tokens.len()))),
         };
-        let types: Vec<u64> = match list(file, TYPES, Kind::I32)? {
-            Some(types) => types.map(|value| value.as_u64().unwrap_or(0)).collect(),
-            None => vec![1; tokens.len()],
+        let types: Vec<i32> = match list(file, TYPES, Kind::I32)? {
+            Some(types) => types.map(|value| if let Value::I32(kind) = value { kind } else { 0 }).collect(),
+            None => vec![NORMAL; tokens.len()],
         };
         same_length(TYPES, types.len())?;
         let sentence_piece = text(file, MODEL)? == Some("llama");
@@ -184,7 +175,7 @@ impl<'a> Vocabulary<'a> {
         let is_filler = |id: usize| types[id] == UNUSED && tokens[id].starts_with("[PAD");
         let fillers: Vec<bool> = (0..tokens.len()).map(is_filler).collect();
         let id = |key: &str, otherwise: u64| {
-            let key = format!("tokenizer.ggml.{key}_token_id");
+            let key = id_key(key);
             let below = |id: &u64| *id < fillers.len() as u64;
             match file.get(&key) {
                 None => Ok(Some(otherwise).filter(|_| sentence_piece).filter(below)),
@@ -207,12 +198,11 @@ impl<'a> Vocabulary<'a> {
             }
         }
         let default_bos = sentence_piece || matches!(kind, How::Merges(Cuts::Llama3, _));
-        let add_bos = flag(file, "tokenizer.ggml.add_bos_token")?.unwrap_or(default_bos);
-        let add_eos = flag(file, "tokenizer.ggml.add_eos_token")?.unwrap_or(false);
+        let add_bos = flag(file, ADD_BOS)?.unwrap_or(default_bos);
+        let add_eos = flag(file, ADD_EOS)?.unwrap_or(false);
         for (add, id, name) in [(add_bos, bos, "bos"), (add_eos, eos, "eos")] {
             if add && id.is_none() {
-                let key = format!("tokenizer.ggml.{name}_token_id");
-                return Err(bad(file, &key, None, &format!("an id, as add_{name}_token is true")));
+                return Err(bad(file, &id_key(name), None, &format!("an id, as add_{name}_token is true")));
             }
         }
         Ok(Self {
@@ -226,7 +216,7 @@ impl<'a> Vocabulary<'a> {
             stop,
             add_bos,
             add_eos,
-            space_before: flag(file, "tokenizer.ggml.add_space_prefix")?.unwrap_or(sentence_piece),
+            space_before: flag(file, ADD_SPACE)?.unwrap_or(sentence_piece),
             tokens,
         })
     }

@@ -17,13 +17,31 @@ const SIDE: &str = "tokenizer_config.json";
 /// Largest file that is read: published tokenizers are below 40 MB.
 const MAX: u64 = 256 << 20;
 
-/// What `token_type` says of a token.
-const NORMAL: i32 = 1;
-const UNKNOWN: i32 = 2;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
-const UNUSED: i32 = 5;
-const BYTE: i32 = 6;
+/// The key of a vocabulary's kind: `gpt2`, `llama`, or `none`.
+pub const MODEL: &str = "tokenizer.ggml.model";
+/// Other keys of a vocabulary, and of what is put around a text.
+pub(super) const PRE: &str = "tokenizer.ggml.pre";
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const TYPES: &str = "tokenizer.ggml.token_type";
+pub(super) const SCORES: &str = "tokenizer.ggml.scores";
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
+pub(super) const ADD_SPACE: &str = "tokenizer.ggml.add_space_prefix";
+pub(super) const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
+pub(super) const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
+pub(super) const TEMPLATE: &str = "tokenizer.chat_template";
+
+/// What [`TYPES`] says of a token.
+pub(super) const NORMAL: i32 = 1;
+pub(super) const UNKNOWN: i32 = 2;
+pub(super) const CONTROL: i32 = 3;
+pub(super) const USER_DEFINED: i32 = 4;
+pub(super) const UNUSED: i32 = 5;
+pub(super) const BYTE: i32 = 6;
+
+/// The key of a token's id, by what it does: `bos`, `eos`, `eot`, `eom`, `unknown` or `padding`.
+pub(super) fn id_key(role: &str) -> String {
+    format!("tokenizer.ggml.{role}_token_id")
+}
 
 /// The keys of the tokenizer and the chat template among `files`, for an embedding of `rows`; none for a model of bare tokens.
 ///
@@ -44,7 +62,7 @@ pub fn metadata(files: &Bundle, description: &Description, rows: usize) -> Resul
     let mut out = tokenizer.tokens(rows)?;
     out.extend(tokenizer.special(description, &out)?);
     if let Some(template) = tokenizer.template()? {
-        out.push(("tokenizer.chat_template".into(), Item::Text(template)));
+        out.push((TEMPLATE.into(), Item::Text(template)));
     }
     Ok(Some(out))
 }
@@ -129,25 +147,22 @@ impl Tokenizer<'_> {
         let mut out: Metadata = if self.is_byte_level() {
             let pre = self.cuts(&merges)?;
             vec![
-                ("tokenizer.ggml.model".into(), Item::Text("gpt2".into())),
-                ("tokenizer.ggml.pre".into(), Item::Text(pre.into())),
-                (
-                    "tokenizer.ggml.merges".into(),
-                    Item::Texts(merges.iter().map(|[a, b]| format!("{a} {b}")).collect()),
-                ),
+                (MODEL.into(), Item::Text("gpt2".into())),
+                (PRE.into(), Item::Text(pre.into())),
+                (MERGES.into(), Item::Texts(merges.iter().map(|[a, b]| format!("{a} {b}")).collect())),
             ]
         } else {
             let space = self.sentence_piece()?;
             vec![
-                ("tokenizer.ggml.model".into(), Item::Text("llama".into())),
-                ("tokenizer.ggml.pre".into(), Item::Text("default".into())),
-                ("tokenizer.ggml.add_space_prefix".into(), Item::Bool(space)),
-                ("tokenizer.ggml.scores".into(), Item::F32s(self.scores(&tokens, &merges)?)),
+                (MODEL.into(), Item::Text("llama".into())),
+                (PRE.into(), Item::Text("default".into())),
+                (ADD_SPACE.into(), Item::Bool(space)),
+                (SCORES.into(), Item::F32s(self.scores(&tokens, &merges)?)),
             ]
         };
         let (texts, types) = tokens.into_iter().unzip();
-        out.insert(2, ("tokenizer.ggml.tokens".into(), Item::Texts(texts)));
-        out.insert(3, ("tokenizer.ggml.token_type".into(), Item::I32s(types)));
+        out.insert(2, (TOKENS.into(), Item::Texts(texts)));
+        out.insert(3, (TYPES.into(), Item::I32s(types)));
         Ok(out)
     }
 
@@ -313,7 +328,7 @@ impl Tokenizer<'_> {
     /// Tokens that begin and end a text, and which of them are put there.
     fn special(&self, description: &Description, tokens: &Metadata) -> Result<Metadata> {
         let around = self.around()?;
-        let ids: BTreeMap<&str, u32> = match tokens.iter().find(|(key, _)| key.ends_with(".tokens")) {
+        let ids: BTreeMap<&str, u32> = match tokens.iter().find(|(key, _)| key == TOKENS) {
             Some((_, Item::Texts(texts))) => texts.iter().map(String::as_str).zip(0..).collect(),
             _ => BTreeMap::new(),
         };
@@ -328,15 +343,15 @@ impl Tokenizer<'_> {
         let unused = || ids.iter().find(|(token, _)| token.starts_with("[PAD")).map(|(_, id)| *id);
         let mut out = Metadata::new();
         let mut put = |key: &str, id: Option<u32>| {
-            out.extend(id.map(|id| (format!("tokenizer.ggml.{key}_token_id"), Item::U32(id))));
+            out.extend(id.map(|id| (id_key(key), Item::U32(id))));
         };
         put("bos", bos);
         put("eos", eos.or_else(unused));
         put("padding", named("pad_token"));
         put("unknown", named("unk_token").filter(|_| !self.is_byte_level()));
         put("eot", description.eos.iter().copied().find(|id| Some(*id) != eos));
-        out.push(("tokenizer.ggml.add_bos_token".into(), Item::Bool(before.is_some())));
-        out.push(("tokenizer.ggml.add_eos_token".into(), Item::Bool(after.is_some())));
+        out.push((ADD_BOS.into(), Item::Bool(before.is_some())));
+        out.push((ADD_EOS.into(), Item::Bool(after.is_some())));
         Ok(out)
     }
 

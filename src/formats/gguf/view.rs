@@ -1,12 +1,13 @@
 //! One tensor of a GGUF model as the rest of the program knows it: under its Hugging Face name, rows in that order.
 
 use rayon::prelude::*;
+use std::fmt;
 use std::path::Path;
 
 use super::types::{BlockType, Coding};
 use super::{blocks, trits};
 use crate::error::{Error, Result};
-use crate::formats::quoted;
+use crate::formats::bad_tensor;
 use crate::ternary::{Grouping, TernaryMatrix};
 
 /// One tensor, where it lies in its file.
@@ -39,7 +40,7 @@ impl View<'_> {
         if self.kind.coding == Coding::Unread {
             let wanted = "a type that is read: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, or a \
                           ternary one";
-            return Err(self.bad("type", self.kind.name.into(), wanted.into()));
+            return Err(self.bad("type", self.kind.name, wanted));
         }
         let Some(order) = self.order()? else {
             blocks::read(self.kind, self.bytes, out);
@@ -68,7 +69,7 @@ impl View<'_> {
                 .map_err(|why| self.bad("weights", why, format!("ternary weights in groups of {grouping}")));
         }
         let Grouping::Size(group) = grouping else {
-            return Err(self.bad("groups", grouping.to_string(), "a number of inputs".into()));
+            return Err(self.bad("groups", grouping, "a number of inputs"));
         };
         let order = self.order()?;
         let order = |row| order.as_ref().map_or(row, |order| order(row));
@@ -91,7 +92,7 @@ impl View<'_> {
             return Err(self.bad("shape", format!("{:?}", self.shape), wanted));
         }
         if self.shape.len() == 1 && self.kind.block > 1 {
-            return Err(self.bad("type", self.kind.name.into(), "F32, F16 or BF16 of a bias".into()));
+            return Err(self.bad("type", self.kind.name, "F32, F16 or BF16 of a bias"));
         }
         Ok(Some(move |row: usize| {
             let (head, at) = (row / dim, row % dim);
@@ -100,7 +101,8 @@ impl View<'_> {
         }))
     }
 
-    fn bad(&self, field: &str, found: String, wanted: String) -> Error {
-        Error::input(self.file, format!("tensor {} {field}", quoted(self.name)), found, wanted)
+    /// [`bad_tensor`] of this one.
+    pub(super) fn bad(&self, part: &str, found: impl fmt::Display, wanted: impl fmt::Display) -> Error {
+        bad_tensor(self.file, self.name, part, found, wanted)
     }
 }

@@ -2,14 +2,12 @@
 
 use std::path::Path;
 
+use super::file::{ALIGNMENT, MAGIC, VERSION};
 use super::types::BlockType;
 use super::value::Kind;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::formats::tensors::Progress;
-
-/// Where tensors begin, and the data: at multiples of it.
-const ALIGNMENT: usize = 32;
 
 /// A value of the metadata, to be written.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,8 +84,8 @@ pub fn write(
 
 /// All that stands before the data.
 fn header(metadata: &Metadata, tensors: &[ToWrite<'_>]) -> Vec<u8> {
-    let mut out = b"GGUF".to_vec();
-    out.extend(3u32.to_le_bytes());
+    let mut out = MAGIC.to_vec();
+    out.extend(VERSION.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
     out.extend((metadata.len() as u64).to_le_bytes());
     for (key, item) in metadata {

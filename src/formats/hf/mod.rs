@@ -16,7 +16,7 @@ pub use write::{config_files, write_config};
 
 use std::path::Path;
 
-use super::Description;
+use super::{Description, any_of};
 use crate::config::{Activation, ModelConfig};
 use crate::error::{Error, Result};
 
@@ -41,13 +41,31 @@ enum Architecture {
 }
 
 impl Architecture {
-    const COMMON: &str =
-        "\"qwen3\", \"qwen2\", \"llama\" or \"mistral\", the last three with their own biases only";
-    const NAMES: &str = "\"qwen3\", \"qwen2\", \"llama\", \"mistral\", \"bitnet\" or \"ternlm\"";
+    /// In the order of the type: the name in `model_type`, the class in `architectures`.
+    const ALL: [(Self, &str, &str); 6] = [
+        (Self::Qwen3, "qwen3", "Qwen3ForCausalLM"),
+        (Self::Qwen2, "qwen2", "Qwen2ForCausalLM"),
+        (Self::Llama, "llama", "LlamaForCausalLM"),
+        (Self::Mistral, "mistral", "MistralForCausalLM"),
+        (Self::Bitnet, "bitnet", "BitNetForCausalLM"),
+        (Self::Ternlm, "ternlm", "TernlmForCausalLM"),
+    ];
+
+    /// All names, for error messages.
+    fn names() -> String {
+        any_of(Self::ALL.map(|(_, name, _)| name))
+    }
 
     fn from_name(name: &str) -> Option<Self> {
-        use Architecture::*;
-        [Qwen3, Qwen2, Llama, Mistral, Bitnet, Ternlm].into_iter().find(|a| a.name() == name)
+        Self::ALL.into_iter().find(|(_, known, _)| *known == name).map(|(this, ..)| this)
+    }
+
+    fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+
+    fn class(self) -> &'static str {
+        Self::ALL[self as usize].2
     }
 
     /// The architecture to write: the one that was read where it can say the model, otherwise the one that can.
@@ -68,35 +86,12 @@ impl Architecture {
         }
     }
 
-    fn name(self) -> &'static str {
-        match self {
-            Self::Qwen3 => "qwen3",
-            Self::Qwen2 => "qwen2",
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Bitnet => "bitnet",
-            Self::Ternlm => "ternlm",
-        }
-    }
-
     /// Whether other tools than Hugging Face's have it with these biases.
     fn is_common(self, m: &ModelConfig) -> bool {
         match self {
             Self::Ternlm | Self::Bitnet => false,
             Self::Qwen3 => !m.qkv_bias && !m.o_bias,
             Self::Qwen2 | Self::Llama | Self::Mistral => true,
-        }
-    }
-
-    /// The value in `architectures`.
-    fn class(self) -> &'static str {
-        match self {
-            Self::Qwen3 => "Qwen3ForCausalLM",
-            Self::Qwen2 => "Qwen2ForCausalLM",
-            Self::Llama => "LlamaForCausalLM",
-            Self::Mistral => "MistralForCausalLM",
-            Self::Bitnet => "BitNetForCausalLM",
-            Self::Ternlm => "TernlmForCausalLM",
         }
     }
 }
@@ -107,7 +102,11 @@ pub fn common_architecture(description: &Description, file: &Path) -> Result<&'s
     let architecture = Architecture::of(&description.model, read);
     match architecture.is_common(&description.model) {
         true => Ok(architecture.name()),
-        false => Err(Error::input(file, "model_type", architecture.name(), Architecture::COMMON)),
+        false => {
+            let wanted =
+                "\"qwen3\", \"qwen2\", \"llama\" or \"mistral\", the last three with their own biases only";
+            Err(Error::input(file, "model_type", architecture.name(), wanted))
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::files::Bundle;
 use crate::formats::description::{Description, Kept, NOTE_FORMAT, TernaryNote};
 use crate::formats::json::{self, Fields, as_f32, as_size, as_type};
-use crate::formats::quoted;
+use crate::formats::{Form, any_of, quoted};
 
 /// Reads `config.json` among `files`, and `generation_config.json` when it is there.
 ///
@@ -21,7 +21,8 @@ pub fn read_config(files: &Bundle) -> Result<Description> {
     let [file, generation_file] = [FILE_NAME, GENERATION_NAME].map(|name| files.path_of(name));
     let config = json::parse_object(&file, &files.need(FILE_NAME, json::MAX_BYTES)?)?;
     let f = Fields::new(&file, &config);
-    let architecture = f.need("model_type", Architecture::NAMES, |v| Architecture::from_name(v.as_str()?))?;
+    let known = |v: &Value| Architecture::from_name(v.as_str()?);
+    let architecture = f.need("model_type", &Architecture::names(), known)?;
     let packing = packing::read(&f)?;
     refuse::other_models(&f, architecture)?;
     refuse_unsupported(&f, architecture)?;
@@ -172,7 +173,7 @@ fn note(f: &Fields<'_>) -> Result<Option<TernaryNote>> {
     }
     Ok(Some(TernaryNote {
         format: NOTE_FORMAT,
-        form: note.need("form", "\"latent\" or \"unpacked\"", as_type)?,
+        form: note.need("form", &any_of(Form::ALL), as_type)?,
         scope: note.need("scope", "\"none\", \"blocks\" or \"all\"", as_type)?,
         group: note.need("group", "a number, 1 or more, or \"tensor\"", as_type)?,
         activations: note.maybe("activations", "\"f32\" or \"int8\"", as_type)?.unwrap_or_default(),

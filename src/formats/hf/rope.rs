@@ -5,10 +5,11 @@ use serde_json::{Map, Value, json};
 use super::Architecture;
 use crate::config::RopeScaling;
 use crate::error::Result;
+use crate::formats::any_of;
 use crate::formats::json::{self, Fields, as_f32, as_size};
 
 /// The kinds of rotation that are understood.
-const KINDS: &str = "\"default\", \"linear\", \"dynamic\", \"yarn\" or \"llama3\"";
+const KINDS: [&str; 5] = ["default", "linear", "dynamic", "yarn", "llama3"];
 
 /// Keys of a scaled rotation, and the kinds that read them. The reference implementation passes over them elsewhere; here
 /// they must be `null` there.
@@ -43,7 +44,8 @@ pub(super) fn read(f: &Fields<'_>, architecture: Architecture) -> Result<(f32, O
         let Some(rope) = f.object(key)?.filter(|rope| !rope.map.is_empty()) else { continue };
         let by_layer = LAYER_TYPES.iter().any(|kind| rope.get(kind).is_some());
         if key == "rope_scaling" && kind(&rope)?.is_none() && !by_layer {
-            return Err(f.bad(key, "an object without rope_type", format!("null, or rope_type {KINDS}")));
+            let wanted = format!("null, or rope_type {}", any_of(KINDS));
+            return Err(f.bad(key, "an object without rope_type", wanted));
         }
         let here = rotation(f, &rope, &mut theta, true)?;
         if scaling.is_some() && here != scaling {
@@ -62,10 +64,8 @@ pub(super) fn read(f: &Fields<'_>, architecture: Architecture) -> Result<(f32, O
 }
 
 fn kind<'a>(rope: &Fields<'a>) -> Result<Option<&'a str>> {
-    let known = |v: &'a Value| {
-        v.as_str().filter(|kind| matches!(*kind, "default" | "linear" | "dynamic" | "yarn" | "llama3"))
-    };
-    let wanted = format!("{KINDS}: no other rope is supported");
+    let known = |v: &'a Value| v.as_str().filter(|kind| KINDS.contains(kind));
+    let wanted = format!("{}: no other rope is supported", any_of(KINDS));
     let (new, old) = (rope.maybe("rope_type", &wanted, known)?, rope.maybe("type", &wanted, known)?);
     match (new, old) {
         (Some(new), Some(old)) if new != old => {
@@ -109,7 +109,8 @@ fn rotation(
                     return Err(rope.bad(key, json::brief(value), format!("null: no field of {kind:?}")));
                 }
                 (Some(_), None) => {
-                    return Err(rope.bad(key, json::brief(value), format!("rope_type {KINDS} beside it")));
+                    let wanted = format!("rope_type {} beside it", any_of(KINDS));
+                    return Err(rope.bad(key, json::brief(value), wanted));
                 }
                 (None, _) => return Err(rope.bad(key, "an unknown field", "fields of the rotation")),
             },

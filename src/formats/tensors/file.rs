@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::files::Mapped;
-use crate::formats::quoted;
+use crate::formats::{bad_tensor, quoted};
 
 /// The format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
@@ -77,9 +77,8 @@ fn parse_header(path: &Path, file: &[u8]) -> Result<(usize, Metadata)> {
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let mut covered = 0;
     for (name, info) in &tensors {
-        let bad = |field: &str, found: String, wanted: String| {
-            Err(Error::input(path, format!("tensor {} {field}", quoted(name)), found, wanted))
-        };
+        let bad =
+            |part: &str, found: String, wanted: String| Err(bad_tensor(path, name, part, found, wanted));
         let (begin, end) = info.data_offsets;
         if begin != covered || end < begin || end > data.len() {
             let wanted = format!("a range from {covered} (no gap, no overlap) to at most {}", data.len());

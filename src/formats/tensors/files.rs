@@ -14,7 +14,7 @@ use super::{FILE_NAME, INDEX_NAME, beside};
 use crate::error::{Error, Result};
 use crate::files::Bytes;
 use crate::formats::json::{self, Fields};
-use crate::formats::quoted;
+use crate::formats::{bad_tensor, quoted};
 
 /// Memory-mapped tensors by name. The files must not be truncated by others while this lives.
 pub struct TensorFiles {
@@ -91,8 +91,7 @@ impl TensorFiles {
         };
         if let Some(name) = self.names().chain(shards.names()).find(differs) {
             let found = format!("not what {FILE_NAME} holds");
-            let field = format!("tensor {}", quoted(name));
-            return Err(Error::input(&shards.source, field, found, "one set of weights in a folder"));
+            return Err(bad_tensor(&shards.source, name, "", found, "one set of weights in a folder"));
         }
         Ok(Some(shards))
     }
@@ -171,12 +170,7 @@ impl TensorFiles {
     /// The tensor `name`, not yet read.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         let Some((name, &file)) = self.tensors.get_key_value(name) else {
-            return Err(Error::input(
-                &self.source,
-                format!("tensor {}", quoted(name)),
-                "nothing",
-                "this tensor",
-            ));
+            return Err(bad_tensor(&self.source, name, "", "nothing", "this tensor"));
         };
         let file = &self.files[file];
         let (dtype, shape, bytes) = file.get(name).expect("the index was built from the files");
@@ -278,7 +272,7 @@ impl<'a> TensorView<'a> {
                     piece[..out.len()].convert_to_f32_slice(out);
                 }
             }),
-            other => return Err(self.bad(format!("dtype {other}"), "F32, F16 or BF16".into())),
+            other => return Err(self.bad("", format!("dtype {other}"), "F32, F16 or BF16")),
         }
         Ok(())
     }
@@ -291,19 +285,25 @@ impl<'a> TensorView<'a> {
         self.judge_shape(expected_shape)?;
         match self.dtype == dtype {
             true => Ok(self.bytes),
-            false => Err(self.bad(format!("dtype {}", self.dtype), dtype.to_string())),
+            false => Err(self.bad("", format!("dtype {}", self.dtype), dtype)),
         }
     }
 
     fn judge_shape(&self, expected: &[usize]) -> Result<()> {
         match self.shape == expected {
             true => Ok(()),
-            false => Err(self.bad(format!("shape {:?}", self.shape), format!("{expected:?}"))),
+            false => Err(self.bad("", format!("shape {:?}", self.shape), format!("{expected:?}"))),
         }
     }
 
-    fn bad(&self, found: String, wanted: String) -> Error {
-        Error::input(self.file, format!("tensor {}", quoted(self.name)), found, wanted)
+    /// [`bad_tensor`] of this one.
+    pub(in crate::formats) fn bad(
+        &self,
+        part: &str,
+        found: impl fmt::Display,
+        wanted: impl fmt::Display,
+    ) -> Error {
+        bad_tensor(self.file, self.name, part, found, wanted)
     }
 }
 

@@ -56,7 +56,6 @@ mod tests {
             x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
         ];
         let halves: Vec<f16> = x.iter().map(|&x| f16::from_f32(x)).collect();
-        let brains: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
         let fill = |rows: std::ops::Range<usize>, out: &mut [f32]| {
             out.copy_from_slice(&x[rows.start * cols..rows.end * cols]);
         };
@@ -76,14 +75,12 @@ mod tests {
             tensor("f32 as f16", &shape, Data::F32AsF16(&x)),
             tensor("f32 as bf16", &shape, Data::F32AsBf16(&x)),
             tensor("f16", &shape, Data::F16(&halves)),
-            tensor("bf16", &shape, Data::Bf16(&brains)),
             tensor("rows f32", &shape, by_rows(Dtype::F32)),
             tensor("rows f16", &[rows, 1, cols], by_rows(Dtype::F16)),
             tensor("rows bf16", &shape, by_rows(Dtype::BF16)),
             tensor("i16", &[2, 3], stream),
             tensor("u16", &[2], Data::U16(&[1, 0x8001])),
-            tensor("u32", &[1], Data::U32(&[0x8000_0001])),
-            tensor("u64", &[], Data::U64(&[1 << 63 | 1])),
+            tensor("u32", &[], Data::U32(&[0x8000_0001])),
             tensor("empty", &[0, 7], Data::F32(&[])),
         ];
         let metadata: BTreeMap<_, _> =
@@ -102,7 +99,6 @@ mod tests {
             ("f16", &h),
             ("f32 as f16", &h),
             ("rows f16", &h),
-            ("bf16", &b),
             ("f32 as bf16", &b),
             ("rows bf16", &b),
         ] {
@@ -120,9 +116,8 @@ mod tests {
         }
         assert_eq!(file.bytes("u16").unwrap(), [1, 0, 1, 0x80]);
         assert_eq!(file.bytes("u32").unwrap(), [1, 0, 0, 0x80]);
-        assert_eq!(file.bytes("u64").unwrap(), [1, 0, 0, 0, 0, 0, 0, 0x80]);
         assert_eq!(file.bytes("i16").unwrap()[..4], [0, 0, 255, 255]);
-        assert_eq!(file.shape("u64").unwrap(), [] as [usize; 0]);
+        assert_eq!(file.shape("u32").unwrap(), [] as [usize; 0]);
         assert_eq!(file.dtype("rows bf16").unwrap(), Dtype::BF16);
         assert_eq!((file.metadata("format"), file.metadata("b")), (Some("pt"), None));
         let aligned = |t: &Tensor<'_>| {

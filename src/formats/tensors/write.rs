@@ -36,12 +36,10 @@ pub enum Data<'a> {
     /// Rounded to the nearest bf16; a number beyond its range is an error.
     F32AsBf16(&'a [f32]),
     F16(&'a [f16]),
-    Bf16(&'a [bf16]),
     I8(&'a [i8]),
     U8(&'a [u8]),
     U16(&'a [u16]),
     U32(&'a [u32]),
-    U64(&'a [u64]),
     /// Elements made as they are needed, stored as F32, F16 or BF16.
     Rows {
         dtype: Dtype,
@@ -68,12 +66,11 @@ impl Data<'_> {
         match self {
             Data::F32(_) => Dtype::F32,
             Data::F16(_) | Data::F32AsF16(_) => Dtype::F16,
-            Data::Bf16(_) | Data::F32AsBf16(_) => Dtype::BF16,
+            Data::F32AsBf16(_) => Dtype::BF16,
             Data::I8(_) => Dtype::I8,
             Data::U8(_) => Dtype::U8,
             Data::U16(_) => Dtype::U16,
             Data::U32(_) => Dtype::U32,
-            Data::U64(_) => Dtype::U64,
             Data::Rows { dtype, .. } | Data::Stream { dtype, .. } => *dtype,
         }
     }
@@ -83,12 +80,10 @@ impl Data<'_> {
         Some(match self {
             Data::F32(x) | Data::F32AsF16(x) | Data::F32AsBf16(x) => x.len(),
             Data::F16(x) => x.len(),
-            Data::Bf16(x) => x.len(),
             Data::I8(x) => x.len(),
             Data::U8(x) => x.len(),
             Data::U16(x) => x.len(),
             Data::U32(x) => x.len(),
-            Data::U64(x) => x.len(),
             Data::Rows { .. } | Data::Stream { .. } => return None,
         })
     }
@@ -182,12 +177,10 @@ impl Tensor<'_> {
             Data::F32AsF16(x) => self.floats(path, Dtype::F16, x, out),
             Data::F32AsBf16(x) => self.floats(path, Dtype::BF16, x, out),
             Data::F16(x) => little_endian(x, out, |x| x.to_le_bytes()).map_err(io()),
-            Data::Bf16(x) => little_endian(x, out, |x| x.to_le_bytes()).map_err(io()),
             Data::I8(x) => little_endian(x, out, |x| x.to_le_bytes()).map_err(io()),
             Data::U8(x) => out.write_all(x).map_err(io()),
             Data::U16(x) => little_endian(x, out, |x| x.to_le_bytes()).map_err(io()),
             Data::U32(x) => little_endian(x, out, |x| x.to_le_bytes()).map_err(io()),
-            Data::U64(x) => little_endian(x, out, |x| x.to_le_bytes()).map_err(io()),
             Data::Rows { dtype, fill } => {
                 let rows = self.shape.first().copied().unwrap_or(1);
                 let cols: usize = self.shape.iter().skip(1).product();
