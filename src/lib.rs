@@ -13,7 +13,7 @@
 //! - [`ternary`]: the number system: trits, scales, the projection, statistics.
 //! - [`kernels`]: all arithmetic, behind one safe door; the only place that names an instruction set.
 //! - [`text`]: tokenizers, training of a vocabulary, tokenised corpora, batches.
-//! - [`formats`]: bytes on disk: safetensors, Hugging Face configurations, the manifest `ternary.json`, `.npy`.
+//! - [`formats`]: bytes on disk: safetensors, GGUF, Hugging Face and MLX directories, packed files, `ternary.json`.
 //! - [`model`]: layers with hand-written gradients, the decoder made of them, loading and saving.
 //! - [`measure`]: the proof that a stored model is ternary; perplexity.
 //! - [`train`]: optimizers, schedules, data sources, checkpoints, the loop, metrics.
@@ -60,6 +60,7 @@ pub mod generate;
 pub mod kernels;
 pub mod measure;
 pub mod model;
+mod number;
 mod random;
 pub mod report;
 pub mod serve;

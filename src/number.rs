@@ -13,8 +13,13 @@ pub(crate) fn thousands(n: u64) -> String {
     out
 }
 
+/// Bytes in GiB.
+pub(crate) fn gib(bytes: impl Into<u128>) -> f64 {
+    bytes.into() as f64 / (1u64 << 30) as f64
+}
+
 /// 14650000 as `14.7 M`.
-pub(super) fn short(n: f64) -> String {
+pub(crate) fn short(n: f64) -> String {
     let (divisor, unit) = match n.abs() {
         m if m >= 999.5e9 => (1e12, " T"),
         m if m >= 999.5e6 => (1e9, " B"),
@@ -49,7 +54,7 @@ fn trimmed(text: &str) -> &str {
 }
 
 /// 0.3127 as `31.3 %`.
-pub(super) fn percent(fraction: f64) -> String {
+pub(crate) fn percent(fraction: f64) -> String {
     if !fraction.is_finite() {
         return "–".into();
     }
@@ -57,7 +62,7 @@ pub(super) fn percent(fraction: f64) -> String {
 }
 
 /// 3725 seconds as `1 h 2 min`.
-pub(super) fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     if !(seconds.is_finite() && seconds >= 0.0) {
         return "–".into();
     }

@@ -6,7 +6,7 @@ use minijinja::{Environment, Error, State, Value};
 use super::budget::{Budget, refuse};
 use super::format;
 use super::json::tojson;
-use super::methods::{capitalize, center, is_space, lines, pad, replace, strip};
+use super::methods::{capitalize, center, is_space, lines, pad, replace, strip, stripped};
 use super::ops::{self, Cx};
 use super::sequences;
 use super::values::*;
@@ -20,7 +20,8 @@ const FILTERS: [(&str, Filter); 27] = [
     ("forceescape", escape), ("format", formatted), ("indent", indent), ("int", to_int),
     ("lower", |cx, v, a| of_text(cx, v, a, str::to_lowercase)), ("replace", replaced), ("round", round),
     ("safe", safe), ("string", string), ("striptags", striptags), ("title", |cx, v, a| of_text(cx, v, a, title)),
-    ("tojson", |cx, v, a| tojson(cx.budget, v, a)), ("trim", trim), ("truncate", truncate),
+    ("tojson", |cx, v, a| tojson(cx.budget, v, a)),
+    ("trim", |cx, v, a| stripped(cx.budget, "trim", &text(cx.budget, v)?, a)), ("truncate", truncate),
     ("upper", |cx, v, a| of_text(cx, v, a, str::to_uppercase)), ("urlencode", urlencode), ("wordcount", wordcount),
     ("pprint", |cx, v, _| repr(cx.budget, v).map(Value::from)),
 ];
@@ -92,7 +93,7 @@ fn centered(cx: &mut Cx, value: &Value, args: Args) -> Made {
 
 fn default(_: &mut Cx, value: &Value, args: Args) -> Made {
     let [default, falsy] = args.bind("default", ["default_value", "boolean"])?;
-    let missing = value.is_undefined() || (falsy.is_some_and(|b| b.is_true()) && !value.is_true());
+    let missing = value.is_undefined() || (flag(&falsy) && !value.is_true());
     Ok(if missing { default.unwrap_or("".into()) } else { value.clone() })
 }
 
@@ -244,8 +245,7 @@ fn indent(cx: &mut Cx, value: &Value, args: Args) -> Made {
             " ".repeat(width)
         }
     };
-    let flag = |v: Option<Value>| v.is_some_and(|v| v.is_true());
-    let (first, blank) = (flag(first), flag(blank));
+    let (first, blank) = (flag(&first), flag(&blank));
     // As in Jinja, so that the last line end stays.
     let text = text(cx.budget, value)? + "\n";
     let mut made = String::new();
@@ -263,18 +263,9 @@ fn indent(cx: &mut Cx, value: &Value, args: Args) -> Made {
 fn replaced(cx: &mut Cx, value: &Value, args: Args) -> Made {
     let [old, new, count] = args.bind("replace", ["old", "new", "count"])?;
     let (Some(old), Some(new)) = (old, new) else { return Err(refuse("replace: expected two texts")) };
-    let count = int_or(&count.filter(|c| !c.is_none()), -1, "replace")?;
+    let count = int_or(&given(count), -1, "replace")?;
     let (old, new) = (text(cx.budget, &old)?, text(cx.budget, &new)?);
     replace(cx.budget, &text(cx.budget, value)?, &old, &new, count)
-}
-
-fn trim(cx: &mut Cx, value: &Value, args: Args) -> Made {
-    let [chars] = args.bind("trim", ["chars"])?;
-    let chars = chars.filter(|c| !c.is_none());
-    let chars = chars.as_ref().map(|c| str_of(c, "trim")).transpose()?;
-    let text = text(cx.budget, value)?;
-    cx.budget.take_times(text.len(), chars.map_or(0, str::len) / 16)?;
-    Ok(strip(&text, chars, true, true).into())
 }
 
 fn truncate(cx: &mut Cx, value: &Value, args: Args) -> Made {
@@ -282,7 +273,7 @@ fn truncate(cx: &mut Cx, value: &Value, args: Args) -> Made {
     let text = text(cx.budget, value)?;
     let end = end.map_or(Ok("...".to_owned()), |e| str_of(&e, "truncate").map(str::to_owned))?;
     let length = size_or(&length, 255, "truncate")?;
-    let leeway = size_or(&leeway.filter(|l| !l.is_none()), 5, "truncate")?;
+    let leeway = size_or(&given(leeway), 5, "truncate")?;
     let room = length.checked_sub(end.chars().count());
     let room =
         room.ok_or_else(|| refuse(format!("truncate: expected a length of at least {}", end.len())))?;
@@ -291,7 +282,7 @@ fn truncate(cx: &mut Cx, value: &Value, args: Args) -> Made {
     }
     let cut: String = text.chars().take(room).collect();
     let cut = match cut.rsplit_once(' ') {
-        Some((words, _)) if !killwords.is_some_and(|k| k.is_true()) => words,
+        Some((words, _)) if !flag(&killwords) => words,
         _ => &cut,
     };
     cx.budget.take(end.len())?;

@@ -11,7 +11,7 @@ use minijinja::{AutoEscape, Environment, Error, Value};
 use super::budget::{BUDGET, Budget, refuse};
 use super::{filters, ops, predicates, rewrite, values};
 
-/// Characters of a template. Published ones have up to about 30,000.
+/// Bytes of a template. Published ones have up to about 30,000.
 pub(super) const MAX_TEMPLATE: usize = 128 << 10;
 /// Instructions of one rendering; a thousand messages need about a hundred thousand.
 const FUEL: u64 = 2_000_000;

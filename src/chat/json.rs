@@ -9,8 +9,7 @@ use super::values::*;
 pub(super) fn tojson(budget: &Budget, value: &Value, args: Args) -> Made {
     let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
     let [ascii, indent, separators, sort_keys] = args.bind("tojson", names)?;
-    let flag = |v: Option<Value>| v.is_some_and(|v| v.is_true());
-    let indent = match indent.filter(|v| !v.is_none()) {
+    let indent = match given(indent) {
         None => None,
         Some(text) if text.as_str().is_some() => text.as_str().map(str::to_owned),
         Some(width) => {
@@ -19,7 +18,7 @@ pub(super) fn tojson(budget: &Budget, value: &Value, args: Args) -> Made {
             Some(" ".repeat(width))
         }
     };
-    let separators = match separators.filter(|v| !v.is_none()) {
+    let separators = match given(separators) {
         None if indent.is_some() => [",".to_owned(), ": ".to_owned()],
         None => [", ".to_owned(), ": ".to_owned()],
         Some(pair) => match &items(budget, &pair)?[..] {
@@ -28,7 +27,7 @@ pub(super) fn tojson(budget: &Budget, value: &Value, args: Args) -> Made {
         },
     };
     budget.walk(value)?;
-    let (ascii, sort_keys) = (flag(ascii), flag(sort_keys));
+    let (ascii, sort_keys) = (flag(&ascii), flag(&sort_keys));
     let mut writer = Writer { budget, out: String::new(), ascii, indent, separators, sort_keys };
     writer.value(value, 1)?;
     Ok(writer.out.into())

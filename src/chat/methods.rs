@@ -108,11 +108,10 @@ fn range(
     stop: &Option<Value>,
     name: &str,
 ) -> Result<(usize, usize), Error> {
-    let given = |v: &Option<Value>| v.clone().filter(|v| !v.is_none());
     let position =
         |i: i128| (if i < 0 { i.saturating_add(len as i128) } else { i }).clamp(0, len as i128) as usize;
-    let start = int_or(&given(start), 0, name)?;
-    let stop = int_or(&given(stop), len as i128, name)?;
+    let start = int_or(&given(start.clone()), 0, name)?;
+    let stop = int_or(&given(stop.clone()), len as i128, name)?;
     // A start behind the end finds nothing, not even the empty text.
     Ok((if start > len as i128 { usize::MAX } else { position(start) }, position(stop)))
 }
@@ -126,6 +125,16 @@ pub(super) fn strip<'t>(text: &'t str, chars: Option<&str>, left: bool, right: b
     let away = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     let text = if left { text.trim_start_matches(away) } else { text };
     if right { text.trim_end_matches(away) } else { text }
+}
+
+/// The methods `strip`, `lstrip` and `rstrip`, and the filter `trim`.
+pub(super) fn stripped(budget: &Budget, name: &str, text: &str, args: Args) -> Made {
+    let [chars] = args.bind(name, ["chars"])?;
+    let chars = given(chars);
+    let chars = chars.as_ref().map(|c| str_of(c, name)).transpose()?;
+    // Every character is looked for among these.
+    budget.take_times(text.len(), chars.map_or(0, str::len) / 16)?;
+    Ok(strip(text, chars, name != "rstrip", name != "lstrip").into())
 }
 
 pub(super) fn replace(budget: &Budget, text: &str, old: &str, new: &str, count: i128) -> Made {
@@ -189,7 +198,7 @@ fn split(budget: &Budget, text: &str, args: Args, from_right: bool) -> Made {
     let most = usize::try_from(int_or(&most, -1, "split")?).unwrap_or(usize::MAX);
     budget.take(text.len())?;
     let mut parts: Vec<&str> = Vec::new();
-    match separator.filter(|s| !s.is_none()) {
+    match given(separator) {
         Some(separator) => {
             let separator = str_of(&separator, "split")?;
             if separator.is_empty() {
@@ -325,14 +334,7 @@ fn on_text(budget: &Budget, name: &str, text: &str, args: Args) -> Made {
                 int_or(&count, -1, name)?,
             );
         }
-        "strip" | "lstrip" | "rstrip" => {
-            let [chars] = args.bind(name, ["chars"])?;
-            let chars = chars.filter(|c| !c.is_none());
-            let chars = chars.as_ref().map(|c| str_of(c, name)).transpose()?;
-            // Every character is looked for among these.
-            budget.take_times(text.len(), chars.map_or(0, str::len) / 16)?;
-            return Ok(strip(text, chars, name != "rstrip", name != "lstrip").into());
-        }
+        "strip" | "lstrip" | "rstrip" => return stripped(budget, name, text, args),
         "join" => {
             let [list] = args.bind(name, ["iterable"])?;
             let list = items(budget, &list.ok_or_else(|| missing("a list"))?)?;
@@ -347,7 +349,7 @@ fn on_text(budget: &Budget, name: &str, text: &str, args: Args) -> Made {
         }
         "splitlines" => {
             let [keep] = args.bind(name, ["keepends"])?;
-            let lines = lines(text, keep.is_some_and(|k| k.is_true()));
+            let lines = lines(text, flag(&keep));
             budget.take_times(lines.len(), ITEM)?;
             return Ok(lines.into_iter().map(Value::from).collect());
         }

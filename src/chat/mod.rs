@@ -82,6 +82,9 @@ impl ChatTemplate {
     }
 
     /// Takes the template from `file`; the special tokens that it may mention are the tokenizer's.
+    ///
+    /// # Errors
+    /// A file that cannot be read, and those of [`ChatTemplate::of`].
     pub fn from_file(file: &Path, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
         let source = read_text(file, guard::MAX_TEMPLATE as u64)?;
         Self::new(source, file.into(), tokenizer.named_tokens().to_vec())
@@ -101,6 +104,7 @@ impl ChatTemplate {
     /// its keys keep their order. `options`: `true` for a prompt that ends with the beginning of the assistant's
     /// next turn.
     ///
+    /// # Errors
     /// [`Error::Usage`] when the template itself rejects the conversation (`raise_exception`) or a message is no
     /// object, [`Error::Input`] when it fails or asks for unreasonable amounts of time or memory.
     pub fn render<M: Serialize>(&self, messages: &[M], options: impl Into<RenderOptions>) -> Result<String> {

@@ -179,7 +179,7 @@ fn unsupported(op: &str, a: &Value, b: &Value) -> Error {
     refuse(format!("unsupported operand types for {op}: '{a}' and '{b}'"))
 }
 
-/// `- / f(loor) % ^` of numbers.
+/// `+ - * / % f ^` of numbers, where `f` is `//` and `^` is `**`.
 fn arithmetic(op: char, a: &Value, b: &Value) -> Made {
     let name = match op {
         'f' => "//".into(),

@@ -35,12 +35,14 @@ fn reach(budget: &Budget, item: &Value, attribute: &Value, default: Option<&Valu
     Ok(found)
 }
 
+/// [`reach`] of an attribute, or the item itself where there is none.
+fn reach_or(budget: &Budget, item: &Value, attribute: Option<&Value>) -> Made {
+    attribute.map_or_else(|| Ok(item.clone()), |attribute| reach(budget, item, attribute, None))
+}
+
 /// The key of a comparison: an attribute, texts in lower case.
 fn key(budget: &Budget, item: &Value, attribute: &Option<Value>, case_sensitive: bool) -> Made {
-    let key = match attribute.as_ref().filter(|a| !a.is_none()) {
-        Some(attribute) => reach(budget, item, attribute, None)?,
-        None => item.clone(),
-    };
+    let key = reach_or(budget, item, attribute.as_ref().filter(|a| !a.is_none()))?;
     match key.as_str() {
         Some(text) if !case_sensitive => {
             budget.take(3 * text.len())?;
@@ -48,14 +50,6 @@ fn key(budget: &Budget, item: &Value, attribute: &Option<Value>, case_sensitive:
         }
         _ => Ok(key),
     }
-}
-
-fn flag(value: &Option<Value>) -> bool {
-    value.as_ref().is_some_and(Value::is_true)
-}
-
-fn given(value: Option<Value>) -> Option<Value> {
-    value.filter(|v| !v.is_none())
 }
 
 fn length(_: &mut Cx, value: &Value, args: Args) -> Made {
@@ -132,10 +126,7 @@ fn join(cx: &mut Cx, value: &Value, args: Args) -> Made {
     let attribute = given(attribute);
     let mut made = String::new();
     for (i, item) in items(cx.budget, value)?.into_iter().enumerate() {
-        let item = match &attribute {
-            Some(attribute) => reach(cx.budget, &item, attribute, None)?,
-            None => item,
-        };
+        let item = reach_or(cx.budget, &item, attribute.as_ref())?;
         cx.budget.take(separator.len())?;
         made.push_str(if i > 0 { &separator } else { "" });
         made.push_str(&text(cx.budget, &item)?);
@@ -177,10 +168,7 @@ fn select(cx: &mut Cx, value: &Value, mut args: Args, by_attribute: bool, keep: 
     let test = test.as_ref().map(|t| str_of(t, "select")).transpose()?;
     let mut made = Vec::new();
     for item in items_if_true(cx.budget, value)? {
-        let tested = match &attribute {
-            Some(attribute) => reach(cx.budget, &item, attribute, None)?,
-            None => item.clone(),
-        };
+        let tested = reach_or(cx.budget, &item, attribute.as_ref())?;
         let holds = match test {
             Some(test) => cx.state.perform_test(test, &arguments(&tested, &args))?,
             None => tested.is_true(),
@@ -289,10 +277,7 @@ fn sum(cx: &mut Cx, value: &Value, args: Args) -> Made {
     let attribute = given(attribute);
     let mut total = start.unwrap_or(0.into());
     for item in items(cx.budget, value)? {
-        let item = match &attribute {
-            Some(attribute) => reach(cx.budget, &item, attribute, None)?,
-            None => item,
-        };
+        let item = reach_or(cx.budget, &item, attribute.as_ref())?;
         if total.as_str().is_some() {
             return Err(refuse("sum: texts are not summed"));
         }

@@ -372,6 +372,16 @@ impl Args {
     }
 }
 
+/// An argument that was given and is not `none`.
+pub(super) fn given(value: Option<Value>) -> Option<Value> {
+    value.filter(|v| !v.is_none())
+}
+
+/// Whether an argument was given and is true.
+pub(super) fn flag(value: &Option<Value>) -> bool {
+    value.as_ref().is_some_and(Value::is_true)
+}
+
 /// A whole number that was given, or `default`.
 pub(super) fn int_or(value: &Option<Value>, default: i128, what: &str) -> Result<i128, Error> {
     match value {

@@ -13,6 +13,7 @@ use crate::files::{self, DirectoryWriter, IfExists};
 use crate::formats::Form;
 use crate::formats::tensors::{Data, Tensor, write_safetensors};
 use crate::kernels::{self, peak, profile};
+use crate::number::gib;
 use crate::train::{self, Together, Trainer, cost, setup_random};
 
 #[derive(Args)]
@@ -202,7 +203,7 @@ fn measure(args: &TrainArgs, trainer: &mut Trainer, together: Together) -> Resul
         );
     }
     match memory {
-        Some(bytes) => say!("peak memory {:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
+        Some(bytes) => say!("peak memory {:.2} GiB", gib(bytes)),
         None => say!("peak memory: this system does not say"),
     }
     for (phase, spent) in phases {

@@ -10,7 +10,7 @@ use crate::formats::gguf::{BlockType, GgufFile, names};
 use crate::formats::tensors::{self, Progress, TensorFiles};
 use crate::formats::{self, packed};
 use crate::model::{self, Decoder, Model, Rounding, Weight};
-use crate::report::thousands;
+use crate::number::thousands;
 use crate::ternary::Density;
 use crate::text::Tokenizer;
 use crate::train::checkpoint;

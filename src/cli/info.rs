@@ -15,6 +15,7 @@ use crate::formats::{self, Form, ModelFiles};
 use crate::kernels::{Isa, peak};
 use crate::measure::Needs;
 use crate::model;
+use crate::number;
 use crate::report::{self, Versions};
 use crate::ternary::Grouping;
 use crate::text::Tokenizer;
@@ -448,5 +449,5 @@ impl Show for Estimate {
 }
 
 fn gib(bytes: u64) -> String {
-    format!("{:.3} GiB", bytes as f64 / (1u64 << 30) as f64)
+    format!("{:.3} GiB", number::gib(bytes))
 }

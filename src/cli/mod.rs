@@ -37,7 +37,7 @@ use crate::error::{Error, Result};
 use crate::finish::MODEL;
 use crate::formats::{self, hf};
 use crate::model::{self, Decoder, Model};
-use crate::report::thousands;
+use crate::number::thousands;
 use crate::ternary::Density;
 use crate::text::Tokenizer;
 use output::say_json;

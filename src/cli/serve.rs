@@ -9,6 +9,7 @@ use super::available_memory;
 use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::model::KvPool;
+use crate::number::gib;
 use crate::serve::{self, Options, Served, Stop};
 use crate::ternary::Density;
 
@@ -125,7 +126,6 @@ pub fn run(args: ServeArgs) -> Result<()> {
     let most = pool.page_bytes() as u64 * (options.context.div_ceil(crate::kernels::PAGE) + 1) as u64;
     let most = most.saturating_mul(options.parallel as u64);
     if let Some(there) = available_memory().filter(|there| *there < most) {
-        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
         return Err(Error::usage(format!(
             "keys and values of --parallel {} times --context {} take up to {:.1} GiB, and {:.1} GiB are free: lower one of \
              them, or --kv int8",

@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 
 use super::curves::Point;
-use super::number::significant;
+use crate::number::significant;
 
 /// A colour of the page, by the name of its CSS variable: the page decides what it is, in light and in dark.
 #[derive(Clone, Copy, PartialEq)]
@@ -21,10 +21,14 @@ pub(super) enum Ink {
     Run(usize),
 }
 
-/// Runs that a chart has colours for.
-pub(super) const RUNS: usize = 6;
+/// The CSS variables of [`Ink::Run`].
+const OF_RUNS: [&str; 6] = ["run0", "run1", "run2", "run3", "run4", "run5"];
 
-const INKS: [(Ink, &str); 8 + RUNS] = [
+/// Runs that a chart has colours for.
+pub(super) const RUNS: usize = OF_RUNS.len();
+
+/// The CSS variables of all others.
+const INKS: [(Ink, &str); 8] = [
     (Ink::Text, "muted"),
     (Ink::Grid, "grid"),
     (Ink::Main, "main"),
@@ -33,18 +37,16 @@ const INKS: [(Ink, &str); 8 + RUNS] = [
     (Ink::Minus, "minus"),
     (Ink::Zero, "zero"),
     (Ink::Plus, "plus"),
-    (Ink::Run(0), "run0"),
-    (Ink::Run(1), "run1"),
-    (Ink::Run(2), "run2"),
-    (Ink::Run(3), "run3"),
-    (Ink::Run(4), "run4"),
-    (Ink::Run(5), "run5"),
 ];
 
 impl Ink {
+    fn all() -> impl Iterator<Item = (Ink, &'static str)> {
+        INKS.into_iter().chain(OF_RUNS.into_iter().enumerate().map(|(i, name)| (Ink::Run(i), name)))
+    }
+
     /// A stand-in that `finished` replaces; nothing else in a chart has these colours.
     fn color(self) -> RGBColor {
-        let place = INKS.iter().position(|(ink, _)| *ink == self).expect("a colour of the page");
+        let place = Ink::all().position(|(ink, _)| ink == self).expect("a colour of the page");
         RGBColor(1, 0, place as u8)
     }
 }
@@ -230,7 +232,7 @@ fn step(x: f64) -> String {
 fn finished(svg: &str) -> String {
     let start = svg.find("viewBox").unwrap_or(0);
     let mut out = format!("<svg {}", &svg[start..]);
-    for (ink, variable) in INKS {
+    for (ink, variable) in Ink::all() {
         let RGBColor(r, g, b) = ink.color();
         let color = format!("#{r:02X}{g:02X}{b:02X}");
         for property in ["fill", "stroke"] {

@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::charts::{Chart, Ink, RUNS, Series};
-use super::curves::{Curves, Point, smoothed, thinned};
-use super::number::{duration, percent, short, significant};
+use super::curves::{Curves, Point, highest, smoothed, thinned};
 use super::render::render;
 use super::{JSON, Summary, metrics, read};
 use crate::config::{OF_THE_TEXT, TOKEN_KEYS};
 use crate::error::{Error, Result};
 use crate::files::{if_there, read_limited, write_bytes};
+use crate::number::{duration, percent, short, significant};
 
 /// Bytes of a `recipe.toml`.
 const MAX_RECIPE: u64 = 16 << 20;
@@ -326,12 +326,11 @@ fn panels(runs: &[Compared]) -> Vec<Panel> {
     };
     let changes = |c: &Curves| c.changes.iter().map(|(x, t)| (*x, t.iter().sum())).collect();
     let zeros = |c: &Curves| c.trits.iter().map(|(x, t)| (*x, t[1])).collect();
-    // The fall of the first steps would leave little room for what differs.
-    let later = |c: &Curves| {
-        let smooth = smoothed(&c.loss);
-        smooth[smooth.len() / 10..].iter().map(|p| p.1).fold(f64::MIN, f64::max)
+    let later = |run: &Compared| {
+        let smooth = smoothed(&run.curves.loss);
+        highest(&smooth, smooth.len() / 10)
     };
-    let top = runs.iter().map(|run| later(&run.curves)).fold(f64::MIN, f64::max);
+    let top = runs.iter().map(later).fold(f64::MIN, f64::max);
     let charts = [
         ("Training loss", "nats per token, smoothed", lines(&|c| smoothed(&c.loss)), false, Some(top)),
         ("Validation loss", "nats per token", lines(&|c| c.val.clone()), false, None),

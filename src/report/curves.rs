@@ -152,6 +152,12 @@ pub(super) fn smoothed(points: &[Point]) -> Vec<Point> {
     (0..finite.len()).map(|i| (finite[i].0, mean(i))).collect()
 }
 
+/// The highest value behind the first `skipped` points, `f64::MIN` of none. Charts of losses end there: the fall of the
+/// first steps would leave little room for all others.
+pub(super) fn highest(points: &[Point], skipped: usize) -> f64 {
+    points[skipped..].iter().map(|p| p.1).fold(f64::MIN, f64::max)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

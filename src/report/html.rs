@@ -6,11 +6,11 @@ use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::charts::{Chart, Ink, Series};
-use super::curves::{Curves, Point, smoothed, thinned};
-use super::number::{duration, percent, short, significant, thousands};
+use super::curves::{Curves, Point, highest, smoothed, thinned};
 use super::render::render;
 use super::summary::{Evaluation, Summary};
 use crate::error::Result;
+use crate::number::{duration, percent, short, significant, thousands};
 
 /// A heading number.
 #[derive(Serialize)]
@@ -250,9 +250,7 @@ fn loss_chart(c: &Curves) -> Chart {
         series.push(Series::Dots(Ink::Dot, thinned(&c.val, 200)));
         legend.push(("dot", "validation"));
     }
-    // The fall of the first steps would leave little room for all others.
-    let highest = |points: &[Point]| points.iter().map(|p| p.1).fold(f64::MIN, f64::max);
-    let later = highest(&smooth[smooth.len() / 25..]).max(highest(&c.val)) * 1.05;
+    let later = highest(&smooth, smooth.len() / 25).max(highest(&c.val, 0)) * 1.05;
     let start = smooth.first().map_or(0.0, |p| p.1);
     let top = (later > 0.0 && start > 1.4 * later).then_some(later);
     let unit = match top {

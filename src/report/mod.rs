@@ -4,7 +4,6 @@ mod charts;
 mod compare;
 mod curves;
 mod html;
-mod number;
 mod render;
 mod summary;
 mod versions;
@@ -18,7 +17,6 @@ use curves::Curves;
 
 pub(crate) use charts::{Band, band_chart};
 pub use compare::{Comparison, compare, write_comparison};
-pub(crate) use number::{significant, thousands};
 pub(crate) use render::render;
 pub use summary::{Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Texts};
 pub use versions::Versions;

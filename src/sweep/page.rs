@@ -11,7 +11,8 @@ use super::results::{Results, Row};
 use super::statistics::Sample;
 use crate::error::Result;
 use crate::files::write_bytes;
-use crate::report::{Band, band_chart, render, significant};
+use crate::number::significant;
+use crate::report::{Band, band_chart, render};
 use crate::train::{METRICS, Record, read_metrics};
 
 /// The page, in the folder of a sweep.

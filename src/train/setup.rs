@@ -12,6 +12,7 @@ use crate::formats::{Description, ModelFiles, Stored, files_of};
 use crate::generate::judge_prompt;
 use crate::measure::Needs;
 use crate::model::{self, Decoder, Latents, Model, Role};
+use crate::number::gib;
 use crate::text::{BpeTrainer, Corpus, Reading, ReadingOptions, Tokenizer};
 
 /// What takes time before the first step.
@@ -319,7 +320,6 @@ fn check_memory(
         beside = " beside its teacher";
     }
     if needed > memory {
-        let gib = |bytes: u128| bytes as f64 / (1u64 << 30) as f64;
         return Err(Error::usage(format!(
             "memory: found {:.1} GiB{}, wanted at least {:.1} GiB to train {} parameters{beside} on {rows} tokens at a time, {} \
              of them in a step (a smaller train.batch with a larger train.accumulate needs less){}",

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, FolderLock, if_there};
 use crate::formats::lessons::{self, Index};
 use crate::model::{Decoder, Sequences, State};
+use crate::number::gib;
 use crate::text::Corpus;
 
 /// Tokens of the windows that pass through the teacher together, if one has no more. Fixed: products of another number of rows
@@ -191,7 +192,6 @@ fn said(
 }
 
 fn judge_memory(needed: u128) -> Result<()> {
-    let gib = |bytes: u128| bytes as f64 / (1u64 << 30) as f64;
     match total_memory().filter(|memory| needed > *memory) {
         None => Ok(()),
         Some(memory) => Err(Error::usage(format!(

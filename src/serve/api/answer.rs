@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use serde_json::{Value, json};
 
-use super::error::ApiError;
+use super::error::{ApiError, REASON};
 use super::served::{Inner, seconds_now};
 use crate::generate::Scored;
 use crate::serve::queue::{Event, Failure, Piece, Reason};
@@ -134,8 +134,7 @@ impl Answer {
             }
             Some(Failure::ShuttingDown(why)) => (error(503, "server_error", why), "shut down"),
             Some(Failure::Constraint(why)) => {
-                let why: String = why.chars().take(400).collect();
-                (error(500, "server_error", &format!("the constraint: {why}")), "constraint")
+                (error(500, "server_error", &format!("the constraint: {why:.REASON$}")), "constraint")
             }
             None => (error(500, "server_error", "the engine has failed"), "failed"),
         }

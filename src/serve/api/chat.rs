@@ -58,18 +58,10 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
         calls,
         streams: vec![Stream { said: StopStrings::new(hold), calling: false }; answer.choices.len()],
     };
-    let generate = Generate {
-        choices: settings.choices,
-        sampling: settings.sampling,
-        bias: settings.bias,
-        limit: limit(fields, &["max_completion_tokens", "max_tokens"], served.context)?,
-        stop: settings.stop,
-        scores,
-        prompt_scores: None,
-        constraint,
-    };
+    let limit = limit(fields, &["max_completion_tokens", "max_tokens"], served.context)?;
     let (form, stream) = (Box::new(form), settings.stream);
-    Ok(Work::Ask(Box::new(Ask { prompts, generate: Some(generate), answer, form, stream })))
+    let generate = Some(Generate { scores, constraint, ..settings.generate(limit) });
+    Ok(Work::Ask(Box::new(Ask { prompts, generate, answer, form, stream })))
 }
 
 struct Chat {

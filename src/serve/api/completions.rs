@@ -58,18 +58,11 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
         scored: scores.is_some(),
         ends: vec![End::default(); answer.choices.len()],
     };
-    let generate = Generate {
-        choices: settings.choices,
-        sampling: settings.sampling,
-        bias: settings.bias,
-        limit: limit(fields, &["max_tokens", "max_completion_tokens"], LIMIT)?,
-        stop: settings.stop,
-        scores,
-        prompt_scores: scores.filter(|_| echo),
-        constraint,
-    };
+    let limit = limit(fields, &["max_tokens", "max_completion_tokens"], LIMIT)?;
     let (form, stream) = (Box::new(form), settings.stream);
-    Ok(Work::Ask(Box::new(Ask { prompts, generate: Some(generate), answer, form, stream })))
+    let prompt_scores = scores.filter(|_| echo);
+    let generate = Some(Generate { scores, prompt_scores, constraint, ..settings.generate(limit) });
+    Ok(Work::Ask(Box::new(Ask { prompts, generate, answer, form, stream })))
 }
 
 /// A prompt that stands before its answers.

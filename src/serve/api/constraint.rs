@@ -3,7 +3,7 @@
 use llguidance::Matcher;
 use llguidance::api::TopLevelGrammar;
 
-use super::error::ApiError;
+use super::error::{ApiError, REASON};
 use super::served::Inner;
 
 /// A constraint, compiled within llguidance's limits of time and size.
@@ -17,8 +17,8 @@ pub fn compile(served: &Inner, field: &str, grammar: TopLevelGrammar) -> Result<
     match matcher.get_error() {
         None => Ok(matcher),
         Some(why) => {
-            let why: String = why.chars().take(400).collect();
-            Err(ApiError { param: Some(field.into()), ..ApiError::invalid(format!("{field}: {why}")) })
+            let error = ApiError::invalid(format_args!("{field}: {why:.REASON$}"));
+            Err(ApiError { param: Some(field.into()), ..error })
         }
     }
 }

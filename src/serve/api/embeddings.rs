@@ -11,7 +11,6 @@ use super::served::Served;
 use super::{Ask, Work, prompts};
 
 pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
-    served.named(fields.text("model")?)?;
     let base64 = match fields.text("encoding_format")? {
         None | Some("float") => false,
         Some("base64") => true,

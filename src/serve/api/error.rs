@@ -3,6 +3,9 @@
 use serde_json::{Value, json};
 use std::fmt::Display;
 
+/// Characters that a client is shown at most of what is wrong with a constraint.
+pub const REASON: usize = 400;
+
 /// Why a request is not answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiError {

@@ -54,37 +54,43 @@ impl<'a> Fields<'a> {
         ApiError::field(self.name(field), found, wanted)
     }
 
-    pub fn number(&self, field: &str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
+    /// The field as `read` understands it, which says what it wants by `wanted`.
+    pub fn maybe<T>(
+        &self,
+        field: &str,
+        wanted: impl Display,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
         let Some(value) = self.get(field) else { return Ok(None) };
-        let wanted = || self.wrong(field, format!("a number from {} to {}", range.start(), range.end()));
-        value.as_f64().filter(|x| range.contains(x)).map(Some).ok_or_else(wanted)
+        read(value).map(Some).ok_or_else(|| self.wrong(field, wanted))
+    }
+
+    pub fn number(&self, field: &str, range: RangeInclusive<f64>) -> Result<Option<f64>> {
+        let (low, high) = (range.start(), range.end());
+        let read = |value: &Value| value.as_f64().filter(|x| range.contains(x));
+        self.maybe(field, format_args!("a number from {low} to {high}"), read)
     }
 
     pub fn whole(&self, field: &str, range: RangeInclusive<u64>) -> Result<Option<usize>> {
-        let Some(value) = self.get(field) else { return Ok(None) };
         let (low, high) = (range.start(), range.end());
-        let wanted = || self.wrong(field, format!("a whole number from {low} to {high}"));
-        value.as_u64().filter(|x| range.contains(x)).map(|x| Some(x as usize)).ok_or_else(wanted)
+        let read = |value: &Value| value.as_u64().filter(|x| range.contains(x)).map(|x| x as usize);
+        self.maybe(field, format_args!("a whole number from {low} to {high}"), read)
     }
 
     pub fn flag(&self, field: &str) -> Result<Option<bool>> {
-        let Some(value) = self.get(field) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| self.wrong(field, "true or false"))
+        self.maybe(field, "true or false", Value::as_bool)
     }
 
     pub fn text(&self, field: &str) -> Result<Option<&'a str>> {
-        let Some(value) = self.get(field) else { return Ok(None) };
-        value.as_str().map(Some).ok_or_else(|| self.wrong(field, "a text"))
+        self.maybe(field, "a text", Value::as_str)
     }
 
     pub fn list(&self, field: &str) -> Result<Option<&'a [Value]>> {
-        let Some(value) = self.get(field) else { return Ok(None) };
-        value.as_array().map(|list| Some(&list[..])).ok_or_else(|| self.wrong(field, "a list"))
+        self.maybe(field, "a list", |value| value.as_array().map(Vec::as_slice))
     }
 
     pub fn map(&self, field: &str) -> Result<Option<Fields<'a>>> {
-        let Some(value) = self.get(field) else { return Ok(None) };
-        Fields::inside(value, self.name(field)).map(Some)
+        self.get(field).map(|value| Fields::inside(value, self.name(field))).transpose()
     }
 }
 

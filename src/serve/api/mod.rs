@@ -85,6 +85,7 @@ pub fn read(endpoint: Endpoint, body: &[u8], served: &Served) -> Result<Work, Ap
     let body: Value =
         serde_json::from_slice(body).map_err(|e| ApiError::invalid(format!("the body is no JSON: {e}")))?;
     let fields = fields::Fields::of(&body)?;
+    served.named(fields.text("model")?)?;
     match endpoint {
         Endpoint::Completions => completions::read(&fields, served),
         Endpoint::Chat => chat::read(&fields, served),

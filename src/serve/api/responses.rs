@@ -57,19 +57,10 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     let prompts = vec![messages::prompt(served, &said, "input", None, messages::variables(fields)?)?];
     let answer = Answer::new("resp", served, &prompts, 1);
     let limit = limit(fields, &["max_output_tokens"], served.context)?;
-    let form = Responses { asked: asked(fields, &settings)?, sent: 0 };
-    let generate = Generate {
-        choices: 1,
-        sampling: settings.sampling,
-        bias: settings.bias,
-        limit,
-        stop: settings.stop,
-        scores: None,
-        prompt_scores: None,
-        constraint,
-    };
-    let (form, stream) = (Box::new(form), settings.stream);
-    Ok(Work::Ask(Box::new(Ask { prompts, generate: Some(generate), answer, form, stream })))
+    let form = Box::new(Responses { asked: asked(fields, &settings)?, sent: 0 });
+    let stream = settings.stream;
+    let generate = Some(Generate { constraint, ..settings.generate(limit) });
+    Ok(Work::Ask(Box::new(Ask { prompts, generate, answer, form, stream })))
 }
 
 /// What a response repeats of its request.
@@ -108,9 +99,7 @@ impl Responses {
     }
 
     fn done_item(answer: &Answer) -> Value {
-        let status =
-            if answer.choices[0].reason == Some(Reason::Length) { "incomplete" } else { "completed" };
-        Self::item(answer, status, json!([Self::part(&answer.choices[0].text)]))
+        Self::item(answer, Self::status(answer), json!([Self::part(&answer.choices[0].text)]))
     }
 
     fn response(&self, answer: &Answer, status: &str, output: Value) -> Value {

@@ -2,10 +2,13 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use serde_json::Value;
+
 use super::error::ApiError;
 use super::fields::{Fields, shown};
 use super::served::Inner;
 use crate::generate::SamplingConfig;
+use crate::serve::queue::Generate;
 
 /// Stop strings of a request, and characters of each.
 const STOPS: usize = 16;
@@ -28,7 +31,6 @@ pub struct Settings {
 
 impl Settings {
     pub fn read(fields: &Fields<'_>, served: &Inner) -> Result<Self, ApiError> {
-        served.named(fields.text("model")?)?;
         let number = |name, range, default: f64| Ok(fields.number(name, range)?.unwrap_or(default) as f32);
         let sampling = SamplingConfig {
             temperature: number("temperature", 0.0..=100.0, 1.0)?,
@@ -51,17 +53,19 @@ impl Settings {
             stream_usage: usage.unwrap_or(false),
         })
     }
+
+    /// What the engine is to do: answers of at most `limit` tokens, without scores and constraint.
+    pub fn generate(self, limit: usize) -> Generate {
+        let Settings { sampling, bias, stop, choices, .. } = self;
+        Generate { choices, sampling, bias, limit, stop, scores: None, prompt_scores: None, constraint: None }
+    }
 }
 
 /// The seed of a request, or one that nobody chose.
 fn seed(fields: &Fields<'_>) -> Result<u64, ApiError> {
-    match fields.get("seed") {
-        None => Ok(RandomState::new().hash_one(0u8)),
-        Some(value) => {
-            let seed = value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64));
-            seed.ok_or_else(|| fields.wrong("seed", "a whole number of 64 bits"))
-        }
-    }
+    let read = |value: &Value| value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64));
+    let seed = fields.maybe("seed", "a whole number of 64 bits", read)?;
+    Ok(seed.unwrap_or_else(|| RandomState::new().hash_one(0u8)))
 }
 
 fn stops(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
@@ -74,7 +78,7 @@ fn stops(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
     if list.len() > STOPS {
         return Err(wanted());
     }
-    let text = |(i, value): (usize, &serde_json::Value)| {
+    let text = |(i, value): (usize, &Value)| {
         let wanted = format!("a text of {STOP_CHARS} characters at most");
         let text = value.as_str().filter(|text| text.chars().count() <= STOP_CHARS);
         text.map(String::from).ok_or_else(|| ApiError::field(format!("stop[{i}]"), shown(value), wanted))

@@ -9,7 +9,6 @@ use super::{Work, prompts};
 
 /// `content` (or `prompt`) as token ids; with `add_special_tokens` as a prompt begins.
 pub fn tokenize(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
-    served.named(fields.text("model")?)?;
     let name = if fields.get("content").is_some() { "content" } else { "prompt" };
     let text = fields.text(name)?.ok_or_else(|| fields.wrong("content", "a text"))?;
     let special = fields.flag("add_special_tokens")?.unwrap_or(false);
@@ -20,7 +19,6 @@ pub fn tokenize(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> 
 
 /// `tokens` as a text, special ones included.
 pub fn detokenize(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
-    served.named(fields.text("model")?)?;
     let list = fields.list("tokens")?.ok_or_else(|| fields.wrong("tokens", "a list of token ids"))?;
     let text = served.tokenizer.decode(&prompts::ids(list, "tokens")?);
     Ok(Work::Now(json!({ "content": text, "prompt": text })))

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::options::Options;
-use super::queue::{Event, Failure, Metrics, Queue};
+use super::queue::{Event, Failure, Metrics, Queue, stays};
 use crate::kernels;
 use crate::model::{Decoder, KvCache, KvPool, Span, State, Wanted};
 use crate::text::Tokenizer;
@@ -102,14 +102,8 @@ impl<'a> Engine<'a> {
     /// Frees the places of clients that went away, and of requests whose time is over.
     fn drop_gone(&mut self) {
         let now = Instant::now();
-        let stays = |events: &super::queue::Events, deadline: Instant| {
-            if deadline <= now {
-                let _ = events.send(Event::Failed(Failure::OutOfTime));
-            }
-            deadline > now && !events.is_closed()
-        };
-        self.reading.retain(|r| stays(&r.job.events, r.job.deadline));
-        self.making.retain(|m| !m.ended && stays(&m.events, m.deadline));
+        self.reading.retain(|r| stays(&r.job.events, r.job.deadline, now));
+        self.making.retain(|m| !m.ended && stays(&m.events, m.deadline, now));
     }
 
     fn admit(&mut self) {

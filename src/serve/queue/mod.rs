@@ -64,6 +64,15 @@ impl Job {
     }
 }
 
+/// Whether a prompt keeps its place: its client is still there, and its time is not over. A client whose time is over is
+/// told.
+pub fn stays(events: &Events, deadline: Instant, now: Instant) -> bool {
+    if deadline <= now {
+        let _ = events.send(Event::Failed(Failure::OutOfTime));
+    }
+    deadline > now && !events.is_closed()
+}
+
 /// What the engine says of a request, in the order in which it happens.
 #[derive(Debug)]
 pub enum Event {

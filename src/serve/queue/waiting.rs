@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
-use super::{Event, Failure, Job, Metrics};
+use super::{Event, Failure, Job, Metrics, stays};
 
 /// Why a request was not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,13 +60,7 @@ impl Queue {
     pub fn pop(&self, fits: impl FnOnce(&Job) -> bool) -> Option<Job> {
         let mut state = self.lock();
         let now = Instant::now();
-        state.waiting.retain(|job| {
-            if job.deadline <= now {
-                let _ = job.events.send(Event::Failed(Failure::OutOfTime));
-                return false;
-            }
-            !job.events.is_closed()
-        });
+        state.waiting.retain(|job| stays(&job.events, job.deadline, now));
         let job = if state.waiting.front().is_some_and(fits) { state.waiting.pop_front() } else { None };
         self.metrics.waiting.set(state.waiting.len());
         job
