@@ -42,9 +42,8 @@ fn tokens(name: &str) -> (Vec<u32>, Sequences) {
 
 #[track_caller]
 fn same(got: &[f32], want: &[f32], bound: f32, what: &str) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let error = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(error < bound, "{what}: off by {error}, allowed {bound}");
+    let error = common::apart(got, want);
+    assert!(error < bound.into(), "{what}: off by {error}, allowed {bound}");
 }
 
 fn largest(values: &[f32]) -> f32 {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Rng, close, on_every_isa, wide};
+use common::{Rng, close, on_every_isa, transpose, wide};
 use ternlm::config::{Activation, Inputs, ModelConfig, Precision, Scope};
 use ternlm::kernels::{
     self as k, Attended, AttentionGradients, AttentionShape, Matrix, Rhs, Target, Threads, To, View,
@@ -16,10 +16,6 @@ use Precision::Bf16;
 
 fn rounded(x: &[f32]) -> Vec<f32> {
     x.iter().map(|x| reference::bf16(*x)).collect()
-}
-
-fn transpose(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
 }
 
 /// Every sign and exponent with some of the digits that decide, and all that is special.
@@ -185,7 +181,7 @@ fn a_matrix_kept_in_bf16_is_multiplied_by_its_transpose_and_by_square_ones() {
             let (x, n) = (rng.normal(rows * cols), rows.min(cols));
             let halves = k::Halves::scaled(0.25, &x, rows, cols);
             let used: Vec<f64> = x.iter().map(|x| reference::bf16(0.25 * x) as f64).collect();
-            let turned: Vec<f64> = (0..rows * cols).map(|i| used[i % rows * cols + i / rows]).collect();
+            let turned = transpose(&used, rows, cols);
             let mut gram = vec![f32::NAN; n * n];
             halves.gram(&mut gram);
             let want = if rows <= cols {
@@ -339,12 +335,8 @@ fn the_gradient_of_a_model_is_that_of_f32_to_the_rounding() {
                 o_bias: true,
                 mlp_bias: true,
                 sub_norm: true,
-                causal: true,
-                tie_embeddings: false,
-                rope_theta: 10_000.0,
-                rope_scaling: None,
-                rms_norm_eps: 1e-6,
                 max_positions: 32,
+                ..ModelConfig::default()
             };
             let mut decoder = Decoder::new(&config, scope, Grouping::Size(64));
             Latents::random(decoder.weights_mut(), rng.next(), None).unwrap();

@@ -144,7 +144,7 @@ fn inputs_that_do_not_depend_on_each_other_change_nothing() {
         let project = |w: &[f32]| TernaryMatrix::project("w", w, 6, inputs, Grouping::Size(16)).unwrap();
         assert!(project(&a) == project(&before));
         // A group's mean becomes what f16 has nearest to it.
-        let moved = a.iter().zip(&before).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let moved = common::apart(&a, &before);
         assert!(moved < 4e-3, "{moved}");
         // Scales that f16 cannot hold are named by the projection, and not made zeros of.
         for bad in [1e9, f32::NAN] {

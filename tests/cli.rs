@@ -1,11 +1,14 @@
 //! The program as people and scripts run it: exit codes, what is said where, and the files that appear.
 
+mod common;
+
+use common::{edit_json, program};
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use ternlm::config::{Activation, ModelConfig, Scope};
+use ternlm::config::{ModelConfig, Scope};
 use ternlm::formats::Description;
 use ternlm::model::{self, Decoder, Latents};
 use ternlm::ternary::Grouping;
@@ -29,9 +32,8 @@ impl Place {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
-        command.args(args).current_dir(self.0.path()).env("TERNLM_CACHE", self.path(".cache"));
-        command.env_remove("TERNLM_LOG").env_remove("TERNLM_ISA").stdin(Stdio::null());
+        let mut command = program::command(args);
+        command.current_dir(self.0.path()).env("TERNLM_CACHE", self.path(".cache"));
         command
     }
 
@@ -55,12 +57,7 @@ impl Place {
     /// A run that must end with one sentence that names `parts`, and the exit code 1.
     #[track_caller]
     fn fails(&self, args: &[&str], parts: &[&str]) {
-        let out = self.run(args);
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert_eq!(out.status.code(), Some(1), "{args:?}: {said}");
-        assert!(said.starts_with("error: ") && said.ends_with('\n'), "{args:?}: {said}");
-        assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
-        assert!(parts.iter().all(|part| said.contains(part)), "{args:?}: {said}: wanted {parts:?}");
+        program::fails(&mut self.command(args), parts);
     }
 
     /// A causal model of random weights with the tokenizer of bytes.
@@ -73,18 +70,10 @@ impl Place {
             kv_heads: 1,
             head_dim: 16,
             intermediate_size: 48,
-            activation: Activation::SwiGlu,
             qk_norm: true,
-            qkv_bias: false,
-            o_bias: false,
-            mlp_bias: false,
-            sub_norm: false,
-            causal: true,
             tie_embeddings: true,
-            rope_theta: 1e4,
-            rms_norm_eps: 1e-6,
             max_positions: 256,
-            rope_scaling: None,
+            ..ModelConfig::default()
         };
         let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(16));
         Latents::random(decoder.weights_mut(), 1, None).unwrap();
@@ -523,11 +512,10 @@ fn guesses_change_no_text() {
     place.fails(&[&generate[..], &["--draft", "small"]].concat(), &["draft model", "64 tokens", "256"]);
     // The same size, but two tokens have changed places.
     place.model("other", 256);
-    let file = place.path("other/tokenizer.json");
-    let mut json: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
-    let vocab = &mut json["model"]["vocab"];
-    (vocab["a"], vocab["b"]) = (vocab["b"].take(), vocab["a"].take());
-    fs::write(&file, json.to_string()).unwrap();
+    edit_json(&place.path("other/tokenizer.json"), |json| {
+        let vocab = &mut json["model"]["vocab"];
+        (vocab["a"], vocab["b"]) = (vocab["b"].take(), vocab["a"].take());
+    });
     place
         .fails(&[&generate[..], &["--draft", "other"]].concat(), &["other", "draft model", "\"a\"", "\"b\""]);
     for wrong in [&["--lookup", "--draft", "model"][..], &["--lookup=0"], &["--draft-tokens", "3"]] {

@@ -4,15 +4,14 @@
 mod common;
 
 use common::lab::{Lab, TINY, records, refused, step, success};
-use common::{Rng, close, differences, is_gradient, on_every_isa, on_this_isa, wide};
+use common::{Rng, close, differences, is_gradient, on_every_isa, on_this_isa, randomise, wide};
 use std::fs;
 use std::path::Path;
-use std::process::Output;
 use ternlm::config::{Direction, ModelConfig, Scope};
 use ternlm::kernels::{self as k, Buffer, Distillation, IGNORE, Objective, reference as r};
 use ternlm::model::cross_entropy::{self, Lesson};
 use ternlm::model::{
-    Decoder, Gradients, Latents, Learning, Linear, Role, Sequences, State, Teacher, Weight, Workspace, number,
+    Decoder, Gradients, Latents, Learning, Linear, Role, Sequences, State, Teacher, Weight, Workspace,
 };
 use ternlm::ternary::{Grouping, TernaryMatrix};
 
@@ -103,16 +102,6 @@ fn the_reference_of_the_divergence_is_the_textbooks() {
     let [ce, kl, all] = r::distill(&[2.0, 0.0], &[0.0, 2.0], 1, how);
     let halved = r::distill(&[1.0, 0.0], &[0.0, 1.0], 1, way(Direction::Forward))[1];
     assert!((kl - halved).abs() < 1e-12 && (all - (0.75 * ce + kl)).abs() < 1e-12);
-}
-
-/// Gives dense weights random values and their places.
-fn randomise<'a>(weights: impl IntoIterator<Item = &'a mut Weight>, rng: &mut Rng) {
-    let mut weights: Vec<&mut Weight> = weights.into_iter().collect();
-    number(weights.iter_mut().map(|weight| &mut **weight));
-    for weight in weights {
-        let values = rng.normal(weight.len());
-        weight.dense_mut().copy_from_slice(&values);
-    }
 }
 
 #[test]
@@ -260,24 +249,11 @@ fn a_softened_layer_computes_with_what_is_between_and_hardens_to_trits() {
     });
 }
 
-/// With a teacher, `teacher`: the same shape in full precision, trained a little.
-fn taught() -> Lab {
-    let lab = Lab::new("log_every = 3");
-    success(lab.train("teacher", &["--set", "ternary.scope=none", "--set", "train.steps=60"]));
-    lab
-}
-
-/// A training that learns from the teacher, starting at its weights.
-fn learn(lab: &Lab, out: &str, more: &[&str]) -> Output {
-    let from = ["--init", "teacher/model", "--teacher", "teacher/model"];
-    lab.train(out, &[&from, more].concat())
-}
-
 #[test]
 fn a_taught_and_annealed_training_resumes_bit_for_bit_and_ends_ternary() {
-    let lab = taught();
+    let lab = Lab::taught(60);
     let sets = ["--set", "distill.temperature=2", "--set", "ternary.anneal=0.5"];
-    success(learn(&lab, "run", &sets));
+    success(lab.learn("run", &sets));
     let run = lab.path("run");
     let (last, kept) = (step(&run, 12), lab.path("kept"));
     fs::rename(&last, &kept).unwrap();
@@ -289,7 +265,7 @@ fn a_taught_and_annealed_training_resumes_bit_for_bit_and_ends_ternary() {
         }
     };
     same(&last, &kept);
-    success(learn(&lab, "again", &[&sets[..], &["--set", "train.keep=20"]].concat()));
+    success(lab.learn("again", &[&sets[..], &["--set", "train.keep=20"]].concat()));
     let again = lab.path("again");
     for n in 4..=12 {
         fs::remove_dir_all(step(&again, n)).unwrap();
@@ -317,8 +293,8 @@ fn a_taught_and_annealed_training_resumes_bit_for_bit_and_ends_ternary() {
 
 #[test]
 fn a_teacher_teaches() {
-    let lab = taught();
-    success(learn(&lab, "taught", &["--set", "distill.weight=1", "--set", "train.steps=40"]));
+    let lab = Lab::taught(60);
+    success(lab.learn("taught", &["--set", "distill.weight=1", "--set", "train.steps=40"]));
     let divergences: Vec<f64> =
         records(&lab.path("taught"), "train").iter().map(|r| r["divergence"].as_f64().unwrap()).collect();
     let (first, last) = (divergences[0], divergences[divergences.len() - 1]);
@@ -327,7 +303,7 @@ fn a_teacher_teaches() {
 
 #[test]
 fn without_a_teacher_and_with_one_of_no_weight_the_bits_are_the_same() {
-    let lab = taught();
+    let lab = Lab::taught(60);
     let init = ["--init", "teacher/model"];
     success(lab.train("plain", &init));
     // A teacher without weight is not even read.
@@ -335,25 +311,25 @@ fn without_a_teacher_and_with_one_of_no_weight_the_bits_are_the_same() {
     success(lab.train("none", &[&init[..], &none].concat()));
     let read = |run: &str| fs::read(step(&lab.path(run), 12).join("model.safetensors")).unwrap();
     assert!(read("plain") == read("none"));
-    success(learn(&lab, "taught", &[]));
+    success(lab.learn("taught", &[]));
     assert!(read("plain") != read("taught"));
 }
 
 #[test]
 fn what_a_teacher_must_be_is_said() {
-    let lab = taught();
+    let lab = Lab::taught(60);
     let fit = "--set";
     refused(
         lab.train("a", &[fit, "distill.weight=0.5"]),
         "distill.teacher: found nothing, wanted the model to learn from",
     );
-    refused(learn(&lab, "b", &[fit, "distill.weight=1.5"]), "distill.weight: found 1.5, wanted 0 to 1");
-    refused(learn(&lab, "c", &[fit, "distill.temperature=0"]), "distill.temperature: found 0");
+    refused(lab.learn("b", &[fit, "distill.weight=1.5"]), "distill.weight: found 1.5, wanted 0 to 1");
+    refused(lab.learn("c", &[fit, "distill.temperature=0"]), "distill.temperature: found 0");
     refused(
-        learn(&lab, "d", &[fit, "distill.direction=sideways"]),
+        lab.learn("d", &[fit, "distill.direction=sideways"]),
         "`sideways`, expected `forward` or `reverse`",
     );
-    refused(learn(&lab, "e", &[fit, "ternary.anneal=1"]), "ternary.anneal: found 1, wanted 0 to 0.9");
+    refused(lab.learn("e", &[fit, "ternary.anneal=1"]), "ternary.anneal: found 1, wanted 0 to 0.9");
     refused(lab.train("f", &["--teacher", "nowhere"]), "nowhere");
     // Another vocabulary, by size and by token.
     success(lab.train("wide", &[fit, "model.vocab_size=300", fit, "train.steps=1"]));
@@ -372,8 +348,8 @@ fn what_a_teacher_must_be_is_said() {
 
 #[test]
 fn a_resumed_training_keeps_its_teacher() {
-    let lab = taught();
-    success(learn(&lab, "run", &[]));
+    let lab = Lab::taught(60);
+    success(lab.learn("run", &[]));
     fs::remove_dir_all(step(&lab.path("run"), 12)).unwrap();
     success(lab.train("other", &["--set", "ternary.scope=none", "--set", "train.steps=20"]));
     refused(

@@ -3,9 +3,9 @@
 mod common;
 
 use common::lab::{Lab, records, refused, step, success};
-use common::{Rng, close, on_every_isa, on_this_isa, wide};
+use common::{Rng, close, differences, on_every_isa, on_this_isa, wide};
 use std::fs;
-use ternlm::config::{Activation, ModelConfig, Scope};
+use ternlm::config::{ModelConfig, Scope};
 use ternlm::kernels::{self as k, AttentionShape, Dropout, IGNORE, To, reference as r};
 use ternlm::model::{Decoder, Gradients, Latents, Learning, Loss, Sequences, State, Weight};
 use ternlm::ternary::Grouping;
@@ -101,18 +101,9 @@ fn config() -> ModelConfig {
         kv_heads: 1,
         head_dim: 4,
         intermediate_size: 10,
-        activation: Activation::SwiGlu,
-        qk_norm: false,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
-        sub_norm: false,
-        causal: true,
-        tie_embeddings: false,
         rope_theta: 100.0,
-        rms_norm_eps: 1e-6,
         max_positions: 110,
-        rope_scaling: None,
+        ..ModelConfig::default()
     }
 }
 
@@ -187,16 +178,7 @@ fn dropped_values_have_their_gradient(rng: &mut Rng, recompute: bool) {
     let without = decoder.loss(&tokens, &targets, seqs, &mut State::default()).sum;
     assert!((loss - without).abs() > 1e-3, "nothing was dropped: {loss}, {without}");
     for weight in &weights {
-        let mut values = wide(weight.dense());
-        let mut slopes = Vec::new();
-        for i in 0..values.len() {
-            let old = values[i];
-            values[i] = old + 1e-5;
-            let up = loss_at(&weight.name, &values);
-            values[i] = old - 1e-5;
-            slopes.push((up - loss_at(&weight.name, &values)) / 2e-5);
-            values[i] = old;
-        }
+        let slopes = differences(&wide(weight.dense()), |values| loss_at(&weight.name, values));
         let norm = slopes.iter().fold(0f64, |a, b| a.max(b.abs()));
         assert!(norm > 1e-6, "{}: the gradient is zero, which tests nothing", weight.name);
         for (i, (got, want)) in grads.get(weight).iter().zip(&slopes).enumerate() {

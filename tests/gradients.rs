@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Rng, on_every_isa, wide};
+use common::{Rng, difference, is_gradient, on_every_isa, randomise, wide};
 use ternlm::config::{Activation, ModelConfig, Precision, Scope};
 use ternlm::kernels::{
     self as k, Attended, AttentionGradients, AttentionShape, Buffer, IGNORE, Objective, RopeTable, To,
@@ -13,7 +13,7 @@ use ternlm::kernels::{
 };
 use ternlm::model::{
     Attention, AttentionSaved, Decoder, Embedding, FeedForward, FeedForwardSaved, Gradients, Latents, Linear,
-    Loss, RmsNorm, Role, Sequences, State, Weight, Workspace, cross_entropy, in_context, number,
+    Loss, RmsNorm, Role, Sequences, State, Weight, Workspace, cross_entropy, in_context,
 };
 use ternlm::ternary::Grouping;
 
@@ -21,38 +21,16 @@ use ternlm::ternary::Grouping;
 #[track_caller]
 fn check(what: &str, at: &[f32], analytic: &[f32], f: impl Fn(&[f64]) -> f64) {
     let mut x = wide(at);
-    let mut numeric = Vec::new();
-    for i in 0..x.len() {
-        let (old, step) = (x[i], 1e-5 * x[i].abs().max(1.0));
-        x[i] = old + step;
-        let up = f(&x);
-        x[i] = old - step;
-        numeric.push((up - f(&x)) / (2.0 * step));
-        x[i] = old;
-    }
-    let norm = numeric.iter().fold(0f64, |a, b| a.max(b.abs()));
-    assert!(norm > 1e-6, "{what}: the gradient is zero, which tests nothing");
-    assert_eq!(numeric.len(), analytic.len(), "{what}");
-    for (i, (n, a)) in numeric.iter().zip(analytic).enumerate() {
-        assert!(
-            (n - *a as f64).abs() <= 3e-5 * norm,
-            "{what}[{i}]: {a} by hand, {n} by differences (norm {norm})"
-        );
-    }
+    let slope = |i: usize| {
+        let step = 1e-5 * x[i].abs().max(1.0);
+        difference(&mut x, i, step, &f)
+    };
+    let numeric: Vec<f64> = (0..at.len()).map(slope).collect();
+    is_gradient(what, analytic, &numeric, 0.0);
 }
 
 fn dot(a: &[f64], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * *b as f64).sum()
-}
-
-/// Gives dense weights random values and their places.
-fn randomise<'a>(weights: impl IntoIterator<Item = &'a mut Weight>, rng: &mut Rng) {
-    let mut weights: Vec<&mut Weight> = weights.into_iter().collect();
-    number(weights.iter_mut().map(|weight| &mut **weight));
-    for weight in weights {
-        let values = rng.normal(weight.len());
-        weight.dense_mut().copy_from_slice(&values);
-    }
 }
 
 #[test]
@@ -176,15 +154,9 @@ fn config(activation: Activation) -> ModelConfig {
         activation,
         qk_norm: true,
         qkv_bias: true,
-        o_bias: false,
-        mlp_bias: false,
-        sub_norm: false,
-        causal: true,
-        tie_embeddings: false,
         rope_theta: 100.0,
-        rms_norm_eps: 1e-6,
         max_positions: 16,
-        rope_scaling: None,
+        ..ModelConfig::default()
     }
 }
 

@@ -1,6 +1,8 @@
 //! Trainings of several processes, in threads of this one: the same results, moments shared out, resumed by another number,
 //! refused, come apart, gone.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
@@ -155,7 +157,7 @@ fn latents(trainer: &Trainer) -> Vec<f32> {
 /// The largest difference, relative to the wanted.
 fn off(found: &[f64], wanted: &[f64]) -> f64 {
     assert_eq!(found.len(), wanted.len());
-    found.iter().zip(wanted).map(|(f, w)| ((f - w) / w).abs()).fold(0.0, f64::max)
+    common::most(found.iter().zip(wanted).map(|(f, w)| ((f - w) / w).abs()))
 }
 
 /// Sizes of the steps of every ternary tensor, as the diary of a run has them.

@@ -50,7 +50,7 @@ fn defined(
 fn apart(found: &[f32], wanted: &[f64]) -> f64 {
     let largest = wanted.iter().fold(1e-30, |top: f64, x| top.max(x.abs()));
     let apart = found.iter().zip(wanted).map(|(found, wanted)| (*found as f64 - wanted).abs());
-    apart.fold(0.0, f64::max) / largest
+    common::most(apart) / largest
 }
 
 fn case(rng: &mut Rng, n: usize, inputs: usize, out: usize, grouping: Grouping) {

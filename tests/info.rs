@@ -3,30 +3,22 @@
 mod common;
 
 use common::gguf::{self, File, Shape, f32_bytes};
-use common::models;
+use common::program::{Arg, ok};
+use common::{edit_json, models};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use ternlm::config::{ModelConfig, Scope};
 use ternlm::formats::Description;
 use ternlm::model::{self, Decoder, Latents};
 use ternlm::ternary::Grouping;
 use ternlm::text::Tokenizer;
 
-#[track_caller]
-fn run(args: &[&dyn AsRef<std::ffi::OsStr>]) -> String {
-    let mut run = Command::new(env!("CARGO_BIN_EXE_ternlm"));
-    let out = run.args(args.iter().map(|a| a.as_ref())).output().unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
-
 /// What it says to programs, and to people.
 #[track_caller]
 fn info(path: &Path) -> (Value, String) {
-    let text = run(&[&"info", &path, &"--json"]);
-    (serde_json::from_str::<Value>(&text).unwrap()["model"].take(), run(&[&"info", &path]))
+    let text = ok(&[&"info", &path, &"--json"]);
+    (serde_json::from_str::<Value>(&text).unwrap()["model"].take(), ok(&[&"info", &path]))
 }
 
 #[track_caller]
@@ -50,10 +42,9 @@ fn start(dir: &Path, grouping: Grouping) -> std::path::PathBuf {
     fs::create_dir(&out).unwrap();
     model::save(&out, &decoder, &Description::new(config), None).unwrap();
     Tokenizer::bytes().save(&out).unwrap();
-    let file = out.join("tokenizer_config.json");
-    let mut settings: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    settings["chat_template"] = json!("{% for m in messages %}{{ m.content }}{% endfor %}");
-    fs::write(file, settings.to_string()).unwrap();
+    edit_json(&out.join("tokenizer_config.json"), |settings| {
+        settings["chat_template"] = json!("{% for m in messages %}{{ m.content }}{% endfor %}");
+    });
     out
 }
 
@@ -120,9 +111,9 @@ fn ternary_models_in_every_format() {
         let dir = tempfile::tempdir().unwrap();
         let from = start(dir.path(), if grouping == 0 { Grouping::Tensor } else { Grouping::Size(grouping) });
         let to = dir.path().join("to");
-        let mut args: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"export", &from, &"--out", &to];
-        args.extend(options.iter().map(|option| option as &dyn AsRef<std::ffi::OsStr>));
-        run(&args);
+        let mut args: Vec<Arg> = vec![&"export", &from, &"--out", &to];
+        args.extend(options.iter().map(|option| option as Arg));
+        ok(&args);
         let (json, text) = info(&to);
         println!("{text}");
         assert_eq!(json["architecture"], "llama", "{options:?}");

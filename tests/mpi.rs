@@ -1,5 +1,7 @@
 //! Trainings under the MPI launchers of this machine. Where there is none, each test says that it was skipped.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -155,7 +157,7 @@ fn processes_train_what_one_trains() {
             let said = lab.run(launcher, size, &lab.train(&out, more));
             let found = losses(&text(&said));
             assert!(said.status.success() && found.len() == 30, "{launcher:?}, {out}: {}", text(&said));
-            let off = found.iter().zip(&wanted).map(|(f, w)| (f - w).abs()).fold(0.0, f64::max);
+            let off = common::apart(&found, &wanted);
             println!("{launcher:?}, {out}: losses differ by at most {off:.4}");
             assert!(off < if out.contains("bf16") { 0.05 } else { 0.005 }, "{launcher:?}, {out}: {off}");
             assert!(text(&said).contains(&format!("{size} processes: ")), "{}", text(&said));

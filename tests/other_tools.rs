@@ -3,11 +3,12 @@
 
 mod common;
 
-use common::models;
+use common::program::{ok, ternlm};
+use common::{edit_json, models};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use ternlm::config::{Activation, Inputs, KvFormat, ModelConfig, RopeScaling, Scope, TernaryConfig};
 use ternlm::formats::tensors::TensorFiles;
 use ternlm::formats::{Form, ModelFiles, npy};
@@ -23,15 +24,9 @@ fn tiny(name: &str) -> PathBuf {
     common::fixture("ternary-tiny").join(name)
 }
 
-fn ternlm(args: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ternlm")).args(args.iter().map(|a| a.as_ref())).output().unwrap()
-}
-
 #[track_caller]
 fn export(from: &Path, format: &str, to: &Path) -> String {
-    let out = ternlm(&[&"export", &from, &"--format", &format, &"--out", &to]);
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
+    ok(&[&"export", &from, &"--format", &format, &"--out", &to])
 }
 
 fn logits(decoder: &Decoder) -> Vec<f32> {
@@ -41,11 +36,10 @@ fn logits(decoder: &Decoder) -> Vec<f32> {
 
 #[track_caller]
 fn near(got: &[f32], want: &[f32], bound: f32) {
-    assert_eq!(got.len(), want.len());
-    let size = want.iter().fold(0f32, |a, x| a.max(x.abs()));
-    let off = got.iter().zip(want).fold(0f32, |off, (a, b)| off.max((a - b).abs()));
+    let size = want.iter().fold(0f32, |a, x| a.max(x.abs())) as f64;
+    let off = common::apart(got, want);
     println!("off by {:.1e} of the largest logit", off / size);
-    assert!(off <= bound * size, "off by {off}, largest {size}");
+    assert!(off <= bound as f64 * size, "off by {off}, largest {size}");
 }
 
 /// A copy of a fixture.
@@ -59,10 +53,7 @@ fn copy(name: &str, to: &Path) -> PathBuf {
 }
 
 fn edit_config(dir: &Path, edit: impl FnOnce(&mut Value)) {
-    let file = dir.join("config.json");
-    let mut config = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    edit(&mut config);
-    fs::write(file, config.to_string()).unwrap();
+    edit_json(&dir.join("config.json"), edit);
 }
 
 /// Changes bytes of a tensor where they lie.

@@ -4,9 +4,9 @@
 mod common;
 
 use common::Rng;
+use common::program::{Arg, ok, ternlm};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use ternlm::config::{Inputs, KvFormat, Scope, TernaryConfig};
 use ternlm::formats::packed::{EMBEDDED, PackedFile};
 use ternlm::formats::tensors::{Data, Tensor, TensorFiles, write_safetensors};
@@ -26,15 +26,8 @@ fn unpacked(dir: &Path, scope: Scope) -> PathBuf {
     out
 }
 
-fn ternlm(args: &[&Path]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ternlm")).args(args).output().unwrap()
-}
-
 fn export(from: &Path, to: &Path, density: Density) {
-    let density = density.to_string();
-    let args = ["export".as_ref(), from, "--out".as_ref(), to, "--density".as_ref(), density.as_ref()];
-    let out = ternlm(&args);
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    ok(&[&"export", &from, &"--out", &to, &"--density", &density.to_string()]);
 }
 
 fn logits(path: &Path, inputs: Inputs) -> Vec<f32> {
@@ -98,9 +91,8 @@ fn other_tools_get_the_weights_back() {
     let from = unpacked(dir.path(), Scope::All);
     let (file, back) = (dir.path().join("m.tern"), dir.path().join("back"));
     export(&from, &file, Density::Base3);
-    let args: [&Path; 6] =
-        ["export".as_ref(), &file, "--format".as_ref(), "unpacked".as_ref(), "--out".as_ref(), &back];
-    assert!(ternlm(&args).status.success());
+    let args: [Arg; 6] = [&"export", &file, &"--format", &"unpacked", &"--out", &back];
+    ok(&args);
     // Of other types, perhaps: a gain of 0.5 is the same in f16.
     let [had, have] = [&from, &back].map(|dir| TensorFiles::open(dir).unwrap());
     assert!(had.names().eq(have.names()));

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{close, on_every_isa, wide};
+use common::{close, on_every_isa, transpose, wide};
 use ternlm::config::{Inputs, Precision};
 use ternlm::kernels::{self as k, Matrix, Rhs, Target, Threads, To, Values, View, reference};
 use ternlm::ternary::{Density, Grouping, TernaryMatrix};
@@ -344,10 +344,4 @@ fn rows_that_stand_apart_give_the_same_bits() {
             }
         }
     });
-}
-
-fn transpose(a: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(a.len());
-    (0..cols).for_each(|j| out.extend((0..rows).map(|i| a[i * cols + j])));
-    out
 }

@@ -2,22 +2,19 @@
 
 mod common;
 
+use common::edit_json;
 use common::lab::{Lab, success};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use std::fs;
-use std::path::Path;
 
 /// A trained model without note and manifest, as another tool might have written it, with one more tensor.
 fn foreign(lab: &Lab, name: &str, values: impl FnOnce(&SafeTensors<'_>) -> (Dtype, Vec<usize>, Vec<u8>)) {
     success(lab.train("run", &["--set", "train.steps=2"]));
     let dir = lab.path("run/model");
     fs::remove_file(dir.join("ternary.json")).unwrap();
-    let edit = |path: &Path| {
-        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    edit_json(&dir.join("config.json"), |config| {
         config.as_object_mut().unwrap().remove("ternlm").unwrap();
-        fs::write(path, config.to_string()).unwrap();
-    };
-    edit(&dir.join("config.json"));
+    });
     let file = dir.join("model.safetensors");
     let bytes = fs::read(&file).unwrap();
     let stored = SafeTensors::deserialize(&bytes).unwrap();

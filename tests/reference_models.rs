@@ -34,11 +34,7 @@ fn batch(reference: &Value) -> (Vec<u32>, Vec<u32>, Sequences) {
 
 /// Largest difference, and the largest value to hold it against.
 fn difference(a: &[f32], b: &[f32]) -> (f32, f32) {
-    assert_eq!(a.len(), b.len());
-    (
-        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max),
-        b.iter().map(|b| b.abs()).fold(0.0, f32::max),
-    )
+    (common::apart(a, b) as f32, b.iter().map(|b| b.abs()).fold(0.0, f32::max))
 }
 
 /// The fixture, and those of `names` that are among the test data.

@@ -4,27 +4,15 @@
 mod common;
 
 use common::lab::{Lab, TINY, records, refused, step, success};
-use common::{Rng, close, frequencies, on_every_isa, on_this_isa, wide};
+use common::{Rng, close, difference, frequencies, on_every_isa, on_this_isa, wide};
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Output;
-use ternlm::config::{Activation, Direction, ModelConfig, Precision, Recipe, Scope};
+use ternlm::config::{Direction, ModelConfig, Precision, Recipe, Scope};
 use ternlm::kernels::{self as k, AttentionShape, Distillation, IGNORE, RelationShape, reference as r};
 use ternlm::model::{
     self, Decoder, Gradients, Latents, Learning, Loss, Relations, Role, Sequences, State, Teacher,
 };
 use ternlm::ternary::Grouping;
-
-/// The difference quotient of `f` by `x[i]`.
-fn difference(x: &mut [f64], i: usize, mut f: impl FnMut(&[f64]) -> f64) -> f64 {
-    let (old, step) = (x[i], 1e-5);
-    x[i] = old + step;
-    let up = f(x);
-    x[i] = old - step;
-    let down = f(x);
-    x[i] = old;
-    (up - down) / (2.0 * step)
-}
 
 fn shape(batch: usize, len: usize, heads: usize, dims: [usize; 2], causal: bool) -> RelationShape {
     RelationShape { batch, len, heads, dim: dims[0], teacher_dim: dims[1], causal }
@@ -60,7 +48,7 @@ fn the_kernel_is_the_reference_and_its_gradient() {
             };
             let differences: Vec<f64> = some
                 .iter()
-                .map(|&i| 0.75 * difference(&mut x, i, |x| r::relations(&s, x, &u, &targets)))
+                .map(|&i| 0.75 * difference(&mut x, i, 1e-5, |x| r::relations(&s, x, &u, &targets)))
                 .collect();
             let norm = differences.iter().fold(0f64, |a, b| a.max(b.abs()));
             assert!(norm > 0.05, "the gradient is nearly zero, which tests nothing: {s:?}");
@@ -114,18 +102,11 @@ fn student(causal: bool) -> ModelConfig {
         kv_heads: 2,
         head_dim: 4,
         intermediate_size: 6,
-        activation: Activation::SwiGlu,
         qk_norm: true,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
-        sub_norm: false,
         causal,
-        tie_embeddings: false,
         rope_theta: 100.0,
-        rms_norm_eps: 1e-6,
         max_positions: 128,
-        rope_scaling: None,
+        ..ModelConfig::default()
     }
 }
 
@@ -240,7 +221,7 @@ fn a_decoder_has_the_gradient_of_all_that_it_learns() {
                     let mut values = w[&weight.name].clone();
                     let differences: Vec<f64> = (0..values.len())
                         .map(|i| {
-                            difference(&mut values, i, |values| {
+                            difference(&mut values, i, 1e-5, |values| {
                                 w.get_mut(&weight.name).unwrap().copy_from_slice(values);
                                 let [text, relations] = sums(&w);
                                 scale as f64 * (text + 3.0 * relations)
@@ -379,24 +360,11 @@ fn a_batch_in_parts_learns_the_relations_of_its_sequences() {
     }
 }
 
-/// With a teacher, `teacher`: the same shape in full precision, trained a little.
-fn taught() -> Lab {
-    let lab = Lab::new("log_every = 3");
-    success(lab.train("teacher", &["--set", "ternary.scope=none", "--set", "train.steps=30"]));
-    lab
-}
-
-/// A training that learns from the teacher, starting at its weights.
-fn learn(lab: &Lab, out: &str, more: &[&str]) -> Output {
-    let from = ["--init", "teacher/model", "--teacher", "teacher/model"];
-    lab.train(out, &[&from, more].concat())
-}
-
 #[test]
 fn a_training_that_learns_relations_resumes_bit_for_bit() {
-    let lab = taught();
+    let lab = Lab::taught(30);
     let (relations, keep) = (["--set", "distill.relations=20"], ["--set", "train.keep=20"]);
-    success(learn(&lab, "run", &[relations, keep].concat()));
+    success(lab.learn("run", &[relations, keep].concat()));
     let run = lab.path("run");
     let read = |run: &str, file: &str| fs::read(step(&lab.path(run), 12).join(file)).unwrap();
     let files = ["model.safetensors", "optimizer.safetensors", "ternary.json"];
@@ -407,8 +375,8 @@ fn a_training_that_learns_relations_resumes_bit_for_bit() {
     success(lab.train("run", &["--resume", "--threads", "1"]));
     assert!(files.map(|file| read("run", file)) == first);
     // Projections that are made again change nothing, relations do.
-    success(learn(&lab, "again", &[relations, ["--set", "train.recompute=true"]].concat()));
-    success(learn(&lab, "without", &[]));
+    success(lab.learn("again", &[relations, ["--set", "train.recompute=true"]].concat()));
+    success(lab.learn("without", &[]));
     assert!(read("again", files[0]) == first[0] && read("without", files[0]) != first[0]);
 
     let of = |run: &str| -> Vec<Option<f64>> {
@@ -417,7 +385,7 @@ fn a_training_that_learns_relations_resumes_bit_for_bit() {
     assert!(of("run").iter().all(|r| r.is_some_and(|r| r.is_finite() && r > 0.0)), "{:?}", of("run"));
     assert!(of("without").iter().all(Option::is_none) && !of("without").is_empty());
     // They are a teacher's also where its logits do not count, and may change when a training goes on.
-    success(learn(&lab, "alone", &[relations, ["--set", "distill.weight=0"]].concat()));
+    success(lab.learn("alone", &[relations, ["--set", "distill.weight=0"]].concat()));
     let alone = of("alone");
     assert!(alone.iter().all(Option::is_some) && !alone.is_empty(), "{alone:?}");
     fs::remove_dir_all(step(&lab.path("alone"), 12)).unwrap();
@@ -432,14 +400,14 @@ fn a_training_that_learns_relations_resumes_bit_for_bit() {
 
 #[test]
 fn relations_that_cannot_be_learnt_are_refused() {
-    let lab = taught();
+    let lab = Lab::taught(30);
     let (set, on) = ("--set", "distill.relations=1");
     refused(
-        learn(&lab, "a", &[set, "distill.relations=-1"]),
+        lab.learn("a", &[set, "distill.relations=-1"]),
         "distill.relations: found -1, wanted 0 to 1000000",
     );
     refused(
-        learn(&lab, "b", &[set, on, set, "distill.relation_layer=2"]),
+        lab.learn("b", &[set, on, set, "distill.relation_layer=2"]),
         "distill.relation_layer: found 2, wanted 0 to 1",
     );
     refused(

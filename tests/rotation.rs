@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Rng, close, fixture, on_every_isa, on_this_isa, wide};
+use common::{Rng, close, fixture, on_every_isa, on_this_isa, transpose, wide};
 use ternlm::config::{Activation, ModelConfig, Scope, TernaryConfig};
 use ternlm::kernels::{Hadamard, scale_columns};
 use ternlm::model::{self, Decoder, Latents, Role, Sequences, State};
@@ -27,11 +27,6 @@ fn product(a: &[f64], b: &[f64], k: usize, n: usize) -> Vec<f64> {
     ternlm::kernels::reference::matmul(a, b, a.len() / k, k, n)
 }
 
-fn transposed(a: &[f64], cols: usize) -> Vec<f64> {
-    let rows = a.len() / cols;
-    (0..a.len()).map(|at| a[at % rows * cols + at / rows]).collect()
-}
-
 #[test]
 fn rotations_are_products_with_an_orthogonal_matrix() {
     let blocks = |width| Hadamard::new(width).blocks().iter().map(|b| b.1).collect::<Vec<_>>();
@@ -44,13 +39,13 @@ fn rotations_are_products_with_an_orthogonal_matrix() {
             let r = matrix(width);
             let unit: Vec<f32> = (0..width * width).map(|i| (i % (width + 1) == 0) as u8 as f32).collect();
             let square: Vec<f32> =
-                product(&r, &transposed(&r, width), width, width).iter().map(|x| *x as f32).collect();
+                product(&r, &transpose(&r, width, width), width, width).iter().map(|x| *x as f32).collect();
             close(&square, &wide(&unit), width, "R Rᵀ");
             let turn = Hadamard::new(width);
             let x = rng.normal(3 * width);
             let mut rows = x.clone();
             turn.rows(&mut rows);
-            close(&rows, &product(&wide(&x), &transposed(&r, width), width, width), width, "rows");
+            close(&rows, &product(&wide(&x), &transpose(&r, width, width), width, width), width, "rows");
             let mut columns = x.clone();
             turn.columns(&mut columns, 3);
             close(&columns, &product(&r, &wide(&x), width, 3), width, "columns");
@@ -72,18 +67,11 @@ fn shapes() -> Vec<ModelConfig> {
         kv_heads: 2,
         head_dim: 12,
         intermediate_size: 56,
-        activation: Activation::SwiGlu,
-        qk_norm: false,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
-        sub_norm: false,
-        causal: true,
         tie_embeddings: true,
         rope_theta: 100.0,
         rms_norm_eps: 1e-5,
         max_positions: 16,
-        rope_scaling: None,
+        ..ModelConfig::default()
     };
     let more = ModelConfig {
         activation: Activation::Gelu,

@@ -3,9 +3,10 @@
 mod common;
 
 use common::models::{self, logits, off};
+use common::program;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use ternlm::config::{Inputs, ModelConfig, Scope, TernaryConfig};
 use ternlm::formats::{Description, ModelFiles};
 use ternlm::measure;
@@ -38,8 +39,8 @@ const OF_MATRICES: [Format; 6] = [
 
 fn run(from: &Path, (name, options): Format, to: &Path) -> (PathBuf, Output) {
     let to = to.join(name);
-    let mut run = Command::new(env!("CARGO_BIN_EXE_ternlm"));
-    let out = run.arg("export").arg(from).args(options).arg("--out").arg(&to).output().unwrap();
+    let mut run = program::command(&["export"]);
+    let out = run.arg(from).args(options).arg("--out").arg(&to).output().unwrap();
     (to, out)
 }
 

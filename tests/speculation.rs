@@ -2,7 +2,7 @@
 
 mod common;
 
-use ternlm::config::{Activation, Inputs, KvFormat, ModelConfig, Scope};
+use ternlm::config::{Inputs, KvFormat, ModelConfig, Scope};
 use ternlm::generate::{Generated, Sampler, SamplingConfig, Session, Speculation};
 use ternlm::model::{Decoder, Latents, Span, State, Wanted};
 use ternlm::ternary::{Density, Grouping};
@@ -27,18 +27,9 @@ fn random(seed: u64, (share, layers, positions): (usize, usize, usize), scope: S
         kv_heads: 2,
         head_dim: 24,
         intermediate_size: 112,
-        activation: Activation::SwiGlu,
         qk_norm: true,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
-        sub_norm: false,
-        causal: true,
-        tie_embeddings: false,
-        rope_theta: 1e4,
-        rms_norm_eps: 1e-6,
         max_positions: positions,
-        rope_scaling: None,
+        ..ModelConfig::default()
     };
     let mut decoder = Decoder::new(&config, scope, Grouping::Size(48));
     Latents::random(decoder.weights_mut(), seed, None).unwrap();

@@ -36,7 +36,7 @@ fn moved(trainer: &mut Trainer) -> (Vec<Vec<f32>>, StepReport) {
 fn off(found: &[Vec<f32>], wanted: &[Vec<f32>], factor: f32) -> f32 {
     let pairs = || found.iter().flatten().zip(wanted.iter().flatten());
     let most = pairs().fold(0f32, |most, (_, w)| most.max((factor * w).abs()));
-    pairs().fold(0f32, |off, (f, w)| off.max((f - factor * w).abs())) / most
+    common::most(pairs().map(|(f, w)| f64::from((f - factor * w).abs()))) as f32 / most
 }
 
 #[test]

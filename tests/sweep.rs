@@ -1,19 +1,17 @@
 //! `ternlm sweep` as people run it: every combination with every seed, what has ended stays, and a sweep may grow.
 
+mod common;
+
+use common::lab::text as said;
+use common::program;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::SystemTime;
 
 fn sweep(dir: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
-    command.arg("sweep").args(args).current_dir(dir).env_remove("TERNLM_LOG").env_remove("TERNLM_ISA");
-    command.output().unwrap()
-}
-
-fn said(out: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+    program::command(&["sweep"]).args(args).current_dir(dir).output().unwrap()
 }
 
 fn lines(dir: &Path) -> Vec<Value> {
@@ -216,22 +214,13 @@ impl Drop for Child {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_sweep_that_is_told_to_stop_stops_its_trainings() {
-    use std::process::Stdio;
+    use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
     let dir = tempfile::tempdir().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
-    command.args([
-        "sweep",
-        "copy",
-        "--seeds",
-        "0,1",
-        "--set",
-        "train.steps=3000",
-        "--set",
-        "train.log_every=1",
-    ]);
-    command.current_dir(dir.path()).env_remove("TERNLM_LOG").stdout(Stdio::null()).stderr(Stdio::null());
+    let long = ["--set", "train.steps=3000", "--set", "train.log_every=1"];
+    let mut command = program::command(&["sweep", "copy", "--seeds", "0,1"]);
+    command.args(long).current_dir(dir.path()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut sweep = Child(command.spawn().unwrap());
     let log = || fs::read_to_string(dir.path().join("sweeps/copy/runs/all/seed-0.log")).unwrap_or_default();
     let start = Instant::now();

@@ -3,11 +3,12 @@
 
 mod common;
 
-use common::models::{self, logits, off};
+use common::models::{self, llama3, logits, off, yarn};
+use common::program::{Arg, ok, ternlm};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use ternlm::config::{Activation, ModelConfig, RopeScaling, Scope};
 use ternlm::files::Bundle;
 use ternlm::formats::gguf::write::Item;
@@ -18,19 +19,13 @@ use ternlm::model::{self, Decoder, fit};
 use ternlm::ternary::{Grouping, TernaryMatrix};
 use ternlm::text::Tokenizer;
 
-fn ternlm(args: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ternlm")).args(args.iter().map(|a| a.as_ref())).output().unwrap()
-}
-
 fn stderr(out: &Output) -> String {
     String::from_utf8_lossy(&out.stderr).into_owned()
 }
 
 #[track_caller]
 fn export(from: &Path, kind: &str, to: &Path) -> String {
-    let out = ternlm(&[&"export", &from, &"--format", &"gguf", &"--type", &kind, &"--out", &to]);
-    assert!(out.status.success(), "{}", stderr(&out));
-    String::from_utf8(out.stdout).unwrap()
+    ok(&[&"export", &from, &"--format", &"gguf", &"--type", &kind, &"--out", &to])
 }
 
 /// A model of random weights, everything ternary.
@@ -104,8 +99,7 @@ fn what_a_type_does_not_hold_is_refused_or_counted() {
     let from = random(dir.path(), true, 320);
     for kind in ["tq2_0", "tq1_0", "bf16"] {
         let to = dir.path().join(format!("{kind}.gguf"));
-        let args: [&dyn AsRef<std::ffi::OsStr>; 8] =
-            [&"export", &from, &"--format", &"gguf", &"--type", &kind, &"--out", &to];
+        let args: [Arg; 8] = [&"export", &from, &"--format", &"gguf", &"--type", &kind, &"--out", &to];
         let refused = ternlm(&args);
         let said = stderr(&refused);
         assert!(!refused.status.success() && !to.exists());
@@ -164,23 +158,6 @@ fn what_is_rounded_stays_a_model() {
     );
 }
 
-fn yarn(attention_factor: Option<f64>, beta_fast: f64) -> RopeScaling {
-    RopeScaling::Yarn {
-        factor: 4.0,
-        original_max_positions: 32,
-        attention_factor,
-        mscale: None,
-        mscale_all_dim: None,
-        beta_fast,
-        beta_slow: 1.0,
-        truncate: true,
-    }
-}
-
-fn llama3(high_freq_factor: f64, original_max_positions: usize) -> RopeScaling {
-    RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor, original_max_positions }
-}
-
 /// Rotations, biases and norms of other families there and back: the same description, the same numbers to the bit but for
 /// a factor that a file has in f32.
 #[test]
@@ -193,10 +170,10 @@ fn what_is_written_is_the_same_model_when_it_is_read() {
         ("biases", ModelConfig { o_bias: true, mlp_bias: true, ..biased }),
         ("bitnet", ModelConfig { sub_norm: true, tie_embeddings: true, ..models::llama() }),
         ("linear", rotated(RopeScaling::Linear { factor: 2.5 })),
-        ("yarn", rotated(yarn(None, 32.0))),
-        ("yarn-attention", rotated(yarn(Some(0.75), 32.0))),
-        ("llama3", rotated(llama3(4.0, 8192))),
-        ("llama3-other", rotated(llama3(2.0, 16))),
+        ("yarn", rotated(yarn(None, None, 32.0))),
+        ("yarn-attention", rotated(yarn(Some(0.75), None, 32.0))),
+        ("llama3", rotated(llama3(8.0, 4.0, 8192))),
+        ("llama3-other", rotated(llama3(8.0, 2.0, 16))),
     ] {
         let from = models::random(dir.path(), name, &config);
         let to = dir.path().join(format!("{name}.gguf"));
@@ -233,8 +210,11 @@ fn models_that_llama_cpp_does_not_have_are_refused_by_name() {
         (ModelConfig { qkv_bias: true, ..bitnet.clone() }, "sub_norm: found true, wanted without biases"),
         // Units of zeros would count in the norm.
         (ModelConfig { intermediate_size: 300, ..bitnet }, "down_proj.weight\": found 300 inputs"),
-        (rotated(models::qwen3(), llama3(4.0, 8192)), "llama.cpp's qwen3 has no table of factors"),
-        (rotated(models::qwen3(), yarn(None, 16.0)), "wanted beta_fast 32, beta_slow 1 and truncate true"),
+        (rotated(models::qwen3(), llama3(8.0, 4.0, 8192)), "llama.cpp's qwen3 has no table of factors"),
+        (
+            rotated(models::qwen3(), yarn(None, None, 16.0)),
+            "wanted beta_fast 32, beta_slow 1 and truncate true",
+        ),
         (ModelConfig { activation: Activation::Gelu, ..models::llama() }, "model_type: found ternlm"),
     ] {
         let from = models::random(dir.path(), "from", &config);

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::Rng;
 use common::lab::{Lab, TINY, step, success, text};
+use common::{Rng, edit_json};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -288,12 +288,6 @@ fn edit(dir: &Path, tensor: &str, change: impl FnOnce(&mut [u8])) {
     let (start, len) = place(&file, tensor);
     change(&mut file[start..start + len]);
     fs::write(path, file).unwrap();
-}
-
-fn edit_json(path: &Path, change: impl FnOnce(&mut serde_json::Value)) {
-    let mut value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    change(&mut value);
-    fs::write(path, value.to_string()).unwrap();
 }
 
 #[test]

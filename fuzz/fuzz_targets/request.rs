@@ -4,7 +4,7 @@
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use std::sync::LazyLock;
 use ternlm::chat::ChatTemplate;
-use ternlm::config::{Activation, ModelConfig};
+use ternlm::config::ModelConfig;
 use ternlm::serve::Options;
 use ternlm::serve::api::{Endpoint, Served, read};
 use ternlm::text::Tokenizer;
@@ -19,18 +19,9 @@ static SERVED: LazyLock<Served> = LazyLock::new(|| {
         kv_heads: 1,
         head_dim: 16,
         intermediate_size: 16,
-        activation: Activation::SwiGlu,
-        qk_norm: false,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
-        sub_norm: false,
-        causal: true,
         tie_embeddings: true,
-        rope_theta: 1e4,
-        rms_norm_eps: 1e-6,
         max_positions: 512,
-        rope_scaling: None,
+        ..ModelConfig::default()
     };
     let tokenizer = Tokenizer::bytes();
     let template = "{{ tools }}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}\

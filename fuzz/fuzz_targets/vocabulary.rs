@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
-use ternlm::config::{Activation, ModelConfig};
+use ternlm::config::ModelConfig;
 use ternlm::formats::Description;
 use ternlm::formats::gguf::write::{Item, write};
 use ternlm::formats::gguf::{GgufFile, tokens, vocabulary};
@@ -28,18 +28,9 @@ fn shape() -> ModelConfig {
         kv_heads: 1,
         head_dim: 64,
         intermediate_size: 64,
-        activation: Activation::SwiGlu,
-        qk_norm: false,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
-        sub_norm: false,
-        causal: true,
         tie_embeddings: true,
-        rope_theta: 1e4,
-        rms_norm_eps: 1e-6,
         max_positions: 8,
-        rope_scaling: None,
+        ..ModelConfig::default()
     }
 }
 

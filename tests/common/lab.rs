@@ -1,6 +1,6 @@
 //! Trainings of a language model of a few thousand weights, as a user runs them, in a folder of their own.
 
-use super::Rng;
+use super::{Rng, program};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -34,6 +34,10 @@ eval_every = 4
 save_every = 1
 "#;
 
+/// What texts are made of.
+pub const WORDS: [&str; 10] =
+    ["ternary", "weights", "are", "minus", "one", "zero", "or", "plus", "scale", "group"];
+
 /// The recipe `tiny.toml`, a text `text.txt`, and what trainings make of them.
 pub struct Lab {
     dir: tempfile::TempDir,
@@ -45,12 +49,18 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("tiny.toml"), format!("{TINY}{keys}\n")).unwrap();
         let mut rng = Rng::new(5);
-        let words = ["ternary", "weights", "are", "minus", "one", "zero", "or", "plus", "scale", "group"];
         let text: Vec<String> = (0..60)
-            .map(|_| (0..20).map(|_| words[rng.below(words.len())]).collect::<Vec<_>>().join(" "))
+            .map(|_| (0..20).map(|_| WORDS[rng.below(WORDS.len())]).collect::<Vec<_>>().join(" "))
             .collect();
         fs::write(dir.path().join("text.txt"), text.join("\n\n")).unwrap();
         Self { dir }
+    }
+
+    /// With a teacher, `teacher`: the same shape in full precision, trained a little.
+    pub fn taught(steps: usize) -> Self {
+        let (lab, steps) = (Self::new("log_every = 3"), format!("train.steps={steps}"));
+        success(lab.train("teacher", &["--set", "ternary.scope=none", "--set", &steps]));
+        lab
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -58,8 +68,8 @@ impl Lab {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
-        command.current_dir(self.dir.path()).args(args).env("TERNLM_CACHE", self.path("cache"));
+        let mut command = program::command(args);
+        command.current_dir(self.dir.path()).env("TERNLM_CACHE", self.path("cache"));
         command
     }
 
@@ -75,6 +85,12 @@ impl Lab {
     pub fn train(&self, out: &str, more: &[&str]) -> Output {
         let args = [&["train", "tiny.toml", "--data", "text.txt", "--out", out], more].concat();
         self.command(&args).output().unwrap()
+    }
+
+    /// A training that learns from the teacher, starting at its weights.
+    pub fn learn(&self, out: &str, more: &[&str]) -> Output {
+        let from = ["--init", "teacher/model", "--teacher", "teacher/model"];
+        self.train(out, &[&from, more].concat())
     }
 }
 

@@ -4,12 +4,16 @@
 pub mod gguf;
 pub mod lab;
 pub mod models;
+pub mod program;
 
+use serde_json::Value;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use ternlm::kernels::{AttentionShape, Isa, reference};
+use ternlm::kernels::{AdamW, AttentionShape, Isa, reference};
+use ternlm::model::{Weight, number};
 
-/// A small deterministic generator (SplitMix64).
+/// A small deterministic generator (SplitMix64), written once more: a test draws by other code than it tests.
 pub struct Rng(u64);
 
 impl Rng {
@@ -49,6 +53,32 @@ pub fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| x as f64).collect()
 }
 
+pub fn transpose<T: Copy>(x: &[T], rows: usize, cols: usize) -> Vec<T> {
+    (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
+}
+
+/// Gives dense weights random values and their places.
+pub fn randomise<'a>(weights: impl IntoIterator<Item = &'a mut Weight>, rng: &mut Rng) {
+    let mut weights: Vec<&mut Weight> = weights.into_iter().collect();
+    number(weights.iter_mut().map(|weight| &mut **weight));
+    for weight in weights {
+        let values = rng.normal(weight.len());
+        weight.dense_mut().copy_from_slice(&values);
+    }
+}
+
+/// The largest, and no number where one of them is none: `max` passes over those.
+pub fn most(all: impl IntoIterator<Item = f64>) -> f64 {
+    all.into_iter().fold(0.0, |most: f64, x| if x > most || x.is_nan() { x } else { most })
+}
+
+/// The largest difference. No number is below no bound.
+#[track_caller]
+pub fn apart<T: Copy + Into<f64>>(got: &[T], want: &[T]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    most(got.iter().zip(want).map(|(&a, &b)| (a.into() - b.into()).abs()))
+}
+
 /// Panics unless `got` equals `want` to the rounding of `terms` operations in f32, relative to the largest value.
 #[track_caller]
 pub fn close(got: &[f32], want: &[f64], terms: usize, what: &str) {
@@ -61,19 +91,21 @@ pub fn close(got: &[f32], want: &[f64], terms: usize, what: &str) {
     }
 }
 
-/// Central differences of `f`.
+/// The central difference quotient of `f` by `x[i]`.
+pub fn difference(x: &mut [f64], i: usize, step: f64, mut f: impl FnMut(&[f64]) -> f64) -> f64 {
+    let old = x[i];
+    x[i] = old + step;
+    let up = f(x);
+    x[i] = old - step;
+    let down = f(x);
+    x[i] = old;
+    (up - down) / (2.0 * step)
+}
+
+/// The gradient of `f` by [`difference`]s.
 pub fn differences(at: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     let mut x = at.to_vec();
-    let mut gradient = Vec::new();
-    for i in 0..x.len() {
-        let (old, step) = (x[i], 1e-5);
-        x[i] = old + step;
-        let up = f(&x);
-        x[i] = old - step;
-        gradient.push((up - f(&x)) / (2.0 * step));
-        x[i] = old;
-    }
-    gradient
+    (0..x.len()).map(|i| difference(&mut x, i, 1e-5, &f)).collect()
 }
 
 /// Panics unless `got` is the gradient `want`. Probabilities are subtracted from each other and multiplied with `factor`, so no
@@ -154,6 +186,14 @@ pub fn attention_gradient_rows(
     [dq, dk, dv]
 }
 
+/// Value, first and second moment after a step of AdamW, from value, gradient and moments before it.
+pub fn adamw(a: &AdamW, [p, g, m, v]: [f64; 4]) -> [f64; 3] {
+    let (g, [b1, b2], lr) = (a.grad_scale as f64 * g, [a.beta1, a.beta2].map(f64::from), a.lr as f64);
+    let (m, v) = (b1 * m + (1.0 - b1) * g, b2 * v + (1.0 - b2) * g * g);
+    let (mh, vh) = (m / (1.0 - b1.powi(a.step as i32)), v / (1.0 - b2.powi(a.step as i32)));
+    [p * (1.0 - lr * a.weight_decay as f64) - lr * mh / (vh.sqrt() + a.eps as f64), m, v]
+}
+
 static ISA: Mutex<()> = Mutex::new(());
 
 /// Runs `test` once for every instruction set of this machine, with fresh numbers, and says which they were.
@@ -194,6 +234,13 @@ pub fn look(path: &Path, must: bool) -> Option<PathBuf> {
     assert!(!must, "{said}");
     eprintln!("{said}");
     None
+}
+
+/// Changes a file of JSON.
+pub fn edit_json(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
 }
 
 /// A folder of `tests/fixtures`.

@@ -1,8 +1,9 @@
 //! Models of random weights, everything ternary.
 
+use super::apart;
 use std::fs;
 use std::path::{Path, PathBuf};
-use ternlm::config::{Activation, ModelConfig, Scope};
+use ternlm::config::{ModelConfig, RopeScaling, Scope};
 use ternlm::formats::Description;
 use ternlm::model::{self, Decoder, Latents, Sequences, State};
 use ternlm::ternary::Grouping;
@@ -18,24 +19,32 @@ pub fn llama() -> ModelConfig {
         kv_heads: 2,
         head_dim: 64,
         intermediate_size: 256,
-        activation: Activation::SwiGlu,
-        qk_norm: false,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
-        sub_norm: false,
-        causal: true,
-        tie_embeddings: false,
-        rope_theta: 1e4,
-        rms_norm_eps: 1e-6,
         max_positions: 256,
-        rope_scaling: None,
+        ..ModelConfig::default()
     }
 }
 
 /// The same as Qwen3 has it.
 pub fn qwen3() -> ModelConfig {
     ModelConfig { qk_norm: true, tie_embeddings: true, ..llama() }
+}
+
+/// For four times 32 positions.
+pub fn yarn(attention_factor: Option<f64>, mscale: Option<f64>, beta_fast: f64) -> RopeScaling {
+    RopeScaling::Yarn {
+        factor: 4.0,
+        original_max_positions: 32,
+        attention_factor,
+        mscale,
+        mscale_all_dim: mscale.map(|m| m / 2.0),
+        beta_fast,
+        beta_slow: 1.0,
+        truncate: true,
+    }
+}
+
+pub fn llama3(factor: f64, high_freq_factor: f64, original_max_positions: usize) -> RopeScaling {
+    RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor, original_max_positions }
 }
 
 /// A directory `name` in `dir` with such a model and the tokenizer of bytes.
@@ -71,7 +80,5 @@ pub fn logits(decoder: &Decoder) -> Vec<f32> {
 
 /// The largest difference, of the largest number.
 pub fn off(got: &[f32], want: &[f32]) -> f32 {
-    assert_eq!(got.len(), want.len());
-    let size = want.iter().fold(0f32, |a, x| a.max(x.abs()));
-    got.iter().zip(want).fold(0f32, |off, (a, b)| off.max((a - b).abs())) / size
+    apart(got, want) as f32 / want.iter().fold(0f32, |a, x| a.max(x.abs()))
 }

@@ -1,7 +1,7 @@
 //! Whole models: the same weights in a GGUF file and in another.
 
 use std::path::{Path, PathBuf};
-use ternlm::config::{Activation, ModelConfig, RopeScaling, Scope};
+use ternlm::config::{ModelConfig, RopeScaling, Scope};
 use ternlm::formats::{Description, ModelFiles, Stored, hf};
 use ternlm::model::{self, Decoder, Sequences, State};
 use ternlm::ternary::{Density, Grouping, TernaryMatrix};
@@ -122,18 +122,10 @@ fn config(biased: bool) -> ModelConfig {
         kv_heads: 2,
         head_dim: 64,
         intermediate_size: 512,
-        activation: Activation::SwiGlu,
-        qk_norm: false,
         qkv_bias: biased,
-        o_bias: false,
-        mlp_bias: false,
-        sub_norm: false,
-        causal: true,
         tie_embeddings: true,
-        rope_theta: 1e4,
-        rms_norm_eps: 1e-6,
         max_positions: 64,
-        rope_scaling: None,
+        ..ModelConfig::default()
     }
 }
 

@@ -6,6 +6,7 @@ mod common;
 mod models;
 mod vocabularies;
 
+use common::program::{Arg, ok};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -32,11 +33,10 @@ fn probe(what: &str, file: &Path, args: &[String], input: &[u8]) -> Option<Vec<u
 
 #[track_caller]
 fn export(from: &Path, kind: &str, to: &Path) -> String {
-    let mut run = Command::new(env!("CARGO_BIN_EXE_ternlm"));
-    run.arg("export").arg(from).args(["--format", "gguf", "--type", kind, "--out"]).arg(to);
-    // What has one scale where there were two.
-    run.args(kind.starts_with("tq").then_some("--lossy"));
-    let out = run.output().unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
+    let mut args: Vec<Arg> = vec![&"export", &from, &"--format", &"gguf", &"--type", &kind, &"--out", &to];
+    if kind.starts_with("tq") {
+        // What has one scale where there were two.
+        args.push(&"--lossy");
+    }
+    ok(&args)
 }

@@ -9,7 +9,7 @@ use ternlm::model::{self, Decoder, State};
 use ternlm::text::{Reading, ReadingOptions, Tokenizer};
 
 use super::common::data;
-use super::common::models::{llama, logits, off, qwen3, random, tokens};
+use super::common::models::{llama, llama3, logits, off, qwen3, random, tokens, yarn};
 use super::{export, probe};
 
 /// The largest difference of logits from llama.cpp's, of the largest; none without llama.cpp.
@@ -19,23 +19,6 @@ fn logits_off(file: &Path) -> Option<f32> {
     let raw = probe("logits", file, &ids, &[])?;
     let theirs: Vec<f32> = raw.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     Some(off(&theirs, &logits(&decoder)))
-}
-
-fn yarn(attention_factor: Option<f64>, mscale: Option<f64>) -> RopeScaling {
-    RopeScaling::Yarn {
-        factor: 4.0,
-        original_max_positions: 32,
-        attention_factor,
-        mscale,
-        mscale_all_dim: mscale.map(|m| m / 2.0),
-        beta_fast: 32.0,
-        beta_slow: 1.0,
-        truncate: true,
-    }
-}
-
-fn llama3(factor: f64, high_freq_factor: f64, original_max_positions: usize) -> RopeScaling {
-    RopeScaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor, original_max_positions }
 }
 
 #[test]
@@ -53,9 +36,9 @@ fn llama_cpp_computes_what_we_compute() {
         // Rows of 576 inputs: groups of 128 and a last one of 64.
         ("smollm2", ModelConfig { hidden_size: 576, heads: 9, kv_heads: 3, ..llama() }),
         ("linear", rotated(qwen3(), RopeScaling::Linear { factor: 2.5 })),
-        ("yarn", rotated(qwen3(), yarn(None, None))),
-        ("yarn-attention", rotated(llama(), yarn(Some(0.75), None))),
-        ("yarn-mscale", rotated(llama(), yarn(None, Some(0.7)))),
+        ("yarn", rotated(qwen3(), yarn(None, None, 32.0))),
+        ("yarn-attention", rotated(llama(), yarn(Some(0.75), None, 32.0))),
+        ("yarn-mscale", rotated(llama(), yarn(None, Some(0.7), 32.0))),
         ("llama3", rotated(llama(), llama3(32.0, 4.0, 8192))),
         ("llama3-other", rotated(llama(), llama3(8.0, 2.0, 16))),
     ] {

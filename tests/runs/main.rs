@@ -2,6 +2,8 @@
 
 mod before;
 mod checkpoints;
+#[path = "../common/mod.rs"]
+mod common;
 mod locks;
 mod output;
 mod paths;
@@ -9,11 +11,13 @@ mod replaced;
 mod resume;
 mod starts;
 
+use common::lab::{WORDS, text as said};
+use common::program;
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 /// A language model of a few thousand weights on the bytes of `text.txt`.
 const RECIPE: &str = r#"
@@ -85,15 +89,12 @@ impl Lab {
     }
 
     fn edit_json(&self, name: &str, change: impl FnOnce(&mut Value)) {
-        let mut value = self.read_json(name);
-        change(&mut value);
-        self.write(name, value.to_string());
+        common::edit_json(&self.path(name), change);
     }
 
     fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ternlm"));
-        command.args(args).current_dir(self.0.path()).env("TERNLM_CACHE", self.path(".cache"));
-        command.env_remove("TERNLM_LOG").env_remove("TERNLM_ISA").env_remove("NO_COLOR").stdin(Stdio::null());
+        let mut command = program::command(args);
+        command.current_dir(self.0.path()).env("TERNLM_CACHE", self.path(".cache"));
         command
     }
 
@@ -111,12 +112,8 @@ impl Lab {
 
     /// A run that must end with one sentence that names `parts`, and the exit code 1.
     #[track_caller]
-    fn fails(&self, args: &[impl AsRef<OsStr> + std::fmt::Debug], parts: &[&str]) {
-        let out = self.run(args);
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert_eq!(out.status.code(), Some(1), "{args:?}: {said}");
-        assert!(said.starts_with("error: ") && said.lines().count() == 1, "{args:?}: {said}");
-        assert!(parts.iter().all(|part| said.contains(part)), "{args:?}: {said}: wanted {parts:?}");
+    fn fails(&self, args: &[impl AsRef<OsStr>], parts: &[&str]) {
+        program::fails(&mut self.command(args), parts);
     }
 
     /// `train tiny.toml --out run --resume` and more.
@@ -187,13 +184,8 @@ impl Lab {
     }
 }
 
-fn said(out: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
-}
-
 /// Some kilobytes of text, other ones for each number.
 fn text(number: usize) -> String {
-    let words = ["ternary", "weights", "are", "minus", "one", "zero", "or", "plus", "scale", "group"];
-    let word = |i: usize| words[(i * i + i / 7 + number) % words.len()];
+    let word = |i: usize| WORDS[(i * i + i / 7 + number) % WORDS.len()];
     (0..40).map(|p| (0..20).map(|w| word(p * 20 + w)).collect::<Vec<_>>().join(" ") + "\n\n").collect()
 }

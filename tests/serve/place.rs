@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::thread::JoinHandle;
 use ternlm::chat::ChatTemplate;
-use ternlm::config::{Activation, Inputs, KvFormat, ModelConfig, Scope};
+use ternlm::config::{Inputs, KvFormat, ModelConfig, Scope};
 use ternlm::model::{Decoder, Latents};
 use ternlm::serve::{Options, Served, Stop, serve};
 use ternlm::ternary::{Density, Grouping};
@@ -43,18 +43,9 @@ fn of_rows(form: Form, vocab_size: usize) -> Decoder {
         kv_heads: 2,
         head_dim: 24,
         intermediate_size: 112,
-        activation: Activation::SwiGlu,
         qk_norm: true,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
-        sub_norm: false,
-        causal: true,
-        tie_embeddings: false,
-        rope_theta: 1e4,
-        rms_norm_eps: 1e-6,
         max_positions: 8192,
-        rope_scaling: None,
+        ..ModelConfig::default()
     };
     let scope = if form == Form::Blocks { Scope::Blocks } else { Scope::All };
     let mut decoder = Decoder::new(&config, scope, Grouping::Size(48));

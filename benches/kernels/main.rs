@@ -11,17 +11,20 @@
 //! not counted, and one that is read and written again is written back while the next is read, which is. So a kernel that
 //! keeps up with memory is at two thirds to all of it when it writes to other places, and above it when in place.
 
+#[path = "../common/mod.rs"]
 mod common;
-/// The bound of `close`, and attention's gradients in f64.
-#[path = "../tests/common/mod.rs"]
+mod harness;
+mod optimizer;
+/// The bound of `close`, and formulas in f64.
+#[path = "../../tests/common/mod.rs"]
 mod tests;
 
-use common::{fill, line, median, noise, seconds};
-use std::cell::{Cell, RefCell};
+use common::noise;
+use harness::{Bench, Limit, Operand, ROUND, both, read, written};
+use std::cell::Cell;
 use ternlm::config::{Inputs, Precision};
 use ternlm::kernels::{
-    self, AdamW, Attended, AttentionGradients, AttentionShape, BLOCK, Codes, Isa, Latents, Matrix, Moments,
-    Objective, Pass, RopeTable, Rule, To, Turn, dither_key, peak, reference,
+    self, Attended, AttentionGradients, AttentionShape, Matrix, Objective, RopeTable, To, Turn, reference,
 };
 use ternlm::model::cross_entropy::rows_at_once;
 use ternlm::ternary::{Grouping, TernaryMatrix};
@@ -44,129 +47,10 @@ const VOCAB: usize = 50257;
 const WEIGHTS: usize = VOCAB * WIDTH;
 const EPS: f32 = 1e-6;
 
-/// Bytes read before each round, so that the caches hold nothing of the operands. The largest cache we have met, shared
-/// by many machines, has 480 MiB.
-const CACHES: usize = 640 << 20;
-/// Bytes of operands in a round, at least: enough for the clock.
-const ROUND: usize = 128 << 20;
-
-const COLUMNS: [usize; 4] = [34, 10, 15, 8];
-
-/// One slice that a kernel gets.
-#[derive(Clone, Copy)]
-struct Operand {
-    len: usize,
-    /// Values that a call must read or write.
-    moved: usize,
-    /// Whether a call leaves other numbers there than it needs: filled anew before each round.
-    changed: bool,
-}
-
-fn read(len: usize) -> Operand {
-    Operand { len, moved: len, changed: false }
-}
-
-/// A write counts once, though most processors read the line first.
-fn written(len: usize) -> Operand {
-    Operand { len, moved: len, changed: false }
-}
-
-fn both(len: usize) -> Operand {
-    Operand { len, moved: 2 * len, changed: true }
-}
-
-/// What limits a kernel, if all goes well.
-enum Limit {
-    /// Multiplications and additions.
-    Flop(f64),
-    Memory,
-}
-
-struct Bench {
-    filter: String,
-    gflops: f64,
-    gbps: f64,
-    caches: Vec<f32>,
-    seed: u64,
-    matched: usize,
-}
-
-impl Bench {
-    /// Checks and times `call`, which is given the number of the operands' set. `check` gets the first set before and
-    /// after a call.
-    fn run<const K: usize>(
-        &mut self,
-        name: &str,
-        limit: Limit,
-        operands: [Operand; K],
-        call: impl FnMut(usize, &mut [Vec<f32>; K]),
-        check: impl FnOnce(&[Vec<f32>; K], &[Vec<f32>; K]),
-    ) {
-        self.run_prepared(name, limit, operands, |_| {}, call, check);
-    }
-
-    /// [`Bench::run`] for operands that are not any numbers: `prepare` makes them from random ones, untimed.
-    fn run_prepared<const K: usize>(
-        &mut self,
-        name: &str,
-        limit: Limit,
-        operands: [Operand; K],
-        mut prepare: impl FnMut(&mut [Vec<f32>; K]),
-        mut call: impl FnMut(usize, &mut [Vec<f32>; K]),
-        check: impl FnOnce(&[Vec<f32>; K], &[Vec<f32>; K]),
-    ) {
-        if !name.contains(&self.filter) {
-            return;
-        }
-        self.matched += 1;
-        let size: usize = operands.iter().map(|o| 4 * o.len).sum();
-        let mut sets: Vec<[Vec<f32>; K]> = Vec::new();
-        for _ in 0..ROUND.div_ceil(size) {
-            sets.push(operands.map(|o| {
-                self.seed += 1;
-                noise(o.len, self.seed)
-            }));
-        }
-        sets.iter_mut().for_each(&mut prepare);
-        let before = sets[0].clone();
-        call(0, &mut sets[0]);
-        check(&before, &sets[0]);
-        drop(before);
-        let changed = operands.iter().any(|o| o.changed);
-        let each = median(|| {
-            for set in sets.iter_mut().filter(|_| changed) {
-                for (x, _) in set.iter_mut().zip(operands).filter(|(_, o)| o.changed) {
-                    self.seed += 1;
-                    fill(x, self.seed);
-                }
-                prepare(set);
-            }
-            std::hint::black_box(kernels::sum_squares(&self.caches));
-            let round = seconds(|| sets.iter_mut().enumerate().for_each(|(i, set)| call(i, set)));
-            round / sets.len() as f64
-        });
-        let (speed, unit, peak) = match limit {
-            Limit::Flop(flop) => (flop / each / 1e9, "GFLOP/s", self.gflops),
-            Limit::Memory => {
-                let moved: usize = operands.iter().map(|o| 4 * o.moved).sum();
-                (moved as f64 / each / 1e9, "GB/s", self.gbps)
-            }
-        };
-        let (ms, share) = (format!("{:.3}", 1e3 * each), format!("{:.0} %", 100.0 * speed / peak));
-        line(COLUMNS, [name, &ms, &format!("{speed:.1} {unit:<7}"), &share]);
-    }
-}
-
 fn main() {
     // Cargo passes flags of its own, as `--bench`.
     let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
-    let (gflops, gbps) = (peak::fma_gflops(), peak::read_gbps());
-    let threads = rayon::current_num_threads();
-    println!("{}, {threads} threads, FMA peak {gflops:.0} GFLOP/s, reads at {gbps:.1} GB/s", Isa::current());
-    line(COLUMNS, ["kernel", "ms", "speed        ", "of peak"]);
-    // Ones: pages of zeros that nobody wrote are all the same page.
-    let caches = vec![1.0; CACHES / 4];
-    let mut bench = Bench { filter, gflops, gbps, caches, seed: 0, matched: 0 };
+    let mut bench = Bench::new(filter);
     for seq in [SEQ, 512, 1024, 2048] {
         attention(&mut bench, seq);
     }
@@ -176,8 +60,8 @@ fn main() {
     rope(&mut bench);
     activations(&mut bench);
     embedding(&mut bench);
-    optimizers(&mut bench);
-    projection(&mut bench);
+    optimizer::optimizers(&mut bench);
+    optimizer::projection(&mut bench);
     sums(&mut bench);
     if bench.matched == 0 {
         eprintln!("no kernel's name contains {:?}", bench.filter);
@@ -311,7 +195,7 @@ fn norm(bench: &mut Bench, what: &str, width: usize, rows: usize, to: To) {
 }
 
 fn rope(bench: &mut Bench) {
-    let frequencies: Vec<f32> = (0..DIM / 2).map(|i| 1e4f32.powf(-2.0 * i as f32 / DIM as f32)).collect();
+    let frequencies = tests::frequencies(DIM, 1e4);
     let table = RopeTable::new(SEQ, &frequencies, 1.0);
     let positions: Vec<u32> = (0..N as u32).map(|row| row % SEQ as u32).collect();
     let width = HEADS * DIM;
@@ -330,8 +214,7 @@ fn rope(bench: &mut Bench) {
 
 /// SwiGLU's gate, which `wiki-75m` has, and the two activations that other models have, on as many values.
 fn activations(bench: &mut Bench) {
-    type Forward = fn(&[f32], &mut [f32]);
-    type Backward = fn(&[f32], &mut [f32]);
+    type Kernel = fn(&[f32], &mut [f32]);
     type Meaning = fn(f64) -> f64;
     let len = N * FFN;
     let slope = |f: Meaning, x: f32| (f(x as f64 + 1e-5) - f(x as f64 - 1e-5)) / 2e-5;
@@ -357,7 +240,7 @@ fn activations(bench: &mut Bench) {
             });
         },
     );
-    let others: [(&str, Forward, Backward, Meaning); 2] = [
+    let others: [(&str, Kernel, Kernel, Meaning); 2] = [
         ("gelu", kernels::gelu, kernels::gelu_backward, reference::gelu),
         ("relu2", kernels::relu2, kernels::relu2_backward, reference::relu2),
     ];
@@ -416,169 +299,6 @@ fn embedding(bench: &mut Bench) {
                 close(&dw[row], &want, N, "scatter_add");
             }
         },
-    );
-}
-
-/// Over the weights of the embedding, a third of the model's. Muon's over one matrix of the feed-forward network.
-fn optimizers(bench: &mut Bench) {
-    let a = AdamW {
-        lr: 3e-4,
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        weight_decay: 0.01,
-        grad_scale: 0.5,
-        step: 100,
-    };
-    let adamw = |p: f64, g: f64, m: f64, v: f64| {
-        let (g, [b1, b2]) = (a.grad_scale as f64 * g, [a.beta1, a.beta2].map(f64::from));
-        let (m, v) = (b1 * m + (1.0 - b1) * g, b2 * v + (1.0 - b2) * g * g);
-        let (mh, vh) = (m / (1.0 - b1.powi(100)), v / (1.0 - b2.powi(100)));
-        let decayed = p * (1.0 - a.lr as f64 * a.weight_decay as f64);
-        [decayed - a.lr as f64 * mh / (vh.sqrt() + a.eps as f64), m, v]
-    };
-    let (m, v) = (noise(WEIGHTS, 2), noise(WEIGHTS, 3).iter().map(|v| v * v).collect());
-    let f32s = Moments::F32 { first: m, second: v };
-    optimizer(bench, "adamw, 25.7 M weights", Rule::AdamW(a), f32s, adamw);
-    let blocks = WEIGHTS / BLOCK;
-    let first = Codes {
-        codes: noise(WEIGHTS, 2).iter().map(|x| (127.0 * x) as i8).collect(),
-        scales: noise(blocks, 4).iter().map(|x| 1.5 + x).collect(),
-    };
-    let second = Codes {
-        codes: noise(WEIGHTS, 3).iter().map(|x| (255.0 * x.abs()) as u8).collect(),
-        scales: noise(blocks, 5).iter().map(|x| 1.5 + x).collect(),
-    };
-    let int8s = Moments::Int8 { first, second };
-    optimizer(bench, "adamw, 25.7 M, 8-bit moments", Rule::AdamW(a), int8s, adamw);
-    let (lr, momentum, weight_decay, grad_scale) = (3e-4, 0.9, 0.1, 0.5);
-    let sgd = |p: f64, g: f64, b: f64, _: f64| {
-        let [lr, momentum, decay, scale] = [lr, momentum, weight_decay, grad_scale].map(f64::from);
-        let b = momentum * b + scale * g + decay * p;
-        [p - lr * b, b, 0.0]
-    };
-    let rule = Rule::Sgd { lr, momentum, weight_decay, grad_scale };
-    let momenta = Moments::F32 { first: noise(WEIGHTS, 2), second: Vec::new() };
-    optimizer(bench, "sgd, 25.7 M weights", rule, momenta, sgd);
-    let len = FFN * WIDTH;
-    bench.run(
-        "scale_add",
-        Limit::Memory,
-        [both(len), read(len)],
-        |_, [out, x]| kernels::scale_add(0.3, out, -0.7, x),
-        |[before, x], [out, _]| {
-            at_some(len, out, "scale_add", |i| 0.3 * before[i] as f64 - 0.7 * x[i] as f64)
-        },
-    );
-}
-
-/// One pass of `rule`: update, projection, and a gradient of zeros. `formula` gives latent and moments after it from
-/// latent, gradient and moments before. Each round goes on from the one before with another gradient, so that few trits
-/// change.
-fn optimizer(
-    bench: &mut Bench,
-    name: &str,
-    rule: Rule,
-    moments: Moments,
-    formula: impl Fn(f64, f64, f64, f64) -> [f64; 3],
-) {
-    let trits = TernaryMatrix::zeros(VOCAB, WIDTH, Grouping::default());
-    // Codes are read to be compared.
-    let beside = bytes(&moments) / 2 + trits.words().len() + trits.scales().len();
-    let start = moments.clone();
-    let state = RefCell::new((moments, trits, 0));
-    bench.run(
-        name,
-        Limit::Memory,
-        [Operand { moved: 2 * WEIGHTS + beside, ..read(WEIGHTS) }, both(WEIGHTS)],
-        |i, [value, grad]| {
-            assert_eq!(i, 0, "one set of operands has one state");
-            let (moments, trits, step) = &mut *state.borrow_mut();
-            let ternary = Some((Grouping::default(), trits));
-            let latents = Latents { name: "w", cols: WIDTH, value, grad, ternary };
-            let pass = Pass { measure: false, dither: dither_key(*step, 1), ..Pass::default() };
-            kernels::update(&rule, latents, moments, pass).expect("finite numbers");
-            *step += 1;
-        },
-        |[p0, g0], [p, g]| {
-            assert!(g.iter().all(|g| *g == 0.0), "{name} leaves a gradient");
-            let (moments, trits, _) = &*state.borrow();
-            let want = |i: usize| {
-                let [m, v] = moments_at(&start, i);
-                formula(p0[i] as f64, g0[i] as f64, m, v)
-            };
-            at_some(WEIGHTS, p, name, |i| want(i)[0]);
-            match moments {
-                Moments::F32 { first, second } => {
-                    at_some(WEIGHTS, first, &format!("{name}, first moment"), |i| want(i)[1]);
-                    if !second.is_empty() {
-                        at_some(WEIGHTS, second, &format!("{name}, second moment"), |i| want(i)[2]);
-                    }
-                }
-                // Rounded at random to one of the two codes beside it.
-                Moments::Int8 { first, second } => (0..WEIGHTS).step_by(WEIGHTS / 1000).for_each(|i| {
-                    let [_, m, v] = want(i);
-                    let m = (m.abs() / first.scales[i / BLOCK] as f64).sqrt() * 127.0 * m.signum();
-                    let v = (v.sqrt() / second.scales[i / BLOCK] as f64).sqrt() * 255.0;
-                    let (got_m, got_v) = (first.codes[i] as f64, second.codes[i] as f64);
-                    assert!((m - got_m).abs() < 1.001, "{name}, first moment: {got_m} for {m}");
-                    assert!((v - got_v).abs() < 1.001, "{name}, second moment: {got_v} for {v}");
-                }),
-            }
-            check_projection(p, trits);
-        },
-    );
-}
-
-fn bytes(moments: &Moments) -> usize {
-    match moments {
-        Moments::F32 { first, second } => 4 * (first.len() + second.len()),
-        Moments::Int8 { first, second } => {
-            first.codes.len() + second.codes.len() + 4 * (first.scales.len() + second.scales.len())
-        }
-    }
-}
-
-/// The moments of value `i`, 0 for one that there is not; rows are whole blocks.
-fn moments_at(moments: &Moments, i: usize) -> [f64; 2] {
-    match moments {
-        Moments::F32 { first, second } => [first, second].map(|x| x.get(i).map_or(0.0, |x| *x as f64)),
-        Moments::Int8 { first, second } => {
-            let m = reference::decode_first_moments(&first.codes[i..=i], first.scales[i / BLOCK])[0];
-            let v = reference::decode_second_moments(&second.codes[i..=i], second.scales[i / BLOCK])[0];
-            [m as f64, v as f64]
-        }
-    }
-}
-
-/// A few rows against the definition.
-fn check_projection(latent: &[f32], got: &TernaryMatrix) {
-    for row in some_of(VOCAB) {
-        let latent = &latent[row * WIDTH..][..WIDTH];
-        let want = TernaryMatrix::project("w", latent, 1, WIDTH, Grouping::default()).unwrap();
-        for col in 0..WIDTH {
-            let (got, want) =
-                ((got.trit(row, col), got.scale(row, col)), (want.trit(0, col), want.scale(0, col)));
-            assert_eq!(got, want, "the projection is wrong at {row}, {col}");
-        }
-    }
-}
-
-/// A step changes few trits: the codes are there already, and are read to be compared.
-fn projection(bench: &mut Bench) {
-    let zeros = TernaryMatrix::zeros(VOCAB, WIDTH, Grouping::default());
-    let codes = zeros.words().len() + zeros.scales().len();
-    // One for each call of a round.
-    let out = RefCell::new(vec![zeros; ROUND.div_ceil(4 * WEIGHTS)]);
-    bench.run(
-        "project, 25.7 M weights",
-        Limit::Memory,
-        [Operand { moved: WEIGHTS + codes, ..read(WEIGHTS) }],
-        |i, [latent]| {
-            let out = &mut out.borrow_mut()[i];
-            kernels::project("w", latent, Grouping::default(), out).expect("finite numbers");
-        },
-        |_, [latent]| check_projection(latent, &out.borrow()[0]),
     );
 }
 
