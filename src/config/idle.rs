@@ -1,6 +1,6 @@
 //! Keys of a recipe that its other keys switch off.
 
-use super::{OptimizerKind, Recipe, Scale, ScheduleKind, Scope, Task};
+use super::{OptimizerKind, Recipe, ScheduleKind, Scope, Task};
 
 impl Recipe {
     /// Why `key` changes nothing in this training, whatever its value; `None` where it does.
@@ -14,7 +14,7 @@ impl Recipe {
     /// ```
     pub fn idle(&self, key: &str) -> Option<&'static str> {
         let (t, lm) = (&self.train, self.task == Task::Lm);
-        let learned = self.ternary.scale == Scale::Learned && self.ternary.scope != Scope::None;
+        let learned = self.ternary.learns_scales();
         let (idle, why) = match key {
             // Learned scales go by Adam whatever the weights go by.
             "train.beta1" | "train.beta2" | "train.eps" => {

@@ -72,6 +72,13 @@ pub struct TernaryConfig {
     pub start: StartConfig,
 }
 
+impl TernaryConfig {
+    /// Whether there are scales with steps of their own.
+    pub fn learns_scales(&self) -> bool {
+        self.scale == Scale::Learned && self.scope != Scope::None
+    }
+}
+
 /// Shares of the steps before which a kind of ternary weight is its latents, in full precision. Then it anneals over
 /// [`TernaryConfig::anneal`], or is ternary at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

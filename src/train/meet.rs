@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::teacher::Taught;
 use super::{Difference, Source, Together, Trainer, differences};
-use crate::config::{Recipe, Scale};
+use crate::config::Recipe;
 use crate::error::{Error, Result};
 use crate::kernels::Isa;
 
@@ -44,7 +44,7 @@ const PATHS: [&str; 7] =
 /// A process that is about something else, with what differs from process 0.
 pub fn meet(trainer: &mut Trainer, mut together: Together, reduction: &str, shard: bool) -> Result<()> {
     let mut checked = check(trainer, &mut together, reduction);
-    if shard && !together.is_alone() && trainer.recipe.ternary.scale == Scale::Learned {
+    if shard && !together.is_alone() && trainer.recipe.ternary.learns_scales() {
         let refused = "ternary.scale: found learned, wanted absmean with --shard-optimizer";
         checked = checked.and_then(|()| Err(together.alike(Error::usage(refused))));
     }

@@ -184,9 +184,9 @@ fn refusal(key: &str, asked: &Recipe) -> Option<String> {
     match key {
         // A report is made again.
         _ if key.starts_with("report.") => None,
+        _ if idle.is_some() => idle.map(|why| format!(": {why}")),
         // Which model or lessons it is, their digest judges.
         _ if key.starts_with("distill.") => None,
-        _ if idle.is_some() => idle.map(|why| format!(": {why}")),
         // Epochs are counted in windows: another length would make another place of the cursor.
         "train.seq" => (asked.data.order == Order::Epoch).then(|| {
             ": with data.order = \"epoch\" the place in the text is counted in windows of it".to_string()
@@ -316,7 +316,8 @@ mod tests {
         recipe.ternary.start.attention = 0.5;
         let [teacher, lessons] = ["/teacher", "/lessons"].map(|path| Some(path.into()));
         let distill = crate::config::DistillConfig { teacher, lessons, ..Default::default() };
-        recipe.distill = Some(crate::config::DistillConfig { relation_layer: Some(1), ..distill });
+        recipe.distill =
+            Some(crate::config::DistillConfig { relation_layer: Some(1), relations: 0.5, ..distill });
         recipe.train.moments = crate::config::MomentFormat::Int8;
         recipe.train.precision = crate::config::Precision::Bf16;
         recipe.train.weight_decay_until = Some(7);
@@ -377,6 +378,10 @@ mod tests {
         assert!(!refused(&recipe, "train.momentum") && refused(&recipe, "train.scale_lr"));
         recipe.train.optimizer = OptimizerKind::AdamW;
         assert!(refused(&recipe, "train.momentum") && !refused(&recipe, "train.eps"));
+        assert!(!refused(&recipe, "distill.temperature") && !refused(&recipe, "distill.relation_layer"));
+        let distill = recipe.distill.as_mut().unwrap();
+        (distill.weight, distill.relations) = (0.0, 0.5);
+        assert!(refused(&recipe, "distill.temperature") && !refused(&recipe, "distill.teacher"));
         recipe.task = Task::Copy;
         recipe.data.order = Order::Random;
         assert!(refused(&recipe, "train.seq") && refused(&recipe, "data.train"));

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::cost::{annealed_bytes, teacher_pass_bytes, ternary_bytes, training_bytes};
 use super::teacher::Taught;
 use super::{Resume, Share, Source, Synthetic, Trainer, checkpoint, differences, group};
-use crate::config::{DistillConfig, ModelConfig, OF_THE_TEXT, Recipe, Scale, Task, TernaryConfig};
+use crate::config::{DistillConfig, ModelConfig, OF_THE_TEXT, Recipe, Task, TernaryConfig};
 use crate::error::{Error, Result};
 use crate::files::path_text;
 use crate::formats::{Description, ModelFiles, Stored, files_of};
@@ -101,7 +101,7 @@ pub fn setup(
     let mut trainer = Trainer::new(recipe, model, latents, tokenizer, source);
     trainer.teacher = teacher;
     // Which is refused with learned scales, once all know of each other.
-    if share.size > 1 && trainer.recipe.ternary.scale != Scale::Learned {
+    if share.size > 1 && !trainer.recipe.ternary.learns_scales() {
         trainer.keep_own(share);
     }
     if let Some(dir) = dir {

@@ -9,7 +9,7 @@ use super::schedule::schedule;
 use super::shards::{Shards, Share};
 use super::teacher::Taught;
 use super::{At, Optimizer, Source, TensorPoint, Together, Trained, Watch};
-use crate::config::{DistillConfig, Precision, Recipe, Scale};
+use crate::config::{DistillConfig, Precision, Recipe};
 use crate::error::{Error, Result};
 use crate::formats::Form;
 use crate::kernels::profile::{Phase, scope};
@@ -89,7 +89,7 @@ impl Trainer {
         source: Source,
     ) -> Self {
         let mut optimizer = Optimizer::new(&recipe.train, &model.decoder);
-        if recipe.ternary.scale == Scale::Learned {
+        if recipe.ternary.learns_scales() {
             optimizer.learn_scales(&model.decoder, &latents);
         }
         let watch = Watch::new(&model.decoder);
