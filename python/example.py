@@ -22,12 +22,12 @@ counts = {int(trit): int(n) for trit, n in zip(*np.unique(matrix.trits(), return
 print(f"{name}: {matrix.shape}, trits {counts}, {8 * len(matrix.pack()) / matrix.trits().size:.3f} bits a weight packed")
 
 try:
-    tokens = model.encode(prompt)
+    tokens, speaks = model.encode(prompt), True
 except ternlm.TernlmError as error:
     # A synthetic task has tokens without a text.
     print(error)
-    tokens = list(range(8))
+    tokens, speaks = list(range(8)), False
 print("most likely next:", int(model.logits(tokens)[-1].argmax()))
-if len(tokens) != 8 or prompt != "Once upon a time":
+if speaks:
     model.generate(prompt, 80, temperature=0.8, on_text=lambda piece: print(piece, end="", flush=True))
     print()

@@ -1,14 +1,14 @@
 //! A ternary matrix, and the projection that makes one.
 
 use numpy::ndarray::Array2;
-use numpy::{IntoPyArray, PyArray2, PyReadonlyArray2};
+use numpy::{Element, IntoPyArray, PyArray2, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use ternlm::config::Inputs;
-use ternlm::kernels::{Matrix, To, linear};
+use ternlm::kernels::{self, Matrix, To, linear};
 use ternlm::ternary::{self, CODES_PER_WORD, Density, Grouping, PackedMatrix, ZERO_WORD};
 
-use crate::{raised, wrong};
+use crate::{raised, unlike, wrong};
 
 /// 128, another number, or "tensor".
 #[derive(FromPyObject)]
@@ -32,7 +32,7 @@ fn density(name: &str) -> PyResult<Density> {
     match name {
         "base3" => Ok(Density::Base3),
         "2bit" => Ok(Density::TwoBit),
-        _ => Err(wrong(format!("density: found {name:?}, wanted \"base3\" or \"2bit\""))),
+        _ => Err(unlike("density", format!("{name:?}"), "\"base3\" or \"2bit\"")),
     }
 }
 
@@ -41,8 +41,11 @@ fn density(name: &str) -> PyResult<Density> {
 #[pyfunction]
 #[pyo3(signature = (latents, group=Group::Size(128)))]
 pub fn project(py: Python<'_>, latents: PyReadonlyArray2<'_, f32>, group: Group) -> PyResult<TernaryMatrix> {
-    let (values, [rows, cols], grouping) = (row_major(&latents), shape(&latents), group.grouping()?);
-    let matrix = py.detach(|| ternary::TernaryMatrix::project("latents", &values, rows, cols, grouping));
+    let (([rows, cols], latents), grouping) = (read_matrix("latents", &latents)?, group.grouping()?);
+    let matrix = py.detach(|| {
+        let mut matrix = ternary::TernaryMatrix::zeros(rows, cols, grouping);
+        kernels::project("latents", &latents, grouping, &mut matrix).map(|_| matrix)
+    });
     Ok(TernaryMatrix { matrix: matrix.map_err(raised)?, grouping })
 }
 
@@ -58,48 +61,55 @@ impl TernaryMatrix {
     /// From values that are ternary already, float32 [out, in]: in each group -s, 0 and +s with an s that f16 holds.
     #[staticmethod]
     #[pyo3(signature = (values, group=Group::Size(128)))]
-    fn from_values(values: PyReadonlyArray2<'_, f32>, group: Group) -> PyResult<Self> {
-        let (x, [rows, cols], grouping) = (row_major(&values), shape(&values), group.grouping()?);
-        let matrix = ternary::TernaryMatrix::from_values(&x, rows, cols, grouping).map_err(wrong)?;
-        Ok(Self { matrix, grouping })
+    fn from_values(py: Python<'_>, values: PyReadonlyArray2<'_, f32>, group: Group) -> PyResult<Self> {
+        let (([rows, cols], values), grouping) = (read_matrix("values", &values)?, group.grouping()?);
+        let matrix = py.detach(|| ternary::TernaryMatrix::from_values(&values, rows, cols, grouping));
+        Ok(Self { matrix: matrix.map_err(wrong)?, grouping })
     }
 
     /// From trits, int8 [out, in], and scales, float32 [out, groups].
     #[staticmethod]
     #[pyo3(signature = (trits, scales, group=Group::Size(128)))]
     fn from_parts(
+        py: Python<'_>,
         trits: PyReadonlyArray2<'_, i8>,
         scales: PyReadonlyArray2<'_, f32>,
         group: Group,
     ) -> PyResult<Self> {
-        let ([rows, cols], grouping) = (shape(&trits), group.grouping()?);
-        let groups = cols.div_ceil(grouping.size(cols));
-        if shape(&scales) != [rows, groups] {
-            return Err(wrong(format!("scales: found {:?}, wanted {:?}", shape(&scales), [rows, groups])));
+        let (([rows, cols], trits), grouping) = (read_matrix("trits", &trits)?, group.grouping()?);
+        let (found, scales) = read("scales", &scales)?;
+        let wanted = [rows, cols.div_ceil(grouping.size(cols))];
+        if found != wanted {
+            return Err(unlike("scales", format!("{found:?}"), format!("{wanted:?}")));
         }
-        let row_words = cols.div_ceil(CODES_PER_WORD);
-        let mut words = vec![ZERO_WORD; rows * row_words];
-        for ((row, col), trit) in trits.as_array().indexed_iter() {
-            if !(-1..=1).contains(trit) {
-                return Err(wrong(format!("trits[{row}, {col}]: found {trit}, wanted -1, 0 or 1")));
+        let matrix = py.detach(|| {
+            let row_words = cols.div_ceil(CODES_PER_WORD);
+            let mut words = vec![ZERO_WORD; rows * row_words];
+            for (row, (trits, words)) in trits.chunks(cols).zip(words.chunks_mut(row_words)).enumerate() {
+                for (col, &trit) in trits.iter().enumerate() {
+                    if !(-1..=1).contains(&trit) {
+                        return Err(unlike(&format!("trits[{row}, {col}]"), trit, "-1, 0 or 1"));
+                    }
+                    let (word, at) = (&mut words[col / CODES_PER_WORD], 2 * (col % CODES_PER_WORD));
+                    *word = *word & !(3 << at) | ((trit + 1) as u32) << at;
+                }
             }
-            let (word, at) = (row * row_words + col / CODES_PER_WORD, 2 * (col % CODES_PER_WORD));
-            words[word] = words[word] & !(3 << at) | ((trit + 1) as u32) << at;
-        }
-        let scales = row_major(&scales);
-        let matrix =
-            ternary::TernaryMatrix::from_parts(rows, cols, grouping, words, scales).map_err(wrong)?;
-        Ok(Self { matrix, grouping })
+            ternary::TernaryMatrix::from_parts(rows, cols, grouping, words, scales).map_err(wrong)
+        });
+        Ok(Self { matrix: matrix?, grouping })
     }
 
     /// From the bytes of `pack`.
     #[staticmethod]
     #[pyo3(signature = (data, shape, group=Group::Size(128), density="base3"))]
-    fn unpack(data: &[u8], shape: [usize; 2], group: Group, density: &str) -> PyResult<Self> {
-        let grouping = group.grouping()?;
-        let packed = PackedMatrix::from_bytes(shape, grouping, self::density(density)?, data.to_vec().into());
-        let matrix = packed.and_then(|p| p.judge().and_then(|()| p.unpack(0..shape[0]))).map_err(wrong)?;
-        Ok(Self { matrix, grouping })
+    fn unpack(py: Python<'_>, data: &[u8], shape: [usize; 2], group: Group, density: &str) -> PyResult<Self> {
+        let (grouping, density) = (group.grouping()?, self::density(density)?);
+        let matrix = py.detach(|| {
+            let packed = PackedMatrix::from_bytes(shape, grouping, density, data.to_vec().into())?;
+            packed.judge()?;
+            packed.unpack(0..shape[0])
+        });
+        Ok(Self { matrix: matrix.map_err(wrong)?, grouping })
     }
 
     /// Bytes of a packed file's matrix: "base3", five trits a byte, or "2bit".
@@ -125,21 +135,25 @@ impl TernaryMatrix {
     /// int8 [out, in], each -1, 0 or 1.
     fn trits<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray2<i8>> {
         let size = (self.matrix.rows(), self.matrix.cols());
-        Array2::from_shape_fn(size, |(row, col)| self.matrix.trit(row, col)).into_pyarray(py)
+        let trits = py.detach(|| Array2::from_shape_fn(size, |(row, col)| self.matrix.trit(row, col)));
+        trits.into_pyarray(py)
     }
 
     /// float32 [out, groups], numbers that f16 holds.
     fn scales<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        array(py, self.matrix.scales().to_vec(), self.matrix.row_groups())
+        array(py, self.matrix.scales().to_vec(), [self.matrix.rows(), self.matrix.row_groups()])
     }
 
     /// float32 [out, in], each -s, 0 or +s.
     fn values<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let cols = self.matrix.cols();
-        let mut out = vec![0f32; self.matrix.rows() * cols];
-        let rows = out.chunks_mut(cols.max(1)).enumerate();
-        rows.for_each(|(row, out)| self.matrix.unpack_row(row, out));
-        array(py, out, cols)
+        let [rows, cols] = [self.matrix.rows(), self.matrix.cols()];
+        let values = py.detach(|| {
+            let mut values = vec![0f32; rows * cols];
+            let each = values.chunks_mut(cols).enumerate();
+            each.for_each(|(row, out)| self.matrix.unpack_row(row, out));
+            values
+        });
+        array(py, values, [rows, cols])
     }
 
     /// `x @ values().T` for x, float32 [n, in]; float32 [n, out]. With `inputs="int8"` each row of x is rounded to 8 bits
@@ -151,18 +165,18 @@ impl TernaryMatrix {
         x: PyReadonlyArray2<'_, f32>,
         inputs: &str,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let ([n, cols], x) = (shape(&x), row_major(&x));
+        let ([n, cols], x) = read("x", &x)?;
         if cols != self.matrix.cols() {
-            return Err(wrong(format!("x: found {cols} inputs a row, wanted {}", self.matrix.cols())));
+            return Err(unlike("x", format!("{cols} inputs a row"), self.matrix.cols()));
         }
         let inputs = match inputs {
             "f32" => Inputs::F32,
             "int8" => Inputs::Int8,
-            _ => return Err(wrong(format!("inputs: found {inputs:?}, wanted \"f32\" or \"int8\""))),
+            _ => return Err(unlike("inputs", format!("{inputs:?}"), "\"f32\" or \"int8\"")),
         };
         let mut y = vec![0f32; n * self.matrix.rows()];
         py.detach(|| linear::forward(&x, Matrix::ternary(&self.matrix, inputs), &mut y, To::Set));
-        array(py, y, self.matrix.rows())
+        array(py, y, [n, self.matrix.rows()])
     }
 
     fn __repr__(&self) -> String {
@@ -170,19 +184,31 @@ impl TernaryMatrix {
     }
 }
 
-pub fn shape<T: numpy::Element>(x: &PyReadonlyArray2<'_, T>) -> [usize; 2] {
-    let (rows, cols) = x.as_array().dim();
-    [rows, cols]
+/// The sizes of an array, and its values row by row, however it lies in memory.
+fn read<T: Element + Copy>(name: &str, x: &PyReadonlyArray2<'_, T>) -> PyResult<([usize; 2], Vec<T>)> {
+    let [rows, cols] = x.shape()[..] else { unreachable!("an array of two dimensions") };
+    // Strides that are no whole number of values would be cut to one, and other values read.
+    if !x.is_aligned() {
+        return Err(unlike(name, "an array that is not aligned", format!("one that is: {name}.copy()")));
+    }
+    Ok(([rows, cols], x.as_array().iter().copied().collect()))
 }
 
-/// The values row by row, however the array lies in memory.
-pub fn row_major<T: numpy::Element + Copy>(x: &PyReadonlyArray2<'_, T>) -> Vec<T> {
-    x.as_array().iter().copied().collect()
+/// [`read`] of a matrix, which has a value.
+fn read_matrix<T: Element + Copy>(name: &str, x: &PyReadonlyArray2<'_, T>) -> PyResult<([usize; 2], Vec<T>)> {
+    let (shape, values) = read(name, x)?;
+    if values.is_empty() {
+        return Err(unlike(name, format!("{shape:?}"), "a row and a column, or more"));
+    }
+    Ok((shape, values))
 }
 
-/// `[rows, cols]`
-pub fn array<T: numpy::Element>(py: Python<'_>, data: Vec<T>, cols: usize) -> PyResult<Bound<'_, PyArray2<T>>> {
-    let rows = data.len() / cols.max(1);
+/// Row-major data of these sizes.
+pub fn array<T: Element>(
+    py: Python<'_>,
+    data: Vec<T>,
+    [rows, cols]: [usize; 2],
+) -> PyResult<Bound<'_, PyArray2<T>>> {
     let array = Array2::from_shape_vec((rows, cols), data).map_err(|e| wrong(e.to_string()))?;
     Ok(array.into_pyarray(py))
 }

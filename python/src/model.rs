@@ -2,20 +2,21 @@
 
 use numpy::PyArray2;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::PyBool;
 use std::path::PathBuf;
 use ternlm::config::{Inputs, KvFormat};
 use ternlm::formats;
 use ternlm::generate::{Sampler, SamplingConfig, Session};
 use ternlm::measure;
 use ternlm::model::{self, Decoder, Sequences, State};
+use ternlm::ternary::Density;
 use ternlm::text::Tokenizer;
 
 use crate::matrix::{TernaryMatrix, array};
-use crate::{raised, tell_log, wrong};
+use crate::{raised, tell_log, unlike, wrong};
 
-/// Proves from the stored files alone that the model at `path`, which may be the folder of a run, is ternary. A dict: pass, reasons, form, scope, group,
-/// tensors.
+/// Proves from the stored files alone that the model at `path`, which may be the folder of a run, is ternary. A dict: pass,
+/// reasons, form, scope, group, tensors.
 #[pyfunction]
 pub fn verify<'py>(py: Python<'py>, path: PathBuf) -> PyResult<Bound<'py, PyAny>> {
     let path = ternlm::cli::model_dir(&path).map_err(raised)?;
@@ -40,16 +41,17 @@ pub struct Model {
 
 impl Model {
     fn tokenizer(&self) -> PyResult<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| wrong("the model has no tokenizer: give it token ids"))
+        let none = "the model has no tokenizer, and so no texts: logits takes its token ids";
+        self.tokenizer.as_ref().ok_or_else(|| wrong(none))
     }
 
     fn judge(&self, tokens: &[u32]) -> PyResult<()> {
         let (vocab, most) = (self.decoder.config.vocab_size, self.decoder.config.max_positions);
         if tokens.is_empty() || tokens.len() > most {
-            return Err(wrong(format!("tokens: found {}, wanted 1 to {most}", tokens.len())));
+            return Err(unlike("tokens", tokens.len(), format!("1 to {most}")));
         }
         match tokens.iter().find(|id| **id as usize >= vocab) {
-            Some(id) => Err(wrong(format!("tokens: found {id}, wanted ids below {vocab}"))),
+            Some(id) => Err(unlike("tokens", id, format!("ids below {vocab}"))),
             None => Ok(()),
         }
     }
@@ -57,21 +59,24 @@ impl Model {
 
 #[pymethods]
 impl Model {
-    /// Loads a stored model. `precision` is what inputs of ternary products are rounded to: "f32", exactly the weights'
-    /// function, or "int8", a scale for each token, which is faster.
+    /// Loads a stored model. `precision` is what inputs of ternary products are rounded to: "f32", not at all, which is
+    /// exactly the weights' function but for the order of sums; or "int8", a scale for each token, and `generate` keeps
+    /// keys and values in f16, as the command line does, which is faster.
     #[staticmethod]
     #[pyo3(signature = (path, precision="f32"))]
     fn load(py: Python<'_>, path: PathBuf, precision: &str) -> PyResult<Self> {
         let inputs = match precision {
             "f32" => Inputs::F32,
             "int8" => Inputs::Int8,
-            _ => return Err(wrong(format!("precision: found {precision:?}, wanted \"f32\" or \"int8\""))),
+            _ => return Err(unlike("precision", format!("{precision:?}"), "\"f32\" or \"int8\"")),
         };
         tell_log();
         py.detach(|| {
             let path = ternlm::cli::model_dir(&path)?;
             let mut loaded = model::load(&path, None)?;
             loaded.decoder.set_inputs(inputs);
+            // A pass over few tokens reads the weights: packed ones are a fraction of the bytes.
+            loaded.decoder.weights_mut().for_each(|weight| weight.pack(Density::TwoBit));
             let files = formats::files_of(&path)?;
             let tokenizer = Tokenizer::is_in(&files).then(|| Tokenizer::of(&files)).transpose()?;
             Ok(Self {
@@ -102,25 +107,26 @@ impl Model {
     }
 
     /// The ternary matrix of this name.
-    fn matrix(&self, name: &str) -> PyResult<TernaryMatrix> {
+    fn matrix(&self, py: Python<'_>, name: &str) -> PyResult<TernaryMatrix> {
         let weight = self.decoder.weights().find(|weight| weight.name == name);
         let weight = weight.ok_or_else(|| wrong(format!("no tensor {name:?}")))?;
-        match (weight.trits().map_err(raised)?, weight.grouping()) {
-            (Some(matrix), Some(grouping)) => Ok(TernaryMatrix { matrix: matrix.into_owned(), grouping }),
+        let trits = py.detach(|| Ok(weight.trits()?.map(|trits| trits.into_owned()))).map_err(raised)?;
+        match (trits, weight.grouping()) {
+            (Some(matrix), Some(grouping)) => Ok(TernaryMatrix { matrix, grouping }),
             _ => Err(wrong(format!("{name} is not ternary"))),
         }
     }
 
     /// The ids of a text, as a prompt begins with them.
-    fn encode(&self, text: &str) -> PyResult<Vec<u32>> {
-        self.tokenizer()?.encode_prompt(text).map_err(raised)
+    fn encode(&self, py: Python<'_>, text: &str) -> PyResult<Vec<u32>> {
+        let tokenizer = self.tokenizer()?;
+        py.detach(|| tokenizer.encode_prompt(text)).map_err(raised)
     }
 
-    /// The text of ids.
-    fn decode(&self, ids: Vec<u32>) -> PyResult<String> {
+    /// The text of ids; those that the tokenizer does not have are left out.
+    fn decode(&self, py: Python<'_>, ids: Vec<u32>) -> PyResult<String> {
         let tokenizer = self.tokenizer()?;
-        tokenizer.fits("the ids", ids.iter().copied(), usize::MAX).map_err(raised)?;
-        Ok(tokenizer.decode(&ids))
+        Ok(py.detach(|| tokenizer.decode(&ids)))
     }
 
     /// Logits after each token: float32 [tokens, vocabulary].
@@ -128,11 +134,12 @@ impl Model {
         self.judge(&tokens)?;
         let seqs = Sequences::new(1, tokens.len());
         let logits = py.detach(|| self.decoder.logits(&tokens, seqs, &mut State::default()));
-        array(py, logits, self.decoder.config.vocab_size)
+        array(py, logits, [tokens.len(), self.decoder.config.vocab_size])
     }
 
     /// Continues a text, or a list of token ids, by up to `max_tokens` tokens; greedily with temperature 0. `on_text` is
-    /// called with each piece of text, and ends it by returning False. A dict: text, tokens, stopped, and the times.
+    /// called with each piece of text, and ends it by returning False. A dict: text, tokens, stopped, and the times. It
+    /// takes a model with a tokenizer.
     #[pyo3(signature = (prompt, max_tokens=128, *, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0,
                         repetition_penalty=1.0, seed=0, ignore_eos=false, on_text=None))]
     #[allow(clippy::too_many_arguments)]
@@ -155,7 +162,7 @@ impl Model {
         sampling.validate().map_err(raised)?;
         let tokenizer = self.tokenizer()?;
         let tokens = match prompt {
-            Prompt::Text(text) => tokenizer.encode_prompt(&text).map_err(raised)?,
+            Prompt::Text(text) => py.detach(|| tokenizer.encode_prompt(&text)).map_err(raised)?,
             Prompt::Tokens(tokens) => tokens,
         };
         self.judge(&tokens)?;
@@ -166,10 +173,14 @@ impl Model {
             let mut session = Session::new(&self.decoder, tokenizer, kv);
             session.set_tokens(tokens);
             session.generate(&mut Sampler::new(sampling), max_tokens, stop, &mut |piece| {
+                // What is left of the text comes even after it was ended.
+                if failed.is_some() {
+                    return false;
+                }
                 Python::attach(|py| {
                     let goes_on = py.check_signals().and_then(|()| match &on_text {
                         None => Ok(true),
-                        Some(f) => Ok(!f.bind(py).call1((piece,))?.is(pyo3::types::PyBool::new(py, false))),
+                        Some(f) => Ok(!f.bind(py).call1((piece,))?.is(PyBool::new(py, false))),
                     });
                     goes_on.unwrap_or_else(|error| {
                         failed = Some(error);
@@ -196,11 +207,4 @@ impl Model {
 enum Prompt {
     Text(String),
     Tokens(Vec<u32>),
-}
-
-/// A dict of these figures.
-pub fn figures<'py>(py: Python<'py>, of: &[(&str, f64)]) -> PyResult<Bound<'py, PyDict>> {
-    let dict = PyDict::new(py);
-    of.iter().try_for_each(|(name, value)| dict.set_item(name, value))?;
-    Ok(dict)
 }

@@ -1,6 +1,7 @@
 //! The training of a recipe, told to Python as it goes.
 
 use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyDict};
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ternlm::measure::Perplexity;
 use ternlm::train::{Observer, Outcome, StepReport};
 
-use crate::model::figures;
 use crate::{raised, tell_log};
 
 /// Trains as `ternlm train ARGUMENTS` does. `on_metrics` gets a dict with `step` and `loss`, `lr`, `grad_norm`,
@@ -34,18 +34,25 @@ struct Told {
 }
 
 impl Told {
-    fn tell(&mut self, of: &[(&str, f64)]) {
+    fn tell(&mut self, step: u64, figures: &[(&str, f64)]) {
+        // A step that has been told may be followed by a validation.
+        if self.failed.is_some() {
+            return;
+        }
         let goes_on = Python::attach(|py| {
             py.check_signals()?;
-            let Some(f) = self.on_metrics.as_ref().filter(|_| !of.is_empty()) else { return Ok(true) };
-            let said = f.bind(py).call1((figures(py, of)?,))?;
-            Ok::<bool, PyErr>(!said.is(pyo3::types::PyBool::new(py, false)))
+            let Some(f) = self.on_metrics.as_ref().filter(|_| !figures.is_empty()) else { return Ok(true) };
+            let metrics = PyDict::new(py);
+            metrics.set_item("step", step)?;
+            figures.iter().try_for_each(|(name, value)| metrics.set_item(name, value))?;
+            let said = f.bind(py).call1((metrics,))?;
+            Ok::<bool, PyErr>(!said.is(PyBool::new(py, false)))
         });
         match goes_on {
             Ok(true) => {}
             Ok(false) => self.stop.store(true, Ordering::SeqCst),
             Err(error) => {
-                self.failed.get_or_insert(error);
+                self.failed = Some(error);
                 self.stop.store(true, Ordering::SeqCst);
             }
         }
@@ -54,18 +61,17 @@ impl Told {
 
 impl Observer for Told {
     fn stepped(&mut self, report: &StepReport, tokens_per_s: f64, logged: bool) {
-        let of = [
-            ("step", report.index as f64 + 1.0),
+        let figures = [
             ("loss", report.loss),
             ("lr", report.lr as f64),
             ("grad_norm", report.grad_norm),
             ("tokens_per_s", tokens_per_s),
         ];
-        self.tell(if logged { &of } else { &[] });
+        self.tell(report.index + 1, if logged { &figures } else { &[] });
     }
 
     fn validated(&mut self, step: u64, measured: &Perplexity) {
-        self.tell(&[("step", step as f64), ("val_nll", measured.nll), ("val_perplexity", measured.ppl)]);
+        self.tell(step, &[("val_nll", measured.nll), ("val_perplexity", measured.ppl)]);
     }
 
     fn saved(&mut self, _: &Path) {}

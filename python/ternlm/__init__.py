@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
+from pathlib import Path as _Path
 
 from ._ternlm import Model, TernaryMatrix, TernlmError, __version__, project, verify
 from . import _ternlm
@@ -48,7 +48,7 @@ def _toml(value):
         value = value.tolist()
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (str, Path)):
+    if isinstance(value, (str, _Path)):
         # JSON escapes what TOML does; a character outside of its plane 0 stays as it is, in both.
         return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")
     if isinstance(value, (list, tuple)):

@@ -6,13 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 __version__: str
-Path = str | PathLike[str]
-Group = int | Literal["tensor"]
-Density = Literal["base3", "2bit"]
+_Path = str | PathLike[str]
+_Group = int | Literal["tensor"]
+_Density = Literal["base3", "2bit"]
 
-class TernlmError(ValueError): ...
+class TernlmError(ValueError):
+    file: str | None
+    field: str | None
+    found: str | None
+    wanted: str | None
 
-class Generated(TypedDict):
+class _Generated(TypedDict):
     tokens: list[int]
     text: str
     prompt_tokens: int
@@ -22,14 +26,14 @@ class Generated(TypedDict):
     accepted: int
     stopped: bool
 
-def project(latents: NDArray[np.float32], group: Group = 128) -> TernaryMatrix: ...
-def verify(path: Path) -> dict[str, Any]: ...
+def project(latents: NDArray[np.float32], group: _Group = 128) -> TernaryMatrix: ...
+def verify(path: _Path) -> dict[str, Any]: ...
 def train(
-    recipe: Path,
+    recipe: _Path,
     *,
-    data: Path | Sequence[Path] = (),
-    init: Path | None = None,
-    out: Path | None = None,
+    data: _Path | Sequence[_Path] = (),
+    init: _Path | None = None,
+    out: _Path | None = None,
     seed: int | None = None,
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -38,16 +42,16 @@ def train(
 
 class TernaryMatrix:
     @staticmethod
-    def from_values(values: NDArray[np.float32], group: Group = 128) -> TernaryMatrix: ...
+    def from_values(values: NDArray[np.float32], group: _Group = 128) -> TernaryMatrix: ...
     @staticmethod
     def from_parts(
-        trits: NDArray[np.int8], scales: NDArray[np.float32], group: Group = 128
+        trits: NDArray[np.int8], scales: NDArray[np.float32], group: _Group = 128
     ) -> TernaryMatrix: ...
     @staticmethod
     def unpack(
-        data: bytes, shape: tuple[int, int], group: Group = 128, density: Density = "base3"
+        data: bytes, shape: tuple[int, int], group: _Group = 128, density: _Density = "base3"
     ) -> TernaryMatrix: ...
-    def pack(self, density: Density = "base3") -> bytes: ...
+    def pack(self, density: _Density = "base3") -> bytes: ...
     @property
     def shape(self) -> tuple[int, int]: ...
     @property
@@ -59,7 +63,7 @@ class TernaryMatrix:
 
 class Model:
     @staticmethod
-    def load(path: Path, precision: Literal["f32", "int8"] = "f32") -> Model: ...
+    def load(path: _Path, precision: Literal["f32", "int8"] = "f32") -> Model: ...
     @property
     def config(self) -> dict[str, Any]: ...
     @property
@@ -82,4 +86,4 @@ class Model:
         seed: int = 0,
         ignore_eos: bool = False,
         on_text: Callable[[str], Any] | None = None,
-    ) -> Generated: ...
+    ) -> _Generated: ...

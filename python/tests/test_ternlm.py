@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
-import tomllib
 
 import numpy as np
 import pytest
 
 import ternlm
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # before Python 3.11
+    tomllib = None
 
 
 def absmean(w, group):
@@ -51,8 +55,41 @@ def test_arrays_in_other_orders_and_scales_of_dead_groups_are_kept():
     assert dead.scales().tolist() == [[0.5, 0.5]] and not dead.values().any()
 
 
+def packed_in_records(values):
+    """The same values, five bytes apart: not aligned."""
+    records = np.zeros(values.shape, [("other", "u1"), ("value", values.dtype)])
+    records["value"] = values
+    assert not records["value"].flags.aligned
+    return records["value"]
+
+
+def test_arrays_that_are_not_aligned_are_refused():
+    w = packed_in_records(np.random.default_rng(3).normal(size=(2, 3)).astype(np.float32))
+    matrix = ternlm.project(w.copy())
+    trits, scales = matrix.trits(), packed_in_records(matrix.scales())
+    for name, take in [("latents", lambda: ternlm.project(w)), ("values", lambda: ternlm.TernaryMatrix.from_values(w)),
+                       ("scales", lambda: ternlm.TernaryMatrix.from_parts(trits, scales)), ("x", lambda: matrix.linear(w))]:
+        with pytest.raises(ternlm.TernlmError, match=rf"{name}: found an array that is not aligned.*{name}\.copy\(\)"):
+            take()
+    # Every other column is aligned, and read as it is.
+    wide = np.random.default_rng(4).normal(size=(2, 6)).astype(np.float32)
+    assert (ternlm.project(wide[:, ::-2]).trits() == ternlm.project(wide[:, ::-2].copy()).trits()).all()
+
+
+def test_a_product_with_no_rows_has_none():
+    assert ternlm.project(np.ones((3, 2), np.float32)).linear(np.zeros((0, 2), np.float32)).shape == (0, 3)
+
+
 @pytest.mark.parametrize("make, said", [
     (lambda: ternlm.project(np.ones((2, 2), np.float32), group=0), "wanted a number of inputs"),
+    (lambda: ternlm.project(np.full((2, 2), np.nan, np.float32)), "latents is not finite"),
+    (lambda: ternlm.project(np.zeros((2, 0), np.float32)), r"latents: found \[2, 0\]"),
+    (lambda: ternlm.TernaryMatrix.from_values(np.zeros((0, 2), np.float32)), r"values: found \[0, 2\]"),
+    (lambda: ternlm.TernaryMatrix.from_parts(np.zeros((0, 0), np.int8), np.zeros((0, 0), np.float32)),
+     r"trits: found \[0, 0\]"),
+    (lambda: ternlm.TernaryMatrix.from_parts(np.ones((1, 3), np.int8), np.ones((1, 3), np.float32), 2),
+     r"scales: found \[1, 3\], wanted \[1, 2\]"),
+    (lambda: ternlm.project(np.ones((2, 2), np.float32)).linear(np.ones((1, 3), np.float32)), "3 inputs a row, wanted 2"),
     (lambda: ternlm.TernaryMatrix.from_values(np.array([[1.0, 0.5]], np.float32)), "none of"),
     (lambda: ternlm.TernaryMatrix.from_parts(np.array([[2]], np.int8), np.ones((1, 1), np.float32)), r"trits\[0, 0\]"),
     (lambda: ternlm.TernaryMatrix.unpack(b"\xff", (4, 4)), "bytes"),
@@ -62,6 +99,23 @@ def test_arrays_in_other_orders_and_scales_of_dead_groups_are_kept():
 def test_what_cannot_be_used_is_an_error_that_says_so(make, said):
     with pytest.raises(ternlm.TernlmError, match=said):
         make()
+
+
+def parts(error):
+    return error.file, error.field, error.found, error.wanted
+
+
+def test_an_error_has_its_parts(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ternlm.TernlmError) as of_a_file:
+        ternlm.verify(tmp_path)
+    file, field, found, wanted = parts(of_a_file.value)
+    assert file == str(tmp_path / "config.json") and field == "model_type"
+    assert str(of_a_file.value) == f"{file}: {field}: found {found}, wanted {wanted}"
+    with pytest.raises(ternlm.TernlmError) as of_a_request:
+        ternlm.Model.load(tmp_path, precision="f64")
+    assert parts(of_a_request.value) == (None, "precision", '"f64"', '"f32" or "int8"')
+    assert parts(ternlm.TernlmError("mine")) == (None,) * 4
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +140,7 @@ def test_a_training_tells_what_happens_and_its_model_runs(run):
     out, seen = run
     steps = [m for m in seen if "loss" in m]
     assert steps[0]["loss"] > 4 > steps[-1]["loss"] and any("val_nll" in m for m in seen)
+    assert all(type(m["step"]) is int for m in seen) and steps[-1]["step"] == 60
     model = ternlm.Model.load(out)
     assert ternlm.verify(out / "model")["pass"] and ternlm.verify(out) == ternlm.verify(out / "model")
     assert model.config["hidden_size"] == 64
@@ -106,19 +161,69 @@ def test_a_training_tells_what_happens_and_its_model_runs(run):
         model.logits([10**6])
 
 
+def test_a_packed_file_has_the_matrices_and_the_logits_of_its_model(run, tmp_path):
+    packed = tmp_path / "model.tern"
+    command = [sys.executable, "-m", "ternlm", "export", str(run[0]), "--out", str(packed), "--density", "2bit"]
+    subprocess.run(command, check=True, capture_output=True)
+    one, other = ternlm.Model.load(run[0]), ternlm.Model.load(packed)
+    proof = ternlm.verify(packed)
+    assert proof["pass"] and one.names() == other.names()
+    for name in [tensor["name"] for tensor in proof["tensors"]]:
+        a, b = one.matrix(name), other.matrix(name)
+        assert (a.trits() == b.trits()).all() and (a.scales() == b.scales()).all()
+    # A few tokens, and so many that weights are unpacked.
+    for text in ("the cat", "the cat sat on the mat."):
+        logits = one.logits(one.encode(text))
+        most = np.abs(logits).max()
+        np.testing.assert_allclose(other.logits(other.encode(text)), logits, atol=1e-5 * most)
+        rounded = ternlm.Model.load(run[0], precision="int8").logits(one.encode(text))
+        assert 0 < np.abs(rounded - logits).max() < 0.1 * most
+
+
+def test_an_exception_of_on_text_comes_through_and_ends_it(run):
+    pieces = []
+
+    def fails(piece):
+        pieces.append(piece)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        ternlm.Model.load(run[0]).generate("the cat", 12, on_text=fails)
+    assert len(pieces) == 1
+
+
+def test_a_model_without_a_tokenizer_has_logits_and_no_texts(tmp_path):
+    # Three steps reach no bar; the model is stored all the same.
+    with pytest.raises(ternlm.TernlmError) as missed:
+        ternlm.train("copy", out=tmp_path / "run", settings={"train.steps": 3})
+    assert parts(missed.value) == (None,) * 4
+    model = ternlm.Model.load(tmp_path / "run")
+    assert model.logits([1, 2, 3]).shape == (3, 256)
+    for make in (lambda: model.generate([1, 2, 3]), lambda: model.encode("a"), lambda: model.decode([1])):
+        with pytest.raises(ternlm.TernlmError, match="has no tokenizer"):
+            make()
+
+
 def test_a_training_ends_when_told_and_an_exception_comes_through(run, tmp_path):
     text = run[0].parent / "text.txt"
     settings = {"train.steps": 400, "train.log_every": 1, "train.batch": 2, "train.seq": 16, "model.layers": 1}
     done = ternlm.train("shakespeare-bytes", data=[text], out=tmp_path / "a", settings=settings, on_metrics=lambda m: False)
     assert not done and list((tmp_path / "a" / "checkpoints").glob("step-*"))
 
+    seen = []
+
     def fails(metrics):
+        seen.append(metrics)
         raise KeyError("mine")
 
+    # The step is followed by a validation, of which nobody is told any more.
+    settings["train.eval_every"] = 1
     with pytest.raises(KeyError, match="mine"):
         ternlm.train("shakespeare-bytes", data=[text], out=tmp_path / "b", settings=settings, on_metrics=fails)
+    assert len(seen) == 1
 
 
+@pytest.mark.skipif(tomllib is None, reason="tomllib came with Python 3.11")
 @pytest.mark.parametrize("value, meant", [
     (np.float64(1e-3), 1e-3), (np.int32(3), 3), (np.bool_(True), True), (["First\nSecond", 'a "b" \\ \x7f é'],) * 2,
     ("line\nline\t\x01", "line\nline\t\x01"), (np.array([1, 2]), [1, 2]),
