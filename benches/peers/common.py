@@ -18,16 +18,56 @@ TRAIN = {
     "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "weight_decay_until": None, "clip": 1.0, "schedule": "cosine",
     "warmup": 0, "floor": 0.0, "decay_fraction": 0.3,
 }
+# Values besides which the peers know none, of keys that they may not even read.
+ONLY = {
+    "model.activation": ["swiglu", "gelu", "relu2"], "model.o_bias": [False], "model.mlp_bias": [False],
+    "model.sub_norm": [False], "ternary.scope": ["none", "blocks", "all"], "ternary.scale": ["absmean"],
+    "ternary.activations": ["f32"], "ternary.anneal": [0], "ternary.rotate": [False], "ternary.calibrate": [0],
+    "ternary.start.feed_forward": [0], "ternary.start.attention": [0], "ternary.start.ends": [0],
+    "train.optimizer": ["adamw"], "train.moments": ["f32"], "train.z_loss": [0], "train.dropout": [0],
+    "train.schedule": ["constant", "cosine", "linear"], "distill.weight": [0], "distill.relations": [0],
+}
+# A training from its first weights on: the copy task, in f32.
+COPY = {"task": ["copy"], "init": [], "train.precision": ["f32"], "ternary.init_std": []}
+# The others that they take as they are, and those that change no step: whole tables, and keys.
+TAKEN = {"data", "report"} | {
+    f"{table}.{key}" for table, known in [
+        ("model", [*MODEL, "vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "intermediate_size",
+                   "max_positions"]),
+        # How the weights begin that `ternlm bench train --export` has stored.
+        ("ternary", [*TERNARY, "init_std"]),
+        ("train", [*TRAIN, "precision", "momentum", "muon_lr", "muon_steps", "scale_lr", "cautious", "recompute",
+                   "log_every", "eval_every", "eval_sequences", "save_every", "keep"]),
+        ("distill", ["teacher", "lessons", "temperature", "direction", "relation_layer"]),
+    ] for key in known
+} | {"name", "task", "seed", "needs_init", "init"}
 
 
-def read_recipe(path):
-    """A recipe as nested dictionaries, defaults filled in. What the peers cannot do is refused."""
+def keys(table, prefix=""):
+    """Every key of nested dictionaries, with dots, and its value."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def read_recipe(path, only=None):
+    """A recipe as nested dictionaries, defaults filled in. What the peers cannot do is refused; `only`: values of more keys
+    besides which the caller knows none."""
     with open(path, "rb") as file:
         recipe = tomllib.load(file)
     for table, defaults in [("model", MODEL), ("ternary", TERNARY), ("data", DATA), ("train", TRAIN)]:
         recipe[table] = defaults | recipe.get(table, {})
-    if recipe["train"]["optimizer"] != "adamw":
-        sys.exit(f"{path}: train.optimizer: the peers know adamw only")
+    if "distill" in recipe:
+        recipe["distill"] = {"weight": 0.5} | recipe["distill"]
+    only = ONLY | (only or {})
+    for key, value in keys(recipe):
+        if key in only and value not in only[key]:
+            wanted = " or ".join(map(repr, only[key])) or "nothing"
+            sys.exit(f"{path}: {key}: found {value!r}, wanted {wanted}: the peers know no other")
+        if key not in only and key not in TAKEN and key.split(".")[0] not in TAKEN:
+            sys.exit(f"{path}: {key}: the peers do not know it")
     if not isinstance(recipe["ternary"]["group"], int):
         sys.exit(f"{path}: ternary.group: the peers know groups of a fixed size only")
     return recipe

@@ -9,7 +9,7 @@ import json
 
 import torch
 
-from common import read_recipe
+from common import COPY, read_recipe
 from torch_model import Decoder, Trainer
 
 
@@ -22,7 +22,7 @@ def main():
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("highest")
     torch.manual_seed(args.seed)
-    recipe = read_recipe(args.recipe)
+    recipe = read_recipe(args.recipe, COPY)
     t, seq, vocab = recipe["train"], recipe["data"]["sequence"], recipe["model"]["vocab_size"]
     decoder = Decoder(recipe, seq)
     decoder.init()

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from shapes import SHAPES, TYPES, fitted, weights
-from turns import HERE, Failed, build, in_turn, machine, median, process, table, tell
+from turns import HERE, Failed, answer, build, in_turn, machine, make_environment, median, process, table, tell
 
 # The PyPI package that carries llama.cpp's source.
 CARRIER = "llama-cpp-python==0.3.36"
@@ -42,10 +42,8 @@ def run(command, what):
 def python(venv):
     """The interpreter of a virtual environment with the gguf package, made and filled when it is missing."""
     interpreter = venv / "bin" / "python"
-    if not interpreter.exists():
-        tell(f"making {venv}")
-        run([sys.executable, "-m", "venv", venv], f"a virtual environment in {venv}")
-    if subprocess.run([interpreter, "-c", "import gguf"], capture_output=True).returncode:
+    if answer([interpreter, "-c", "import gguf"]) is None:
+        make_environment(venv)
         tell(f"installing gguf into {venv}")
         run([interpreter, "-m", "pip", "install", "-r", HERE / "requirements-infer.txt"], "installing gguf")
     return interpreter

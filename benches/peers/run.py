@@ -8,6 +8,7 @@ Needs Python 3.11 or newer with venv, and Cargo; README.md beside this file says
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -15,7 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from turns import HERE, ROOT, Failed, build, in_turn, machine, median, process, spread, table, tell
+from turns import (HERE, ROOT, Failed, answer, build, in_turn, machine, make_environment, median, process, spread,
+                   table, tell)
 
 # Large tensors stay in the process from step to step instead of going back to the system, and lie on huge pages:
 # otherwise PyTorch pays for page faults in every step.
@@ -68,17 +70,15 @@ TOLERANCE, COMPARED = 2e-3, 3
 def python(venv):
     """The interpreter of the virtual environment, made and filled when it is missing."""
     interpreter = venv / "bin" / "python"
-    if not interpreter.exists():
-        tell(f"making {venv}")
-        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    ask = "import torch, numpy; print(torch.__version__, numpy.__version__)"
-    found = subprocess.run([interpreter, "-c", ask], capture_output=True, text=True)
-    if found.returncode:
+    ask = [interpreter, "-c", "import torch, numpy; print(torch.__version__, numpy.__version__)"]
+    found = answer(ask)
+    if found is None:
+        make_environment(venv)
         tell(f"installing PyTorch and NumPy into {venv}")
         install = [interpreter, "-m", "pip", "install", "-r", HERE / "requirements.txt"]
         subprocess.run(install, check=True, stdout=sys.stderr)
-        found = subprocess.run([interpreter, "-c", ask], capture_output=True, text=True, check=True)
-    torch, numpy = found.stdout.split()
+        found = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+    torch, numpy = found.split()
     return interpreter, {"torch": torch, "numpy": numpy}
 
 
@@ -90,9 +90,9 @@ def asked(sides, args):
 def losses_agree(name, side, ours, theirs, told_only):
     """Compares the losses of the first steps. False, and a message, when they differ by too much."""
     apart = [abs(a - b) for a, b in zip(ours[:COMPARED], theirs)]
-    worst = max(apart, default=float("inf"))
-    # Written so that a loss that is not a number fails too.
-    good = len(apart) >= min(COMPARED, len(ours)) and all(d < TOLERANCE for d in apart)
+    # A loss that is not a number is as far away as can be.
+    worst = max((math.inf if math.isnan(d) else d for d in apart), default=math.inf)
+    good = len(apart) >= min(COMPARED, len(ours)) and worst < TOLERANCE
     if not good:
         tell(f"{'note' if told_only else 'error'}: {name}: the losses of {side} are not those of ternlm: at most "
              f"{worst:.2g} apart over the first {COMPARED} steps, wanted below {TOLERANCE}: "
@@ -154,8 +154,10 @@ def bench_steps(name, args, tools, scratch, log):
         mine = side == "ternlm"
         wanted, found = (ours_losses[warmup:], "losses") if mine else (ours_losses, "first_losses")
         # Other settings than those exported may lead to other losses: that is told, no more.
-        good, apart = losses_agree(name, label, wanted, runs[0][found], mine and bool(ours_set))
-        agree = agree and good
+        judged = [losses_agree(name, f"{label}, round {number + 1},", wanted, r[found], mine and bool(ours_set))
+                  for number, r in enumerate(runs)]
+        agree = agree and all(good for good, _ in judged)
+        apart = max(apart for _, apart in judged)
         tokens = runs[0]["tokens_per_step"] / middle
         summary[side] = {
             "median_seconds": middle, "seconds_by_round": seconds, "tok_per_s": tokens, "gflops": gflop / middle,
@@ -206,10 +208,13 @@ def bench_copy(name, args, tools, scratch, log):
             summary[side], learnt = {"error": runs}, False
             continue
         walls = [r["wall"] for r in runs]
-        loss, accuracy = runs[0]["last_loss"], runs[0]["accuracy"]
-        if not (loss < 1e-3 and accuracy > 0.99):
-            tell(f"error: {name}: {label} has not learnt to copy: loss {loss}, accuracy {accuracy}")
+        # Written so that what is not a number fails, too.
+        bad = [r for r in runs if not (r["last_loss"] < 1e-3 and r["accuracy"] > 0.99)]
+        for r in bad:
+            tell(f"error: {name}: {label}, round {runs.index(r) + 1}, has not learnt to copy: loss {r['last_loss']}, "
+                 f"accuracy {r['accuracy']}")
             learnt = False
+        loss, accuracy = (worst(r[key] for r in bad or runs) for worst, key in [(max, "last_loss"), (min, "accuracy")])
         ratio = median(walls) / ours_wall
         summary[side] = {"wall_seconds": median(walls), "wall_by_round": walls, "last_loss": loss,
                          "accuracy": accuracy, "ours_over_peer": ratio}

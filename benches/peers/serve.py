@@ -8,6 +8,7 @@ Needs the gguf package (requirements-infer.txt) and a llama-server, as the build
 
 import argparse
 import asyncio
+import http.client
 import json
 import os
 import socket
@@ -15,15 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 from shapes import SHAPES, TYPES, fitted, weights
 from turns import HERE, Failed, build, in_turn, machine, median, process, table, tell
 
-# Tokens of a sequence, and seconds that a server may take to load.
-CONTEXT, LOADING = 1024, 300
+# Tokens of a sequence, and seconds that a server may take to load, and to answer.
+CONTEXT, LOADING, ANSWERING = 1024, 300, 900
 LETTERS = {str(letter): 100 for letter in range(ord("a"), ord("z") + 1)}
 
 
@@ -49,7 +49,7 @@ class Server:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
                     if answer.status == 200:
                         return self
-            except (urllib.error.URLError, OSError):
+            except (OSError, http.client.HTTPException):
                 time.sleep(0.1)
         self.__exit__()
         raise Failed(f"{self.process.args[0]}: not ready, status {self.process.poll()}")
@@ -101,12 +101,20 @@ async def together(port, streams, prompt, made, seed):
 def measure(command, port, args, number, log):
     """Of each number of streams its figures, in a fresh process."""
     with Server(command, port, log) as server:
-        asyncio.run(together(server.port, 1, args.prompt, 8, "warm"))
-        out = {}
-        for streams in args.streams:
-            rate, wait = asyncio.run(together(server.port, streams, args.prompt, args.made, number))
-            out[str(streams)] = {"tok_per_s": rate, "first_token_s": wait}
-        return out
+        def ask(streams, made, seed):
+            asked = together(server.port, streams, args.prompt, made, seed)
+            return asyncio.run(asyncio.wait_for(asked, ANSWERING))
+
+        try:
+            ask(1, 8, "warm")
+            out = {}
+            for streams in args.streams:
+                rate, wait = ask(streams, args.made, number)
+                out[str(streams)] = {"tok_per_s": rate, "first_token_s": wait}
+            return out
+        # A server that dies, answers something else, or not at all.
+        except (OSError, asyncio.TimeoutError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise Failed(f"{command[0]}: status {server.process.poll()}, {error!r}")
 
 
 def main():
@@ -126,6 +134,11 @@ def main():
                         help="models are written there once and stay; otherwise they are deleted afterwards")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there")
     args = parser.parse_args()
+    least = {"prompt": [args.prompt, 1], "made": [args.made, 2], "rounds": [args.rounds, 1], "threads": [args.threads, 1],
+             "streams": [min(args.streams), 1]}
+    for name, (given, wanted) in least.items():
+        if given < wanted:
+            parser.error(f"--{name} {given}: wanted {wanted} or more")
     # Some processes run elsewhere.
     for name in ("llama_server", "ternlm", "scratch"):
         if getattr(args, name):

@@ -29,7 +29,7 @@ def load(decoder, directory):
 
 
 def run(args):
-    recipe = read_recipe(args.export / "recipe.toml")
+    recipe = read_recipe(args.export / "recipe.toml", {} if args.autocast else {"train.precision": ["f32"]})
     batches = {name: torch.from_numpy(array).long() for name, array in safetensors(args.export / "batches.safetensors")}
     inputs, targets = batches["inputs"], batches["targets"]
     if len(inputs) < args.warmup + args.steps:

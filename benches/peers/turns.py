@@ -44,6 +44,25 @@ def process(command, env, log):
     return done.stdout, seconds
 
 
+def answer(command):
+    """What a command prints; nothing where it fails or is not there."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return None
+    return None if done.returncode else done.stdout
+
+
+def make_environment(venv):
+    """A virtual environment that can install. One whose making was interrupted has a Python without pip."""
+    pip = [venv / "bin" / "python", "-m", "pip", "--version"]
+    if answer(pip) is None:
+        tell(f"making {venv}")
+        subprocess.run([sys.executable, "-m", "venv", venv], stdout=sys.stderr)
+        if answer(pip) is None:
+            sys.exit(f"error: {venv}: no Python with pip in it; remove it, or name another with --venv")
+
+
 def build():
     """The release binary, wherever Cargo puts it."""
     command = ["cargo", "build", "--release", "--bin", "ternlm", "--message-format", "json-render-diagnostics"]

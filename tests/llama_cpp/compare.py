@@ -1,10 +1,11 @@
 """Whether a GGUF file holds the weights of an unpacked directory, as the Python package `gguf` reads both:
 
     ternlm export MODEL --format unpacked --out dir && ternlm export MODEL --format gguf --type tq2_0 --lossy --out x.gguf
-    pip install gguf safetensors numpy && python compare.py dir x.gguf
+    pip install gguf safetensors numpy && python compare.py dir x.gguf [MOST]
 
-Prints, over all weights, the largest difference relative to the largest weight of its row. Units of zeros that the file
-has beyond the directory must be zeros. Q2_0 is newer than the package on PyPI (0.19); its blocks are taken apart here.
+Prints, over all weights, the largest difference relative to the largest weight of its row, and fails where that is above
+MOST. Units of zeros that the file has beyond the directory must be zeros. Q2_0 is newer than the package on PyPI (0.19);
+its blocks are taken apart here.
 """
 
 import json
@@ -25,7 +26,8 @@ IN_BLOCK = {
 }
 ENDS = {"model.embed_tokens": "token_embd", "lm_head": "output", "model.norm": "output_norm"}
 
-folder, path = map(Path, sys.argv[1:])
+folder, path = map(Path, sys.argv[1:3])
+most = float(sys.argv[3]) if len(sys.argv) > 3 else np.inf
 if Q2_0 not in GGMLQuantizationType._value2member_map_:
     # A member that the enumeration lacks.
     member = int.__new__(GGMLQuantizationType, Q2_0)
@@ -64,6 +66,8 @@ for name, want in load_file(folder / "model.safetensors").items():
     rows, cols = want.shape
     assert not got[rows:].any() and not got[:, cols:].any(), f"{name}: units that are no zeros"
     off = np.abs(got[:rows, :cols] - want).max(1) / np.maximum(np.abs(want).max(1), 1e-30)
+    assert np.isfinite(off).all(), f"{name}: weights that are no numbers"
     worst, count = max(worst, off.max()), count + want.size
 assert not held, f"tensors of no use: {list(held)}"
 print(f"{count} weights, off by {worst:.2e} at most")
+assert worst <= most, f"wanted at most {most}"
