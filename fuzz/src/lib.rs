@@ -193,12 +193,15 @@ pub fn safetensors_bytes(header: &[u8], data: &[u8]) -> Vec<u8> {
 const FITTED: usize = 1 << 18;
 
 /// Header and data of which the offsets fit the shapes: data are repeated or cut for that. Objects in the metadata become
-/// texts, and a tensor that `ternlm.packed` lists gets the size that a packed matrix has. `None` where the header is no
-/// object, has a key `as_is`, or asks for too much.
+/// texts, and a tensor that `ternlm.packed` lists gets the size that a packed matrix has. Of a header with a key `as_is`,
+/// which goes, nothing is made to fit. `None` where the header is no object or asks for too much, or has that key and small
+/// files among its tensors.
 pub fn fitted(header: &[u8], data: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let mut header: Map<String, Value> = serde_json::from_slice(header).ok()?;
-    if header.contains_key("as_is") {
-        return None;
+    if header.shift_remove("as_is").is_some() {
+        // `packed` makes as many bytes as the offsets say.
+        let makes_bytes = header.keys().any(|name| name.starts_with("file/"));
+        return (!makes_bytes).then_some((serde_json::to_vec(&header).ok()?, data.to_vec()));
     }
     let packed = header.get("__metadata__").and_then(|m| m.get("ternlm.packed")).cloned().unwrap_or_default();
     let mut end = 0;

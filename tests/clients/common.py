@@ -75,7 +75,10 @@ class Server:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=env)
         line = self.process.stdout.readline()
         found = re.search(r"http://\S+", line)
-        assert found, f"no address in {line!r}, status {self.process.poll()}"
+        if not found:
+            status = self.process.poll()
+            self.end()
+            raise AssertionError(f"no address in {line!r}, status {status}")
         self.url = found.group(0)
         self.port = int(self.url.rsplit(":", 1)[1])
 
@@ -83,9 +86,16 @@ class Server:
         return self
 
     def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.terminate()
+        self.end()
+
+    def end(self):
+        self.process.terminate()
+        try:
             self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def ask(self, path, body=None, headers=None):
         """Status and parsed answer."""
@@ -106,8 +116,10 @@ class Server:
         _, text = self.ask("/metrics")
         return float(re.search(rf"^ternlm_{name} (\S+)$", text, re.M).group(1))
 
-    def until(self, name, wanted):
-        while not wanted(self.metric(name)):
+    def until(self, name, wanted, seconds=300):
+        end = time.monotonic() + seconds
+        while not wanted(found := self.metric(name)):
+            assert time.monotonic() < end, f"{name} is {found} after {seconds} s"
             time.sleep(0.02)
 
     def memory(self):

@@ -51,15 +51,18 @@ with Server(talking_model()) as server:
 assert taken.returncode == 1 and "in use" in taken.stderr, taken
 print("a port that is taken:", taken.stderr.strip())
 
-server = Server(talking_model(512, 8, 24), "--grace", "60", "--context", 8192)
-waiting = subprocess.Popen(
-    [sys.executable, "-c", f"""
+with Server(talking_model(512, 8, 24), "--grace", "60", "--context", 8192) as server:
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", f"""
 import json, urllib.request
 body = json.dumps({{"prompt": "ab", "max_tokens": 2000, "temperature": 1, "seed": 1}}).encode()
 print(urllib.request.urlopen(urllib.request.Request("{server.url}/v1/completions", body)).status)
 """], stdout=subprocess.PIPE, text=True)
-server.until("running", lambda n: n == 1)
-start = time.time()
-server.process.terminate()
-assert waiting.communicate(timeout=60)[0].strip() == "200" and server.process.wait(60) == 0
-print(f"SIGTERM: what ran was answered, status 0 after {time.time() - start:.1f} s")
+    try:
+        server.until("running", lambda n: n == 1)
+        start = time.time()
+        server.process.terminate()
+        assert waiting.communicate(timeout=60)[0].strip() == "200" and server.process.wait(60) == 0
+        print(f"SIGTERM: what ran was answered, status 0 after {time.time() - start:.1f} s")
+    finally:
+        waiting.kill()

@@ -50,9 +50,10 @@ for (const [name, options] of [
   await page.waitForFunction(() => document.querySelectorAll(".figures").length === 2);
   assert.match(await page.locator(".figures").nth(1).textContent(), /stopped$/);
   const running = /^ternlm_running (\d+)$/m;
-  for (;;) {
+  for (const end = Date.now() + 60_000; ; ) {
     const text = await (await fetch(address + "/metrics")).text();
     if (running.exec(text)[1] === "0") break;
+    assert(Date.now() < end, "what was stopped still runs after 60 s");
   }
   const wide = await page.evaluate(() => document.documentElement.scrollWidth > document.documentElement.clientWidth);
   assert(!wide, "the page is wider than its window");

@@ -1,15 +1,20 @@
 """How fast streams are: `speed.py [MODEL]`, by default random trits of the shape of Qwen3-0.6B."""
 
+import argparse
 import asyncio
 import json
 import statistics
-import sys
 import time
 
 from common import Server, random_model
 
-MODEL = sys.argv[1] if len(sys.argv) > 1 else random_model("qwen3-0.6b")
-MADE = 128
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("model", nargs="?", metavar="MODEL")
+parser.add_argument("--rounds", type=int, default=3, help="of one stream, then of eight [3]")
+parser.add_argument("--made", type=int, default=128, help="tokens of each answer [128]")
+args = parser.parse_args()
+if args.rounds < 1 or args.made < 2:
+    parser.error("wanted --rounds of 1 and --made of 2, or more")
 
 
 async def stream(port, prompt, made, times=None):
@@ -37,7 +42,7 @@ async def together(port, streams, seed):
     """Tokens a second of some streams from the first token of all to the last."""
     times = [[] for _ in range(streams)]
     prompts = [f"{seed} {i} once upon a time" for i in range(streams)]
-    made = await asyncio.gather(*(stream(port, p, MADE, t) for p, t in zip(prompts, times)))
+    made = await asyncio.gather(*(stream(port, p, args.made, t) for p, t in zip(prompts, times)))
     first, last = min(t[0] for t in times), max(t[-1] for t in times)
     return (sum(made) - streams) / (last - first)
 
@@ -64,10 +69,10 @@ async def gaps(port):
 
 
 def main():
-    with Server(MODEL, "--context", 4352, "--parallel", 8) as server:
+    with Server(args.model or random_model("qwen3-0.6b"), "--context", 4352, "--parallel", 8) as server:
         asyncio.run(together(server.port, 1, "warm"))
         ones, eights = [], []
-        for round in range(3):
+        for round in range(args.rounds):
             ones.append(asyncio.run(together(server.port, 1, round)))
             eights.append(asyncio.run(together(server.port, 8, round)))
         one, eight = statistics.median(ones), statistics.median(eights)

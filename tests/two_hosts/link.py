@@ -1,7 +1,7 @@
 """A link between two network namespaces: 1 Gbit/s and 0.5 ms in each direction, a queue of 50 ms before it.
 
-`link.py A B` makes the interfaces tlm-a and tlm-b, moves them into the namespaces A and B, and carries packets between them
-until it is killed, with which the interfaces are gone. After SIGUSR1 no packet arrives, after SIGUSR2 they do again. (The
+`link.py A B` makes two interfaces, moves them into the namespaces A and B, and carries packets between them until it is
+killed, with which the interfaces are gone. After SIGUSR1 no packet arrives, after SIGUSR2 they do again. (The
 kernel's own way, netem, is not in every kernel.)
 """
 
@@ -30,7 +30,9 @@ def interface(name, namespace, address):
 
 
 def main():
-    ends = [interface(f"tlm-{end[-1]}", end, f"10.77.13.{i + 1}") for i, end in enumerate(sys.argv[1:3])]
+    # Names of their own, until they are moved: a second link may be made beside this one.
+    names = [f"tlm{os.getpid()}{end}" for end in "ab"]
+    ends = [interface(*of, f"10.77.13.{i + 1}") for i, of in enumerate(zip(names, sys.argv[1:3]))]
     stalled = False
 
     def stall(number, _):

@@ -9,15 +9,19 @@
 #   stall    no packet arrives for 30 seconds: the training goes on
 #   gone     the link is taken away: both processes end with a reason, and the last checkpoint is whole
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-ternlm=$(realpath "${1:-target/release/ternlm}")
+# A relative one means the caller's folder.
+ternlm=${1:+$(realpath "$1")}
 shift || true
+cd "$(dirname "$0")/../.."
+ternlm=${ternlm:-$(realpath target/release/ternlm)}
+[[ -x $ternlm ]] || { echo "two_hosts: $ternlm: no program there"; exit 2; }
 what=${*:-speed stall gone}
 [[ $(id -u) == 0 ]] || { echo "two_hosts: needs root, to make a network"; exit 77; }
 mpirun=$(command -v mpirun.openmpi || command -v mpirun) || { echo "two_hosts: no mpirun (Debian: openmpi-bin)"; exit 77; }
 
 scratch=$(mktemp -d) link=
-a=ternlm-a b=ternlm-b net=10.77.13
+# Names of this run alone: it ends what is in them.
+a=ternlm-$$-a b=ternlm-$$-b net=10.77.13
 clean() {
     for pid in $(ip netns pids $a 2>/dev/null) $(ip netns pids $b 2>/dev/null); do kill -9 "$pid" 2>/dev/null || true; done
     ip netns del $a 2>/dev/null || true
@@ -71,8 +75,11 @@ until_saved() { # folder, more than
 # Process numbers of ternlm on both.
 ours() {
     for pid in $(ip netns pids $a) $(ip netns pids $b); do
-        case $(cat /proc/"$pid"/comm 2>/dev/null) in ternlm*) echo "$pid" ;; esac
+        if [[ $(readlink "/proc/$pid/exe") == "$ternlm" ]]; then echo "$pid"; fi
     done
+}
+both_run() {
+    [[ $(ours | wc -l) == 2 ]] || { echo "two_hosts: found $(ours | wc -l) processes of $ternlm, wanted 2"; exit 1; }
 }
 
 for each in $what; do
@@ -90,6 +97,7 @@ for each in $what; do
         echo "== stall of 30 s"
         on_two "$ternlm" "${training[@]}" --out "$scratch/stall" --patience 180 > "$scratch/stall.log" 2>&1 &
         until_saved "$scratch/stall" 0
+        both_run
         kill -USR1 $link
         before=$(step_of "$scratch/stall")
         sleep 30
@@ -106,6 +114,7 @@ for each in $what; do
         echo "== the link goes"
         on_two "$ternlm" "${training[@]}" --out "$scratch/gone" --patience 20 > "$scratch/gone.log" 2>&1 &
         until_saved "$scratch/gone" 0
+        both_run
         start=$SECONDS
         kill -9 $link
         while [[ -n $(ours) ]]; do
@@ -113,7 +122,8 @@ for each in $what; do
             sleep 0.5
         done
         echo "both processes ended after $((SECONDS - start)) s"
-        grep -aE '^error' "$scratch/gone.log" || true
+        # The other one's words went by the link.
+        grep -aE '^error' "$scratch/gone.log" || { echo "two_hosts: no reason"; tail -n 5 "$scratch/gone.log"; exit 1; }
         # The launcher's own connection to the other host takes minutes to give up (oob_tcp_keepalive_*, tcp_retries2).
         for pid in $(ip netns pids $a) $(ip netns pids $b); do kill -9 "$pid" 2>/dev/null || true; done
         wait %% 2>/dev/null || true
