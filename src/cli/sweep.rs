@@ -108,13 +108,14 @@ pub fn run(args: SweepArgs) -> Result<()> {
     recipes.iter().try_for_each(|(run, recipe)| judge_trained(&out.join(run.folder()), recipe))?;
     write_bytes(&file, toml::to_string_pretty(&plan).expect("a plan has a TOML form").as_bytes())?;
     let failed = train_all(&plan, &out, args.jobs, threads / args.jobs)?;
-    show(&plan, &out)?;
-    match failed.len() {
-        0 => Ok(()),
-        _ => {
-            Err(Error::CheckFailed(format!("{} runs came to no figure: {}", failed.len(), failed.join("; "))))
-        }
+    let shown = show(&plan, &out);
+    if failed.is_empty() {
+        return shown;
     }
+    if let Err(why) = shown {
+        tell!("warning: {why}");
+    }
+    Err(Error::CheckFailed(format!("{} runs came to no figure: {}", failed.len(), failed.join("; "))))
 }
 
 /// Whether options make a plan of a recipe.
@@ -157,6 +158,9 @@ fn plan(args: &SweepArgs) -> Result<(Plan, Vec<(Run, Recipe)>)> {
     if recipe::built_in(&plan.recipe).is_none() {
         absolute(&mut plan.recipe);
     }
+    if !args.table {
+        plan.judge_new(&args.plan)?;
+    }
     let recipes = judge_runs(&plan)?;
     Ok((plan, recipes))
 }
@@ -197,6 +201,7 @@ fn judge_runs(plan: &Plan) -> Result<Vec<(Run, Recipe)>> {
     let mut recipes = Vec::new();
     // Keys of the grid, as long as no run uses them.
     let mut idle: BTreeMap<&String, &str> = plan.grid.keys().map(|key| (key, "")).collect();
+    let of_run = |run: &Run, why: Error| Error::usage(format!("{}: {why}", Run::name(&run.settings)));
     for run in plan.runs() {
         let mut table = named.clone();
         if !plan.data.is_empty() {
@@ -205,13 +210,16 @@ fn judge_runs(plan: &Plan) -> Result<Vec<(Run, Recipe)>> {
         }
         run.assignments(&plan.set).try_for_each(|text| recipe::set_text(&mut table, &text))?;
         if table.contains_key("init") {
-            // Judged with the model that it starts from.
+            // Judged with the model that it starts from, whose shape it has.
             idle.clear();
-            recipes.push((run, recipe::from_table(&plan.recipe, table)?));
+            table.remove("model");
+            recipes.push((
+                run.clone(),
+                recipe::from_table(&plan.recipe, table).map_err(|why| of_run(&run, why))?,
+            ));
             continue;
         }
-        let recipe = recipe::resolve(&plan.recipe, table)
-            .map_err(|why| Error::usage(format!("{}: {why}", Run::name(&run.settings))))?;
+        let recipe = recipe::resolve(&plan.recipe, table).map_err(|why| of_run(&run, why))?;
         if plan.grid.contains_key("data.train") && recipe.data.val.is_empty() {
             let wanted = "with data.val, the same text to be judged by for all";
             return Err(Error::usage(format!("grid of data.train: found no such text, wanted it {wanted}")));
@@ -295,7 +303,7 @@ fn train_all(plan: &Plan, out: &Path, jobs: usize, threads: usize) -> Result<Vec
             std::process::exit(130);
         }
     });
-    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let (next, failed, spoilt) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Mutex::new(None));
     let work = || {
         while let Some(run) = todo.get(next.fetch_add(1, Ordering::SeqCst))
             && !stop.load(Ordering::SeqCst)
@@ -315,6 +323,17 @@ fn train_all(plan: &Plan, out: &Path, jobs: usize, threads: usize) -> Result<Vec
                 }
             }
             bar.inc(1);
+            // What others would be trained on now cannot be compared with what there is.
+            if let Err(why) = sweep::judge_texts(plan, out) {
+                stop.store(true, Ordering::SeqCst);
+                running
+                    .lock()
+                    .expect("no thread panics while it is held")
+                    .iter()
+                    .for_each(|id| ask_to_stop(*id));
+                *spoilt.lock().expect("no thread panics while it is held") = Some(why);
+                return;
+            }
             if let Err(why) = tables(plan, out, &bar) {
                 bar.suspend(|| tell!("warning: {why}"));
             }
@@ -322,6 +341,9 @@ fn train_all(plan: &Plan, out: &Path, jobs: usize, threads: usize) -> Result<Vec
     };
     thread::scope(|scope| (0..jobs).for_each(|_| drop(scope.spawn(work))));
     bar.finish_and_clear();
+    if let Some(why) = spoilt.into_inner().unwrap_or_default() {
+        return Err(why);
+    }
     if stop.load(Ordering::SeqCst) {
         tables(plan, out, &bar)?;
         return Err(Error::usage("stopped; the same command goes on from here"));
@@ -447,7 +469,9 @@ fn show(plan: &Plan, out: &Path) -> Result<()> {
                 "Not ranked: a token of one is not a token of another, and no text with known bytes is held out"
             )
         }
-        None => say!("Not ranked: no setting has two runs, so nothing is known of the noise"),
+        None => {
+            say!("Not ranked: no setting without a failed run has two runs, so nothing is known of the noise")
+        }
     }
     say!("{}", out.join(HTML).display());
     Ok(())

@@ -6,7 +6,7 @@
 //!
 //! To replace a folder, the old one is renamed to `NAME.ternlm-old-<pid>`, the new one is renamed in, the old one is
 //! removed. A crash between the two renames leaves no `NAME`, but the complete old one: [`recover`], which [`sweep`]
-//! and [`DirectoryWriter::new`] call, renames it back. [`remove_folder`] gives a folder a partial name first, so that no
+//! and all writers call first, renames it back. [`remove_folder`] gives a folder a partial name first, so that no
 //! crash leaves half of it under its own.
 
 use std::ffi::{OsStr, OsString};

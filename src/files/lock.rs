@@ -99,7 +99,7 @@ impl Turn {
             let file = file.map_err(Error::io("create", &path))?;
             if let Err(TryLockError::WouldBlock) = file.try_lock() {
                 tracing::warn!("waiting for another process, which makes {}", target.display());
-                let _ = file.lock();
+                while file.lock().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {}
             }
             // Who had the turn took the name away.
             if is_at(&file, &path) {

@@ -232,12 +232,13 @@ struct Cell {
 
 fn figure_rows(runs: &[Compared]) -> Vec<(&'static str, Vec<Cell>)> {
     // What a figure is of: a token more or less, or another text, is another thing.
+    let digests = runs.iter().all(|run| run.summary.as_ref().is_some_and(|s| s.texts.is_some()));
     let of = |figure: &Figure, run: &Compared| {
         let recipe = flat(&run.recipe);
         let mut keys = figure.on.to_vec();
         let of_tokens = keys.contains(&TOKEN_KEYS[0]);
-        // What the files hold says more than where they are, of the same tokens.
-        let texts = run.summary.as_ref().and_then(|summary| summary.texts.as_ref()).filter(|_| of_tokens);
+        // What the files hold says more than where they are, where all runs say it.
+        let texts = run.summary.as_ref().and_then(|summary| summary.texts.as_ref()).filter(|_| digests);
         let digest = texts.and_then(|texts| match keys.as_slice() {
             HELD_OUT => Some(&texts.val),
             TRAINED => Some(&texts.train),
@@ -246,7 +247,8 @@ fn figure_rows(runs: &[Compared]) -> Vec<(&'static str, Vec<Cell>)> {
         if let Some(digest) = digest {
             return (vec![Some(digest.as_str().into())], true);
         }
-        if of_tokens {
+        if of_tokens && recipe.get(TOKEN_KEYS[0]).is_some_and(|name| name == "") {
+            // The tokenizer is that of the start.
             keys.push("init");
         }
         let own_vocabulary = of_tokens && recipe.get(TOKEN_KEYS[0]).is_some_and(|name| name == OF_THE_TEXT);

@@ -10,5 +10,5 @@ mod statistics;
 
 pub use page::{HTML, write as write_page};
 pub use plan::{FILE, Plan, Run};
-pub use results::{CSV, FAILED, Figure, JSONL, Outcome, Results, Row};
+pub use results::{CSV, FAILED, Figure, JSONL, Outcome, Results, Row, judge_texts};
 pub use statistics::{Noise, Sample};

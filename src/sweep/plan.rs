@@ -95,16 +95,11 @@ impl Plan {
         {
             return bad(key, "a value".into(), "seeds in `seeds`, and no name");
         }
-        if !self.data.is_empty()
-            && (self.set.contains_key("data.train") || self.grid.contains_key("data.train"))
-        {
-            return bad("data.train", "texts beside those of `data`".into(), "one of the two");
-        }
         // They decide what is held out.
         if let Some(key) = self
             .grid
             .keys()
-            .find(|key| ["data.val", "data.val_fraction", "data.field", "data.join"].contains(&key.as_str()))
+            .find(|key| ["data.val", "data.val_fraction", "data.field"].contains(&key.as_str()))
         {
             let field = format!("grid.{key:?}");
             return bad(&field, "a text to be judged by for each run".into(), "the same one for all");
@@ -114,6 +109,22 @@ impl Plan {
             Some(runs) if runs <= MOST => Ok(()),
             _ => bad("grid", "too many combinations".into(), &format!("at most {MOST} runs")),
         }
+    }
+
+    /// [`Plan::judge`] of what is to be trained. A sweep that is there can be shown.
+    ///
+    /// # Errors
+    /// A text in two places; one for each run to be judged by.
+    pub fn judge_new(&self, path: &Path) -> Result<()> {
+        let key = "data.train";
+        if !self.data.is_empty() && (self.set.contains_key(key) || self.grid.contains_key(key)) {
+            return Err(Error::input(path, key, "texts beside those of `data`", "one of the two"));
+        }
+        if self.grid.contains_key("data.join") {
+            let found = "a text to be judged by for each run";
+            return Err(Error::input(path, "grid.\"data.join\"", found, "the same one for all"));
+        }
+        Ok(())
     }
 
     /// Whether a token of one run is not a token of every other.
@@ -219,7 +230,8 @@ mod tests {
 
     fn plan(text: &str) -> Result<Plan> {
         let plan: Plan = toml::from_str(text).unwrap();
-        plan.judge("sweep.toml".as_ref()).map(|()| plan)
+        plan.judge("sweep.toml".as_ref())?;
+        plan.judge_new("sweep.toml".as_ref()).map(|()| plan)
     }
 
     #[test]
@@ -249,6 +261,7 @@ mod tests {
             ("recipe='copy'\nseeds=[1]\n[grid]\n'train.lr'=[1,1]", "each once"),
             ("recipe='copy'\nseeds=[1]\n[grid]\nseed=[1]", "seeds in"),
             ("recipe='copy'\nseeds=[1]\ndata=['a']\n[grid]\n'data.train'=[['b']]", "one of the two"),
+            ("recipe='copy'\nseeds=[1]\n[grid]\n'data.join'=['eos']", "the same one for all"),
             ("recipe='copy'\nseeds=[1]\ndata=['a']\n[set]\n'data.train'=['b']", "one of the two"),
             ("recipe='copy'\nseeds=[1]\n[set]\n'train.lr'=1\n[grid]\n'train.lr'=[2]", "a key of [set]"),
         ] {

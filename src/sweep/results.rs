@@ -92,7 +92,7 @@ impl Results {
             let ended = folder.join(report::JSON).is_file();
             found.push(if ended { Some(report::read(&folder)?) } else { None });
         }
-        judge_texts(&runs, &found)?;
+        same_texts(dir, &runs, &found)?;
         let of_tokens = varies_tokens(plan, found.iter().flatten());
         let figure = Figure::of(of_tokens, found.iter().flatten());
         let outcomes: Vec<Outcome> =
@@ -215,7 +215,17 @@ fn varies_tokens<'a>(plan: &Plan, mut summaries: impl Iterator<Item = &'a Summar
 }
 
 /// That the text of a path has not changed since the first runs.
-fn judge_texts(runs: &[Run], found: &[Option<Summary>]) -> Result<()> {
+///
+/// # Errors
+/// Two runs on other tokens, of settings that do not say so.
+pub fn judge_texts(plan: &Plan, dir: &Path) -> Result<()> {
+    let runs = plan.runs();
+    let found: Vec<Option<Summary>> =
+        runs.iter().map(|run| report::read(&dir.join(run.folder())).ok()).collect();
+    same_texts(dir, &runs, &found)
+}
+
+fn same_texts(dir: &Path, runs: &[Run], found: &[Option<Summary>]) -> Result<()> {
     // Settings that decide what the tokens are.
     let of_tokens = |key: &str| key.starts_with("data.") || key == "init" || TOKEN_KEYS.contains(&key);
     let mut first: BTreeMap<String, (&Run, &Texts)> = BTreeMap::new();
@@ -226,10 +236,10 @@ fn judge_texts(runs: &[Run], found: &[Option<Summary>]) -> Result<()> {
         if wanted != texts {
             let part = if wanted.train == texts.train { "held out" } else { "trained on" };
             return Err(Error::input(
-                run.folder(),
+                dir.join(run.folder()),
                 "texts",
-                format!("other tokens {part} than in {}", other.folder().display()),
-                "the same: a text has changed since (remove the runs that are to be trained again)",
+                format!("other tokens {part} than in {}", dir.join(other.folder()).display()),
+                "the same: a text has changed since (remove the folders of the runs that are to be trained again)",
             ));
         }
     }

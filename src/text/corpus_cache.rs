@@ -154,7 +154,7 @@ impl Writer {
     fn create(target: &Path, vocab_size: usize, turn: Turn) -> Result<Writer> {
         // What resists does no harm.
         let _ = target.parent().map(files::sweep);
-        // Nobody else is at work here: what has the name is of no use.
+        // Where there are locks nobody else is at work here: what has the name is of no use.
         let _ = fs::remove_dir_all(target).or_else(|_| fs::remove_file(target));
         let folder = DirectoryWriter::new(target, IfExists::Refuse)?;
         let create = |name: &str| Part::create(folder.path(), name);

@@ -184,9 +184,9 @@ fn refusal(key: &str, asked: &Recipe) -> Option<String> {
     match key {
         // A report is made again.
         _ if key.starts_with("report.") => None,
-        _ if idle.is_some() => idle.map(|why| format!(": {why}")),
         // Which model or lessons it is, their digest judges.
         _ if key.starts_with("distill.") => None,
+        _ if idle.is_some() => idle.map(|why| format!(": {why}")),
         // Epochs are counted in windows: another length would make another place of the cursor.
         "train.seq" => (asked.data.order == Order::Epoch).then(|| {
             ": with data.order = \"epoch\" the place in the text is counted in windows of it".to_string()
@@ -229,11 +229,26 @@ fn refusal(key: &str, asked: &Recipe) -> Option<String> {
     }
 }
 
-/// Whether a key matters to steps alone, and not to what is measured and written when there are none.
+/// Whether a key is of the rule by which steps change a model: neither of what is measured and written, nor of the machine.
 fn is_of_steps(key: &str) -> bool {
-    let others = ["steps", "log_every", "eval_every", "eval_sequences", "save_every", "keep"];
-    let training = key.strip_prefix("train.").is_some_and(|key| !others.contains(&key));
-    training || key.starts_with("distill.")
+    match key.split_once('.') {
+        Some(("train", key)) => ![
+            "steps",
+            "batch",
+            "seq",
+            "accumulate",
+            "precision",
+            "recompute",
+            "log_every",
+            "eval_every",
+            "eval_sequences",
+            "save_every",
+            "keep",
+        ]
+        .contains(&key),
+        Some(("distill", key)) => !["teacher", "lessons"].contains(&key),
+        _ => false,
+    }
 }
 
 /// A key whose values differ.
@@ -316,8 +331,7 @@ mod tests {
         recipe.ternary.start.attention = 0.5;
         let [teacher, lessons] = ["/teacher", "/lessons"].map(|path| Some(path.into()));
         let distill = crate::config::DistillConfig { teacher, lessons, ..Default::default() };
-        recipe.distill =
-            Some(crate::config::DistillConfig { relation_layer: Some(1), relations: 0.5, ..distill });
+        recipe.distill = Some(crate::config::DistillConfig { relation_layer: Some(1), ..distill });
         recipe.train.moments = crate::config::MomentFormat::Int8;
         recipe.train.precision = crate::config::Precision::Bf16;
         recipe.train.weight_decay_until = Some(7);
@@ -378,10 +392,6 @@ mod tests {
         assert!(!refused(&recipe, "train.momentum") && refused(&recipe, "train.scale_lr"));
         recipe.train.optimizer = OptimizerKind::AdamW;
         assert!(refused(&recipe, "train.momentum") && !refused(&recipe, "train.eps"));
-        assert!(!refused(&recipe, "distill.temperature") && !refused(&recipe, "distill.relation_layer"));
-        let distill = recipe.distill.as_mut().unwrap();
-        (distill.weight, distill.relations) = (0.0, 0.5);
-        assert!(refused(&recipe, "distill.temperature") && !refused(&recipe, "distill.teacher"));
         recipe.task = Task::Copy;
         recipe.data.order = Order::Random;
         assert!(refused(&recipe, "train.seq") && refused(&recipe, "data.train"));
