@@ -11,7 +11,8 @@ use std::process::Output;
 use std::time::SystemTime;
 
 fn sweep(dir: &Path, args: &[&str]) -> Output {
-    program::command(&["sweep"]).args(args).current_dir(dir).output().unwrap()
+    let cache = dir.join(".cache");
+    program::command(&["sweep"]).args(args).current_dir(dir).env("TERNLM_CACHE", cache).output().unwrap()
 }
 
 fn lines(dir: &Path) -> Vec<Value> {

@@ -122,7 +122,11 @@ for each in $what; do
             sleep 0.5
         done
         echo "both processes ended after $((SECONDS - start)) s"
-        # The other one's words went by the link.
+        # The other one's words went by the link; the launcher passes them on when it comes to it.
+        for _ in {1..20}; do
+            grep -qaE '^error' "$scratch/gone.log" && break
+            sleep 0.5
+        done
         grep -aE '^error' "$scratch/gone.log" || { echo "two_hosts: no reason"; tail -n 5 "$scratch/gone.log"; exit 1; }
         # The launcher's own connection to the other host takes minutes to give up (oob_tcp_keepalive_*, tcp_retries2).
         for pid in $(ip netns pids $a) $(ip netns pids $b); do kill -9 "$pid" 2>/dev/null || true; done
