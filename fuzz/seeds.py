@@ -93,22 +93,38 @@ def main():
         put("directory", folder.name, (folder / "config.json").read_text(), json.dumps(header), data)
 
     for path in (ROOT / "recipes").glob("*.toml"):
-        put("recipe", path.stem, path.read_text().replace("needs_init = true", 'init = "a"'))
+        text = path.read_text().replace("needs_init = true", 'init = "a"')
+        put("recipe", path.stem, text, "train.lr=1e-3\nternary.group=tensor\ndata.train=['a b.txt']\nreport.prompts=[\"a\\nb\"]")
+    given = json.dumps({"documents": [{"title": "a", "text": "b"}], "variables": {"enable_thinking": False, "in": 1}})
+    call = '{"name": "f", "arguments": {"x": [1, "}"]}}'
+    said = f"So: <tool_call>\n{call}\n</tool_call>\n[TOOL_CALLS][{call}, {call}] <tool_call>\n{{"
     for path in [*CHAT.glob("templates/*.jinja"), *CHAT.glob("own/*.jinja")]:
-        put("chat", path.stem, path.read_text(), "Hi")
+        put("chat", path.stem, path.read_text(), "Hi", given)
+        put("calls", path.stem, path.read_text(), said)
+    bare = "{{ tools }}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}{% endfor %}"
+    put("calls", "bare", bare, call)
     for i, (template, _) in enumerate(json.loads((CHAT / "expressions.json").read_text())["cases"]):
-        put("chat", f"expression-{i}", template, "Hi")
+        put("chat", f"expression-{i}", template, "Hi", given)
     header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }"
     put("npy", "header", header, bytes(24))
     put("npy", "whole", (FIXTURE / "ref_hidden_0.npy").read_bytes()[:300])
     put("documents", "text", "\ufeffOne line.\r\n\r\nAnother – ünïcode 日本 🦀\n")
     put("documents", "records", '{"text": "a\\n\\u00e9", "n": NaN}\n{"text": null}\n{"text": ""}\n{"id": [1, {}]}\n')
+    put("documents", "all", '{"text": "a"}\n\n{"text": null}\r\n{"x": "\\ud83d\\ude00", "text": "\\u00e9\\n"}')
+    put("wikitext", "lines", ' = = Early life = = \n \n He was 1 @,@ 000 @.@ 5 m well @-@ known , \" no ! \" ( so ) it \'s .\n \u3000 \n')
+    for target in ("cuts", "bpe"):
+        put(target, "text", "?One word. aaa11..\r\n\n  Zwei\u00a0\u3000Wörter e\u0301 日本 🦀's<|endoftext|> ab\n")
+        put(target, "records", '{"text": "a \\n\\nb"}\n{"text": "aa aa aaa"}\n')
 
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
         run("train", "copy", "--out", scratch / "run", "--set", "train.steps=2", "--set", "model.hidden_size=32",
             "--set", "model.layers=1", "--set", "model.intermediate_size=48", "--set", "train.batch=2", "--set", "report.max_train_loss=99", "--set", "report.min_accuracy=0")
         model = scratch / "run/model"
+        checkpoint = scratch / "run/checkpoints/step-00000002/trainer.json"
+        left = [scratch / "run" / name for name in ("metrics.jsonl", "report.json")]
+        plan = "recipe = 'copy'\nseeds = [1, 2]\n[set]\n'train.steps' = 5\n[grid]\n'train.lr' = [1e-3, 2]\n'ternary.scope' = ['all', 'none']\n"
+        put("runs", "copy", checkpoint.read_text(), *(path.read_text() for path in left), plan)
         config, manifest = (model / "config.json").read_text(), (model / "ternary.json").read_text()
         put("manifest", "trained", json.dumps(json.loads(manifest)))
         put("config", "trained", config, '{"eos_token_id": [1, 2]}')
@@ -203,7 +219,7 @@ def main():
         {"content": "a"},
         {"tokens": [1, 2]},
     ]):
-        put("request", str(number), bytes([number + 6]), json.dumps(body))
+        put("request", str(number), bytes([number + 6]), json.dumps(body), "So: <call>" + json.dumps(call["function"]) + "</call> <ca")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,18 @@ fuzz_target!(
             streamed += &stream.finish();
             assert_eq!(streamed, whole, "one id at a time, and all at once");
             tokenizer.decode_plain(&ids);
+            // Where nothing is added to a text, one in chunks has the ids of the whole.
+            let plain = tokenizer.encode("a").ok();
+            if plain.is_some()
+                && tokenizer.encode_with_special("a").ok() == plain
+                && let Ok(whole) = tokenizer.encode_with_special(&text)
+            {
+                assert_eq!(ids, whole);
+            }
+            if let Ok(here) = tokenizer.encode_here(&text) {
+                assert_eq!(here.ids, ids);
+                assert!(here.bytes.iter().map(|&bytes| bytes as usize).sum::<usize>() <= text.len());
+            }
         }
         tokenizer.encode_with_special(&text).ok();
         if let Ok(reading) = Reading::of_text(&text, &tokenizer) {

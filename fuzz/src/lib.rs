@@ -8,7 +8,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use tempfile::TempDir;
+use ternlm::chat::ChatTemplate;
+use ternlm::config::ModelConfig;
 use ternlm::files::Bundle;
+use ternlm::serve::Options;
+use ternlm::serve::api::{Ask, Event, Frame, Piece, Reason, Served};
+use ternlm::text::{Reading, ReadingOptions, Tokenizer};
 
 /// The `N` files of an input; those it lacks are empty, and the last one may hold bytes 0.
 pub fn parts<const N: usize>(data: &[u8]) -> [&[u8]; N] {
@@ -181,6 +186,108 @@ fn odd_value(random: &mut Random) -> Value {
         4 => Value::Object(Map::new()),
         5 => json!("\u{0}\u{feff}a b"),
         _ => odd_number(random),
+    }
+}
+
+/// What a text file says as a whole; `None` where it is no text.
+pub fn plain_text(data: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(data.strip_prefix(BOM).unwrap_or(data)).ok()?;
+    Some(text.replace("\r\n", "\n"))
+}
+
+/// What a file may begin with, of which nothing is read.
+pub const BOM: &[u8] = b"\xEF\xBB\xBF";
+
+/// Holds half of the tokens of a file, read as far as is needed, against those of all of it.
+pub fn begins_alike(path: &Path, tokenizer: &Tokenizer, options: &ReadingOptions, mut whole: Reading) {
+    let most = whole.ids.len() / 2;
+    whole.truncate(most);
+    match Reading::to_measure(path, tokenizer, options, most, usize::MAX) {
+        Ok(begun) => {
+            assert_eq!(begun.ids, whole.ids);
+            for first in [0, 1] {
+                assert_eq!(begun.extent_from(first), whole.extent_from(first));
+            }
+        }
+        Err(why) => assert!(most < 2, "{why}"),
+    }
+}
+
+/// A small model whose tokens are bytes, with this chat template, as requests see it; `None` where it is no template.
+pub fn served(template: &[u8]) -> Option<Served> {
+    let tokenizer = Tokenizer::bytes();
+    let template = ChatTemplate::from_file(&file("chat.jinja", template), &tokenizer).ok()?;
+    let config = ModelConfig {
+        vocab_size: 256,
+        hidden_size: 16,
+        layers: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 16,
+        intermediate_size: 16,
+        tie_embeddings: true,
+        max_positions: 512,
+        ..ModelConfig::default()
+    };
+    Some(Served::new("tiny".into(), &config, tokenizer, Some(template), &Options::default()))
+}
+
+/// What a stream has shown of an answer.
+#[derive(Clone, Default)]
+struct Shown {
+    text: String,
+    calls: Vec<Value>,
+}
+
+fn show(frames: Vec<Frame>, shown: &mut [Shown]) {
+    for Frame { event, data } in frames {
+        if event == Some("response.output_text.delta") {
+            shown[0].text += data["delta"].as_str().unwrap_or_default();
+        }
+        for choice in data["choices"].as_array().into_iter().flatten() {
+            let shown = &mut shown[choice["index"].as_u64().expect("the number of an answer") as usize];
+            let delta = &choice["delta"];
+            shown.text += choice["text"].as_str().or(delta["content"].as_str()).unwrap_or_default();
+            shown.calls.extend(delta["tool_calls"].as_array().cloned().unwrap_or_default());
+        }
+    }
+}
+
+/// Lets every answer to a request be `said`, some characters at a time, and holds the stream against the whole. `cut`: it ends
+/// at its limit.
+pub fn streamed_as_whole(ask: Ask, said: &str, cut: bool) {
+    let Ask { generate: Some(_), mut answer, mut form, .. } = ask else { return };
+    let mut shown = vec![Shown::default(); answer.choices.len()];
+    // There may be hundreds of answers.
+    let chars: Vec<char> = said.chars().take(8192 / shown.len().max(1)).collect();
+    let pieces: Vec<String> = chars.chunks(1 + said.len() % 5).map(|some| some.iter().collect()).collect();
+    show(form.begin(&answer), &mut shown);
+    for choice in 0..shown.len() {
+        for text in &pieces {
+            let piece = Piece { choice, text: text.clone(), ..Piece::default() };
+            let piece = answer.take(Event::Piece(piece)).expect("a piece");
+            show(form.piece(&answer, &piece), &mut shown);
+        }
+        let reason = if cut { Reason::Length } else { Reason::Stop };
+        answer.take(Event::Ended { choice, reason, made: pieces.len() });
+        show(form.ended(&answer, choice), &mut shown);
+    }
+    assert!(answer.is_done());
+    show(form.finish(&answer), &mut shown);
+    let whole = form.whole(&answer);
+    for (i, shown) in shown.iter().enumerate() {
+        let choice = &whole["choices"][i];
+        let texts =
+            [&choice["text"], &choice["message"]["content"], &whole["output"][i]["content"][0]["text"]];
+        let text = texts.into_iter().find_map(Value::as_str).unwrap_or_default();
+        let calls = choice["message"]["tool_calls"].as_array().cloned().unwrap_or_default();
+        // Space beside calls is left out of the whole.
+        let streamed = if calls.is_empty() { shown.text.as_str() } else { shown.text.trim() };
+        assert_eq!(streamed, text, "streamed, and whole");
+        let of = |calls: &[Value]| -> Vec<[Value; 2]> {
+            calls.iter().map(|call| [call["id"].clone(), call["function"].clone()]).collect()
+        };
+        assert_eq!(of(&shown.calls), of(&calls), "streamed, and whole");
     }
 }
 

@@ -119,7 +119,8 @@ impl ChatTemplate {
             ("documents".into(), list(&options.documents)),
             ("add_generation_prompt".into(), options.add_generation_prompt.into()),
         ]);
-        variables.extend(options.variables.iter().map(|(name, value)| (name.clone(), Serde(value).into())));
+        let named = options.variables.iter().filter(|(name, _)| can_be_said(name));
+        variables.extend(named.map(|(name, value)| (name.clone(), Serde(value).into())));
         let context = Value::from_pairs(variables);
         let raised = Arc::new(Mutex::new(None));
         let now = options
@@ -150,6 +151,11 @@ impl ChatTemplate {
 }
 
 const TEMPLATE: &str = "a Jinja chat template";
+
+/// Whether a template can say a variable of this name. Some of the other names are operators here, which no variable is to hide.
+fn can_be_said(name: &str) -> bool {
+    name != "in" && name.chars().all(|c| c.is_alphanumeric() || c == '_')
+}
 
 /// A message as `apply_chat_template` hands it to a template: without keys that are null, and with thoughts, which go
 /// by three names, under those that templates read.

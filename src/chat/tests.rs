@@ -176,6 +176,17 @@ fn hostile_templates_end_with_an_error() {
     assert_eq!(render(&elif).unwrap(), "");
 }
 
+/// As in Jinja, where operators are no variables.
+#[test]
+fn variables_hide_no_operators() {
+    let names = ["==", "in", "for in", "a<b<c", "[i]", ".upper", "x"];
+    let variables = names.map(|name| (name.to_string(), Json::from(name))).into_iter().collect();
+    let source = "{% for m in messages %}{{ m['role'].upper() == 'USER' }} {{ 1 < m.n < 3 }} {{ 'a' in m.role }} {{ x }}{% endfor %}";
+    let options = RenderOptions { variables, ..RenderOptions::default() };
+    let message = serde_json::json!({ "role": "user", "n": 2 });
+    assert_eq!(template(source).unwrap().render(&[message], options).unwrap(), "True True False x");
+}
+
 /// Small templates whose results `tests/chat_templates/make.py` got from transformers' renderer; null is an error.
 #[test]
 fn expressions_mean_what_they_mean_in_jinja() {

@@ -12,7 +12,7 @@ mod finish;
 mod generate;
 mod group;
 mod info;
-mod recipe;
+pub mod recipe;
 mod report;
 mod sampling;
 mod serve;

@@ -21,8 +21,8 @@ use crate::config::patterns::GPT2;
 use crate::{Error, Result};
 
 /// Text gathered before its words are counted in parallel, and the share of one task, in bytes.
-const BATCH: usize = 8 << 20;
-const CHUNK: usize = 256 << 10;
+const BATCH: usize = if cfg!(fuzzing) { 97 } else { 8 << 20 };
+const CHUNK: usize = if cfg!(fuzzing) { 11 } else { 256 << 10 };
 const MAX_VOCAB: usize = 1 << 20;
 
 /// What vocabulary to train.

@@ -30,7 +30,10 @@ impl Cut {
                 && ["lstrip", "rstrip", "single_word"].iter().all(|flag| t[*flag] != true)
         };
         let added = json["added_tokens"].as_array();
-        if json["model"]["type"] != "BPE" || !added.is_none_or(|tokens| tokens.iter().all(harmless)) {
+        if json["model"]["type"] != "BPE"
+            || !added.is_none_or(|tokens| tokens.iter().all(harmless))
+            || !leaves_ids(&json["post_processor"])
+        {
             return Cut::Never;
         }
         let (normalizer, pre) = (&json["normalizer"], &json["pre_tokenizer"]);
@@ -72,6 +75,7 @@ impl Cut {
     pub fn chunk_size(self) -> usize {
         match self {
             Cut::Never => 8 << 20,
+            _ if cfg!(fuzzing) => 7,
             _ => 32 << 10,
         }
     }
@@ -110,6 +114,20 @@ impl Cut {
                 bytes[at] == b' ' && !space_before(at) || bytes[at - 1] == b'\n' && !space_after(at)
             }),
         }
+    }
+}
+
+/// Whether a post-processor leaves the ids of a text as they are where no special tokens are added: a template may hold the
+/// text twice, which two chunks do not.
+fn leaves_ids(processor: &Value) -> bool {
+    match processor["type"].as_str() {
+        None => processor.is_null(),
+        Some("TemplateProcessing") => {
+            let pieces = processor["single"].as_array().map_or(&[][..], Vec::as_slice);
+            pieces.iter().filter(|piece| piece["Sequence"].is_object()).count() == 1
+        }
+        Some("Sequence") => processor["processors"].as_array().is_some_and(|all| all.iter().all(leaves_ids)),
+        Some(kind) => ["ByteLevel", "BertProcessing", "RobertaProcessing"].contains(&kind),
     }
 }
 
@@ -167,11 +185,29 @@ mod tests {
             ("/added_tokens/0/rstrip", json!(true)),
             ("/added_tokens/0/content", json!("a b")),
             ("/model/type", json!("Unigram")),
+            ("/post_processor", template(2)),
+            ("/post_processor", template(0)),
+            ("/post_processor", json!({"type": "Sequence", "processors": [template(1), template(2)]})),
         ] {
             let mut json = json(None);
             *json.pointer_mut(pointer).unwrap() = value;
             assert_eq!(Cut::of(&json), Cut::Never, "{pointer}");
         }
+        let bytes = json(None)["post_processor"].take();
+        for processor in
+            [json!(null), template(1), json!({"type": "Sequence", "processors": [bytes, template(1)]})]
+        {
+            let mut json = json(None);
+            json["post_processor"] = processor;
+            assert_eq!(Cut::of(&json), Cut::Gpt2);
+        }
+    }
+
+    /// One with the text so many times.
+    fn template(times: usize) -> Value {
+        let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+        let pieces = [vec![json!({"SpecialToken": {"id": "<s>", "type_id": 0}})], vec![text; times]].concat();
+        json!({"type": "TemplateProcessing", "single": pieces})
     }
 
     proptest! {

@@ -20,6 +20,7 @@ mod vocabulary;
 
 use serde_json::{Value, json};
 
+pub use crate::serve::queue::{Event, Piece, Reason};
 pub use answer::{Answer, Form, Frame};
 pub use error::ApiError;
 pub use served::Served;

@@ -238,14 +238,20 @@ impl CallForm {
 
     /// What an answer says, and its calls. Of one that was `cut` short the beginning of a call is left out.
     pub fn parse(&self, text: &str, cut: bool) -> Written {
-        let (mut written, mut rest, mut listed) = (Written::default(), text, false);
+        let (mut written, mut rest, mut listed, mut half) = (Written::default(), text, false, false);
         loop {
-            let next = if listed { Some(("", rest)) } else { rest.split_once(&self.before) };
+            let next = match listed {
+                true => Some(("", rest)),
+                // Without a mark a call is known by its first character.
+                false if self.before.is_empty() && !text.starts_with('{') => None,
+                false => rest.split_once(&self.before),
+            };
             let Some((said, inside)) = next else { break };
             let (call, length) = match self.object(inside) {
                 Ok(found) => found,
                 Err(torn) => {
-                    rest = if torn && cut { said } else { rest };
+                    half = torn && cut;
+                    rest = if half { said } else { rest };
                     break;
                 }
             };
@@ -267,10 +273,12 @@ impl CallForm {
                 break;
             }
         }
-        // As far as a mark was written; a single character is any text's, where there was no call.
-        let (marks, least) = ([&self.before, &self.after], 1 + usize::from(written.calls.is_empty()));
-        let part = marks.into_iter().map(|mark| begun(rest, mark)).max();
-        let part = part.filter(|&part| cut && part >= least).unwrap_or(0);
+        // As far as a mark was written; before the first call a single character is any text's, and nothing has an end.
+        let part = match written.calls.is_empty() {
+            true => Some(begun(rest, &self.before)).filter(|&part| part > 1),
+            false => Some(begun(rest, &self.before).max(begun(rest, &self.after))),
+        };
+        let part = part.filter(|_| cut && !half).unwrap_or(0);
         let rest = &rest[..rest.len() - part];
         match written.calls.is_empty() {
             true => written.said = rest.to_string(),
@@ -396,8 +404,12 @@ mod tests {
             assert!(more.is_empty() && (calls == 0 || said == "So: "), "{end}: {said:?}, {more:?}");
             assert!(said.len() <= "So: <".len(), "{end}: {said:?}");
         }
+        assert_eq!(parts(&tags, "<div>\n</", true), whole("<div>\n</", 0, ""), "the end of no call");
+        assert_eq!(parts(&tags, "<tool<tool_call>\n{\"na", true), whole("<tool", 0, ""));
         let bare = form("", "", Several::Not);
         assert_eq!(parts(&bare, &call(1), false), whole("", 1, ""));
+        let spaced = format!(" {}", call(1));
+        assert_eq!(parts(&bare, &spaced, false), whole(&spaced, 0, ""));
         assert_eq!(parts(&bare, &format!("no {}", call(1)), false).1, 0);
         let list = form("[CALLS][", "]", Several::Listed(", ".into()));
         let text = format!("[CALLS][{}, {}] So.", call(1), call(2));
