@@ -5,14 +5,15 @@ mod common;
 
 use common::models::{self, llama3, logits, off, yarn};
 use common::program::{Arg, ok, ternlm};
+use serde_json::{Map, Value as Json, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use ternlm::config::{Activation, ModelConfig, RopeScaling, Scope};
 use ternlm::files::Bundle;
-use ternlm::formats::gguf::write::Item;
-use ternlm::formats::gguf::{BlockType, GgufFile, Value, encode, tokens as gguf_tokens};
+use ternlm::formats::gguf::write::{Item, write};
+use ternlm::formats::gguf::{BlockType, GgufFile, Value, encode, tokens as gguf_tokens, vocabulary};
 use ternlm::formats::{Description, npy};
 use ternlm::measure;
 use ternlm::model::{self, Decoder, fit};
@@ -351,5 +352,150 @@ fn vocabularies_are_those_of_published_files() {
         // A normal one, a special one, one of tools, an unused one.
         assert_eq!([0, 151_643, 151_657, 151_935].map(|id: usize| types[id]), [1, 3, 4, 5]);
         assert!(matches!(&ours["tokenizer.chat_template"], Item::Text(text) if text.contains("im_start")));
+    }
+}
+
+const PIECES: [&str; 8] = ["<unk>", "<s>", "</s>", "<0x21>", "▁", "a", "b", "▁a"];
+
+/// A `tokenizer.json` of SentencePiece's kind for texts of `a`, `b` and spaces.
+fn of_pieces(normalizer: Json, pre_tokenizer: Json) -> Json {
+    let vocab: Map<String, Json> =
+        PIECES.iter().enumerate().map(|(id, piece)| (piece.to_string(), json!(id))).collect();
+    let added = |id: usize| {
+        json!({"id": id, "content": PIECES[id], "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [added(0), added(1), added(2)],
+        "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+            "vocab": vocab, "merges": ["▁ a"]},
+    })
+}
+
+/// With the scheme, or with none.
+fn metaspace(scheme: Option<&str>) -> Json {
+    let mut json = json!({"type": "Metaspace", "replacement": "▁", "split": false});
+    if let Some(scheme) = scheme {
+        json["prepend_scheme"] = scheme.into();
+    }
+    json
+}
+
+fn prepend() -> Json {
+    json!({"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]})
+}
+
+/// The tokenizer of a folder with these files, and that of the GGUF file that is made of them.
+fn both(files: &[(&str, &Json)]) -> [Tokenizer; 2] {
+    let held = files.iter().map(|(name, json)| (name.to_string(), json.to_string().into_bytes()));
+    let files = Bundle::within("folder", held.collect());
+    let shape = ModelConfig { vocab_size: PIECES.len(), ..models::llama() };
+    let metadata = gguf_tokens::metadata(&files, &Description::new(shape), PIECES.len()).unwrap().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.gguf");
+    write(&file, &metadata, &[], &mut |_, _| {}).unwrap();
+    let read = vocabulary(&GgufFile::open(&file).unwrap()).unwrap();
+    [files, read].map(|files| Tokenizer::of(&files).unwrap())
+}
+
+/// The folder's tokens are those that Python's tokenizers 0.23.3 gives, the file's those of llama.cpp's rule: a space before every
+/// text that begins or follows a special token (llama-vocab.cpp). They differ where an export says so, as the next test has it.
+#[test]
+fn spaces_of_a_metaspace_are_said_as_far_as_a_file_can() {
+    let texts = ["a b", "<s>a</s>b", " a", "<s> a"];
+    let never = ["a ▁ b", "<s> a </s> b", "▁a", "<s> ▁a"];
+    let unless_there = ["▁a ▁ b", "<s> ▁a </s> ▁ b", "▁a", "<s> ▁a"];
+    let at_the_start = ["▁a ▁ b", "<s> a </s> b", "▁a", "<s> ▁a"];
+    let always = ["▁a ▁ b", "<s> ▁a </s> ▁ b", "▁ ▁a", "<s> ▁ ▁a"];
+    for (normalizer, pre_tokenizer, wanted) in [
+        (Json::Null, metaspace(Some("never")), [never, never]),
+        (Json::Null, metaspace(Some("always")), [unless_there, always]),
+        (Json::Null, metaspace(None), [unless_there, always]),
+        (Json::Null, metaspace(Some("first")), [at_the_start, always]),
+        (prepend(), Json::Null, [always, always]),
+        (prepend(), metaspace(Some("never")), [always, always]),
+        (prepend(), metaspace(Some("first")), [always, always]),
+    ] {
+        let json = of_pieces(normalizer, pre_tokenizer);
+        let got = both(&[("tokenizer.json", &json)]).map(|tokenizer| {
+            texts.map(|text| {
+                let ids = tokenizer.encode(text).unwrap();
+                ids.iter().map(|&id| PIECES[id as usize]).collect::<Vec<_>>().join(" ")
+            })
+        });
+        assert_eq!(got, wanted.map(|tokens| tokens.map(String::from)), "{json}");
+    }
+}
+
+#[test]
+fn spaces_that_llama_cpp_puts_elsewhere_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = random(dir.path(), false, 256);
+    let to = dir.path().join("x.gguf");
+    let mut normalized = of_pieces(prepend(), Json::Null);
+    normalized["added_tokens"][1]["normalized"] = true.into();
+    for (json, told) in [
+        (of_pieces(Json::Null, metaspace(Some("first"))), "\"first\" puts no space"),
+        (of_pieces(Json::Null, metaspace(Some("always"))), "\"always\" puts no space"),
+        (of_pieces(Json::Null, metaspace(None)), "\"always\" puts no space"),
+        (normalized, "the added token \"<s>\" (normalized: true) is found behind a space alone"),
+        (of_pieces(Json::Null, metaspace(Some("never"))), ""),
+        (of_pieces(prepend(), metaspace(Some("first"))), ""),
+        (of_pieces(prepend(), Json::Null), ""),
+    ] {
+        fs::write(from.join("tokenizer.json"), json.to_string()).unwrap();
+        let out = ternlm(&[&"export", &from, &"--format", &"gguf", &"--out", &to, &"--force"]);
+        let said = stderr(&out);
+        assert!(out.status.success() && said.contains(told), "{told}: {said}");
+        assert_eq!(said.contains("other tokens"), !told.is_empty(), "{json}: {said}");
+    }
+}
+
+/// What transformers 4.57 puts around texts by the two keys (`LlamaTokenizerFast.update_post_processor`), where `tokenizer.json`
+/// says nothing; and what it says itself, as transformers 5.24 reads it.
+#[test]
+fn a_directory_and_its_file_begin_prompts_alike() {
+    let begins = json!({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": true, "bos_token": "<s>"});
+    let ends = json!({"tokenizer_class": "LlamaTokenizer", "add_bos_token": true, "add_eos_token": true,
+        "bos_token": {"content": "<s>"}, "eos_token": {"content": "</s>"}});
+    let unnamed = json!({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": true});
+    let neither =
+        json!({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": false, "bos_token": "<s>"});
+    let other = json!({"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": true, "bos_token": "<s>"});
+    let map = json!({"bos_token": {"content": "<s>"}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let token = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
+    let template = |single: Json| {
+        json!({"type": "TemplateProcessing", "single": single, "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}})
+    };
+    let (silent, none) = (Json::Null, json!({}));
+    for (post_processor, config, map, whole) in [
+        (&silent, &begins, &none, &[1, 7][..]),
+        (&silent, &ends, &none, &[1, 7, 2][..]),
+        (&silent, &unnamed, &map, &[1, 7][..]),
+        (&silent, &unnamed, &none, &[7][..]),
+        (&silent, &neither, &none, &[7][..]),
+        (&silent, &other, &none, &[7][..]),
+        (&template(json!([token, text])), &neither, &none, &[1, 7][..]),
+        (&template(json!([text])), &begins, &none, &[7][..]),
+    ] {
+        let mut json = of_pieces(prepend(), Json::Null);
+        json["post_processor"] = post_processor.clone();
+        let files =
+            [("tokenizer.json", &json), ("tokenizer_config.json", config), ("special_tokens_map.json", map)];
+        for (tokenizer, place) in both(&files).into_iter().zip(["folder", "file"]) {
+            let what = format!("{place}: {post_processor} {config} {map}");
+            assert_eq!(tokenizer.encode_with_special("a").unwrap(), whole, "{what}");
+            let prompt: Vec<u32> = whole.iter().copied().filter(|id| *id != 2).collect();
+            assert_eq!(tokenizer.encode_prompt("a").unwrap(), prompt, "{what}");
+        }
     }
 }

@@ -8,6 +8,8 @@
 //! - generation stops at all of these: the end of a text as found so, and every `eos_token_id` of `generation_config.json`
 //!   and `config.json`.
 //! - the chat template: `chat_template.jinja`, then `tokenizer_config.json`.
+//!
+//! Whether the tokens that begin and end a text are put there is told by `config/around.rs`.
 
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -38,6 +40,8 @@ pub struct SideFiles {
     pub chat_template: Option<(String, PathBuf)>,
     pub eos: Option<u32>,
     pub bos: Option<u32>,
+    /// `bos` and `eos` where `tokenizer_config.json` or `special_tokens_map.json` names them.
+    pub named_ends: [Option<u32>; 2],
     /// Ids at which generation stops; the first is `eos`.
     pub stop: Vec<u32>,
     /// Special tokens by the names that templates use, with their text.
@@ -99,9 +103,11 @@ impl SideFiles {
                         .and_then(&token_of)
                 }
             };
+            let id = text.as_deref().and_then(&id_of);
+            let named = id.filter(|_| stated.is_some());
             match key {
-                "bos_token" => side.bos = text.as_deref().and_then(&id_of),
-                "eos_token" => side.eos = text.as_deref().and_then(&id_of),
+                "bos_token" => (side.bos, side.named_ends[0]) = (id, named),
+                "eos_token" => (side.eos, side.named_ends[1]) = (id, named),
                 _ => {}
             }
             side.named.extend(text.map(|text| (key.to_string(), text)));

@@ -5,12 +5,13 @@ use serde_json::{Map, Value};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, OnceLock};
-use tokenizers::Tokenizer as Hf;
+use tokenizers::{PostProcessorWrapper, Tokenizer as Hf};
 
 use super::decoder::{self, Decoders};
 use super::parallel_cuts::Cut;
 use super::side_files::SideFiles;
 use super::{alphabet, builtin, tokenizer_checks};
+use crate::config::around;
 use crate::files::{Bundle, read_limited, sha256_hex, write_bytes};
 use crate::{Error, Result};
 
@@ -177,8 +178,9 @@ impl Tokenizer {
         let cut = if builtin::is_bytes_json(&json) { Cut::Anywhere } else { Cut::of(&json) };
         let decoders = Decoders::of(&json["decoder"]);
         let byte_level = json["decoder"]["type"] == "ByteLevel";
+        let post_processor = json["post_processor"].clone();
         let wanted = "a tokenizer that the tokenizers crate accepts";
-        let hf = guarded(|| serde_json::from_value::<Hf>(json).map_err(|e| e.to_string()))
+        let mut hf = guarded(|| serde_json::from_value::<Hf>(json).map_err(|e| e.to_string()))
             .map_err(|e| Error::input(name, "content", e, wanted))?;
         let kind = match cut {
             Cut::Anywhere => Kind::Bytes,
@@ -190,6 +192,8 @@ impl Tokenizer {
             Some(files) => SideFiles::read(files, id_of, |id| hf.id_to_token(id), vocab_size)?,
             None => SideFiles::well_known(id_of),
         };
+        follow_keys(&mut hf, &post_processor, &side)
+            .map_err(|e| Error::input(name, "post_processor", e, wanted))?;
         let (prefix, fingerprint) = (Vec::new(), OnceLock::new());
         let mut inner = Inner { name: name.into(), hf, side, vocab_size, kind, cut, prefix, fingerprint };
         // Special tokens are free numbers in the file: try them once.
@@ -457,7 +461,8 @@ impl Tokenizer {
 }
 
 impl Inner {
-    /// Tools of other versions follow `tokenizer_config.json` where it contradicts `tokenizer.json`.
+    /// transformers 4 and llama.cpp's converter follow `tokenizer_config.json` where it contradicts `tokenizer.json`,
+    /// transformers 5 does not ([`around::by_keys`]).
     fn tell_of_bos(&self) {
         let said = self.side.config().and_then(|config| config.get("add_bos_token")?.as_bool());
         let adds = self.side.bos.is_some_and(|bos| self.prefix.contains(&bos));
@@ -515,6 +520,22 @@ impl Inner {
         }
         Ok(Encoded { ids: ids.to_vec(), bytes })
     }
+}
+
+/// Puts the tokens around a text that `tokenizer_config.json` says to add, where `post_processor` says nothing of them.
+fn follow_keys(hf: &mut Hf, post_processor: &Value, side: &SideFiles) -> serde_json::Result<()> {
+    let keys = around::by_keys(post_processor, side.config());
+    let token = |at: usize| {
+        let id = side.named_ends[at].filter(|_| keys[at])?;
+        Some((hf.id_to_token(id)?, u64::from(id)))
+    };
+    let tokens = [token(0), token(1)];
+    let tokens = tokens.each_ref().map(|token| token.as_ref().map(|(token, id)| (token.as_str(), *id)));
+    if tokens.iter().any(Option::is_some) {
+        let made = around::post_processor(post_processor, tokens);
+        hf.with_post_processor(Some(serde_json::from_value::<PostProcessorWrapper>(made)?));
+    }
+    Ok(())
 }
 
 /// The bytes of every id of a byte-level vocabulary; an added token is its own text.

@@ -72,6 +72,11 @@ fn llama_cpp_cuts_texts_as_we_do() {
         ("gpt-2", "gpt2", 50_257, whole),
         ("qwen2", "qwen3", 151_936, whole),
         ("default", "llama2", 32_000, whole),
+        ("default", "llama2", 32_000, |json| {
+            json["normalizer"] = Value::Null;
+            json["pre_tokenizer"] =
+                json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": false});
+        }),
         ("qwen2", "gpt2", 50_300, |json| cut_by(json, patterns::QWEN2)),
         ("llama-bpe", "gpt2", 50_300, |json| {
             cut_by(json, patterns::LLAMA3);

@@ -290,6 +290,55 @@ fn a_prompt_begins_and_does_not_end() {
     assert_eq!(Tokenizer::gpt2().prefix(), [0u32; 0]);
 }
 
+/// The reference is the tokenizers crate, told by a post-processor what transformers 4.57 makes of the keys
+/// (`LlamaTokenizerFast.update_post_processor`).
+#[test]
+fn keys_say_what_stands_around_a_text_where_the_file_does_not() {
+    let special = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});
+    let mut told = sentencepiece_json();
+    told["post_processor"]["single"] =
+        json!([special("<s>"), {"Sequence": {"id": "A", "type_id": 0}}, special("</s>")]);
+    told["post_processor"]["special_tokens"]["</s>"] = json!({"id": "</s>", "ids": [2], "tokens": ["</s>"]});
+    let ids = |hf: &tokenizers::Tokenizer| hf.encode("ab", true).unwrap().get_ids().to_vec();
+    let wanted = ids(&serde_json::from_value(told).unwrap());
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
+    for silent in [Value::Null, bytes] {
+        let mut json = sentencepiece_json();
+        json["post_processor"] = silent;
+        let (dir, spec) = written(&json);
+        let open = |config: Value| {
+            fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+            Tokenizer::open(&spec).unwrap()
+        };
+        for class in ["LlamaTokenizer", "LlamaTokenizerFast"] {
+            let config = json!({"tokenizer_class": class, "add_bos_token": true, "add_eos_token": true,
+                "bos_token": "<s>", "eos_token": {"content": "</s>"}});
+            let tokenizer = open(config);
+            assert_eq!(tokenizer.encode_with_special("ab").unwrap(), wanted);
+            assert_eq!(tokenizer.prefix(), [1]);
+            assert_eq!(tokenizer.encode_prompt("ab").unwrap(), wanted[..2].to_vec());
+            // What is saved says it to readers that do not know the keys.
+            let out = tempfile::tempdir().unwrap();
+            tokenizer.save(out.path()).unwrap();
+            let saved = tokenizers::Tokenizer::from_file(out.path().join("tokenizer.json")).unwrap();
+            assert_eq!(ids(&saved), wanted);
+        }
+        for config in [
+            json!({"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>"}),
+            json!({"tokenizer_class": "LlamaTokenizerFast", "bos_token": null, "add_bos_token": true}),
+            json!({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "add_bos_token": true}),
+        ] {
+            assert_eq!(open(config).encode_with_special("ab").unwrap(), [wanted[1]]);
+        }
+    }
+    // A post-processor that says it holds, as in transformers 5.24.
+    let (dir, spec) = written(&sentencepiece_json());
+    let config = json!({"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>", "add_bos_token": false});
+    fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    assert_eq!(Tokenizer::open(&spec).unwrap().prefix(), [1]);
+}
+
 /// The reference decodes all tokens at once: the tokenizers crate.
 #[test]
 fn any_tokens_stream_as_they_decode() {

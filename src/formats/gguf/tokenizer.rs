@@ -10,6 +10,7 @@ use super::tokens::{
     UNKNOWN, UNUSED, USER_DEFINED, id_key,
 };
 use super::value::{Kind, Value};
+use crate::config::around;
 use crate::config::patterns::{GPT2, LLAMA3, QWEN2};
 use crate::error::{Error, Result};
 use crate::formats::{hf, quoted};
@@ -274,32 +275,14 @@ impl<'a> Vocabulary<'a> {
 
     /// What is put around a text.
     fn post_processor(&self) -> Json {
-        let around = [(self.add_bos, self.bos), (self.add_eos, self.eos)].map(|(add, id)| id.filter(|_| add));
-        let bytes = matches!(self.kind, How::Merges(..));
-        let token = |id: u64| self.tokens[id as usize];
-        let part = |name: &str, kind: u64| {
-            let special = |id: u64| json!({"SpecialToken": {"id": token(id), "type_id": kind}});
-            let [first, last] = around.map(|id| id.map(special));
-            let text = json!({"Sequence": {"id": name, "type_id": kind}});
-            first.into_iter().chain([text]).chain(last).collect::<Vec<Json>>()
+        let token = |id: u64| (self.tokens[id as usize], id);
+        let tokens = [(self.add_bos, self.bos), (self.add_eos, self.eos)]
+            .map(|(add, id)| id.filter(|_| add).map(token));
+        let first = match self.kind {
+            How::Merges(..) => byte_level(),
+            How::Scores(_) => Json::Null,
         };
-        let named = around
-            .iter()
-            .flatten()
-            .map(|&id| (token(id).to_string(), json!({"id": token(id), "ids": [id], "tokens": [token(id)]})));
-        let named: Map<String, Json> = named.collect();
-        let pair = [part("A", 0), part("B", 1)].concat();
-        let template = (!named.is_empty()).then(|| {
-            json!({
-                "type": "TemplateProcessing", "single": part("A", 0), "pair": pair,
-                "special_tokens": named,
-            })
-        });
-        match template {
-            Some(template) if bytes => json!({"type": "Sequence", "processors": [byte_level(), template]}),
-            None if bytes => byte_level(),
-            template => json!(template),
-        }
+        around::post_processor(&first, tokens)
     }
 
     /// The merges that SentencePiece makes by scores: every pair of pieces whose joint is a piece, the best joint first.

@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::write::{Item, Metadata};
+use crate::config::around;
 use crate::config::patterns::{LLAMA3, QWEN2};
 use crate::error::{Error, Result};
 use crate::files::Bundle;
@@ -14,6 +15,7 @@ use crate::formats::{Description, quoted};
 
 const FILE: &str = "tokenizer.json";
 const SIDE: &str = "tokenizer_config.json";
+const MAP: &str = "special_tokens_map.json";
 /// Largest file that is read: published tokenizers are below 40 MB.
 const MAX: u64 = 256 << 20;
 
@@ -54,11 +56,14 @@ pub fn metadata(files: &Bundle, description: &Description, rows: usize) -> Resul
         serde_json::from_slice(text).map_err(|why| Error::input(path, "JSON", why, "an object"))
     };
     let json = parse(&path, &text)?;
-    let side = match files.read(SIDE, MAX)? {
-        Some(text) => parse(&files.path_of(SIDE), &text)?,
-        None => Json::Null,
+    let beside = |name: &str| -> Result<Json> {
+        match files.read(name, MAX)? {
+            Some(text) => parse(&files.path_of(name), &text),
+            None => Ok(Json::Null),
+        }
     };
-    let tokenizer = Tokenizer { files, json: &json, side: &side };
+    let (side, map) = (beside(SIDE)?, beside(MAP)?);
+    let tokenizer = Tokenizer { files, json: &json, side: &side, map: &map };
     let mut out = tokenizer.tokens(rows)?;
     out.extend(tokenizer.special(description, &out)?);
     if let Some(template) = tokenizer.template()? {
@@ -71,6 +76,7 @@ struct Tokenizer<'a> {
     files: &'a Bundle,
     json: &'a Json,
     side: &'a Json,
+    map: &'a Json,
 }
 
 impl Tokenizer<'_> {
@@ -262,28 +268,45 @@ impl Tokenizer<'_> {
                 _ => return Err(self.bad("normalizer", brief(step), wanted)),
             }
         }
+        let prepends = space;
+        if prepends {
+            self.warn_of_normalized();
+        }
         for step in self.steps("pre_tokenizer", "pretokenizers") {
-            let whole = step["split"] == false && step["replacement"] == "▁";
-            match (step["type"].as_str(), step["prepend_scheme"].as_str()) {
-                // "always" where nothing is said, as in the library.
-                (Some("Metaspace"), scheme) if whole => {
-                    (space, replaces) = (scheme != Some("never"), true);
-                    if scheme == Some("first") {
-                        self.warn(
-                            "a space is put before the first text here, and before what follows a special token in llama.cpp",
-                        );
-                    } else if space {
-                        self.warn(
-                            "no space is put before a text that begins with one here, which llama.cpp does",
-                        );
-                    }
-                }
-                _ => return Err(self.bad("pre_tokenizer", brief(step), wanted)),
+            if step["type"] != "Metaspace" || step["split"] != false || step["replacement"] != "▁" {
+                return Err(self.bad("pre_tokenizer", brief(step), wanted));
             }
+            replaces = true;
+            // "always" where nothing is said, as in the tokenizers crate.
+            let scheme = step["prepend_scheme"].as_str().unwrap_or("always");
+            // A text that begins with a space gets none, and behind `Prepend` every text does.
+            if prepends || scheme == "never" {
+                continue;
+            }
+            space = true;
+            self.warn(if scheme == "first" {
+                "pre_tokenizer.prepend_scheme \"first\" puts no space before a text that follows a special token or \
+                 begins with a space, and llama.cpp puts one"
+            } else {
+                "pre_tokenizer.prepend_scheme \"always\" puts no space before a text that begins with one, and \
+                 llama.cpp puts one"
+            });
         }
         match replaces {
             true => Ok(space),
             false => Err(self.bad("normalizer", brief(&self.json["normalizer"]), wanted)),
+        }
+    }
+
+    /// Where a space is put before every text, a token that is looked for in the text with that space has one of its own.
+    fn warn_of_normalized(&self) {
+        let mut added = self.json["added_tokens"].as_array().into_iter().flatten();
+        if let Some(token) = added.find(|token| token["normalized"] == true) {
+            let token = quoted(token["content"].as_str().unwrap_or_default());
+            self.warn(&format!(
+                "the added token {token} (normalized: true) is found behind a space alone here, and wherever it stands \
+                 in llama.cpp"
+            ));
         }
     }
 
@@ -332,10 +355,7 @@ impl Tokenizer<'_> {
             Some((_, Item::Texts(texts))) => texts.iter().map(String::as_str).zip(0..).collect(),
             _ => BTreeMap::new(),
         };
-        let named = |key: &str| {
-            let token = self.side[key].as_str().or(self.side[key]["content"].as_str())?;
-            ids.get(token).copied()
-        };
+        let named = |key: &str| ids.get(self.named(key)?).copied();
         let [before, after] = around.map(|token| token.and_then(|token| ids.get(token.as_str()).copied()));
         let bos = before.or(named("bos_token")).or(description.bos);
         let eos = after.or(named("eos_token")).or(description.eos.first().copied());
@@ -355,9 +375,19 @@ impl Tokenizer<'_> {
         Ok(out)
     }
 
+    /// A special token as the files beside the tokenizer name it; which is asked first is said in `text/side_files.rs`.
+    fn named(&self, key: &str) -> Option<&str> {
+        let lists_added = self.side.get("added_tokens_decoder").is_some();
+        let order = if lists_added { [self.side, self.map] } else { [self.map, self.side] };
+        let stated = order.into_iter().find_map(|file| file.get(key))?;
+        stated.as_str().or(stated["content"].as_str())
+    }
+
     /// The tokens that are put before and after a text.
     fn around(&self) -> Result<[Option<String>; 2]> {
-        let mut around = [None, None];
+        let keys = around::by_keys(&self.json["post_processor"], self.side.as_object());
+        let mut around = [(keys[0], "bos_token"), (keys[1], "eos_token")]
+            .map(|(add, key)| self.named(key).filter(|_| add).map(String::from));
         for step in self.steps("post_processor", "processors") {
             if step["type"] == "ByteLevel" {
                 continue;
