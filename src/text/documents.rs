@@ -14,7 +14,7 @@ use super::sources::{DocumentFile, Format};
 use crate::{Error, Result};
 
 /// Size of the chunks of [`training_texts`].
-const TRAINING_CHUNK: usize = 4 << 20;
+const TRAINING_CHUNK: usize = if cfg!(fuzzing) { 61 } else { 4 << 20 };
 /// A file of records is refused when more than one in so many cannot be used.
 const MOST_UNUSABLE: u64 = 20;
 /// Records after which that is judged for the first time, before the end of a file.
@@ -92,10 +92,15 @@ impl Judge {
 
     fn finish(mut self) -> Result<PassedOver> {
         self.judge()?;
+        Ok(self.tell())
+    }
+
+    /// Ends without a judgement.
+    fn tell(self) -> PassedOver {
         if let Some(first) = &self.first {
             tracing::warn!("{} unusable records passed over; the first one: {first}", self.passed.unusable);
         }
-        Ok(self.passed)
+        self.passed
     }
 }
 
@@ -105,10 +110,24 @@ impl DocumentFile {
     /// # Errors
     /// A text file that is not UTF-8, a damaged file, more unusable records than one in 20, and what `each` returns.
     pub fn read(&self, field: &str, each: &mut dyn FnMut(Part) -> Result<()>) -> Result<PassedOver> {
+        self.read_while(field, &mut |part| each(part).map(|()| true))
+    }
+
+    /// [`DocumentFile::read`] as long as `each` wants more. A file of fewer than 1,000 records up to there is not judged.
+    ///
+    /// # Errors
+    /// Those of [`DocumentFile::read`], in what is read.
+    pub(super) fn read_while(
+        &self,
+        field: &str,
+        each: &mut dyn FnMut(Part) -> Result<bool>,
+    ) -> Result<PassedOver> {
         let mut judge = Judge::new(&self.path);
         for item in self.items(field)? {
-            if let Some(part) = judge.count(item?)? {
-                each(part)?;
+            if let Some(part) = judge.count(item?)?
+                && !each(part)?
+            {
+                return Ok(judge.tell());
             }
         }
         judge.finish()

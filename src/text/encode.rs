@@ -10,7 +10,7 @@ use crate::config::Join;
 use crate::{Error, Result};
 
 /// Text encoded at once, in bytes.
-const BATCH: usize = 8 << 20;
+const BATCH: usize = if cfg!(fuzzing) { 29 } else { 8 << 20 };
 /// Text without a place to cut, above which it is none, and a hundred times its size too much for the memory.
 const MAX_UNCUT: usize = 32 << 20;
 
@@ -93,13 +93,18 @@ impl<'a> Encoder<'a> {
         let eos = self.end_of(source.format)?;
         source.read(field, &mut |part| {
             self.part(part.begins, &part.text, eos)?;
-            if self.open.len() > MAX_UNCUT {
-                let field = format!("byte {}", part.read);
-                return Err(Error::input(&source.path, field, uncut(), WORDS));
-            }
+            self.judge_open(source, part.read)?;
             progress(part.read.min(source.bytes));
             Ok(())
         })
+    }
+
+    /// Refuses a file of which too much waits for a place to cut, after `read` bytes of it.
+    pub fn judge_open(&self, source: &DocumentFile, read: u64) -> Result<()> {
+        if self.open.len() <= MAX_UNCUT {
+            return Ok(());
+        }
+        Err(Error::input(&source.path, format!("byte {read}"), uncut(), WORDS))
     }
 
     /// The token after each document of such a file; `None`: a blank line between two.

@@ -1,5 +1,6 @@
 //! A text to be measured: its tokens, and which part of the original each of them stands for.
 
+use std::cell::{Cell, RefCell};
 use std::path::Path;
 
 use super::documents::PassedOver;
@@ -58,30 +59,11 @@ impl Reading {
     /// # Errors
     /// Those of [`sources::list`] and of reading, a text of more than 1 GiB.
     pub fn open(path: &Path, tokenizer: &Tokenizer, options: &ReadingOptions) -> Result<Reading> {
-        let mut texts: Vec<(String, Option<u32>)> = Vec::new();
-        let mut passed_over = PassedOver::default();
-        let mut size = 0;
-        let mut ignore = |_: EncodedSegment<'_>| Ok(());
-        let ends = Encoder::new(tokenizer, options.join, &mut ignore);
-        for source in sources::list_any(&[path.to_path_buf()])? {
-            let eos = ends.end_of(source.format)?;
-            passed_over += source.read(&options.field, &mut |part| {
-                size += part.text.len();
-                if size > MAX_TEXT {
-                    let wanted = format!("at most {MAX_TEXT} bytes of text");
-                    return Err(Error::input(path, "size", "more", wanted));
-                }
-                match texts.last_mut() {
-                    Some((text, _)) if !part.begins => text.push_str(&part.text),
-                    _ => texts.push((part.text, eos)),
-                }
-                Ok(())
-            })?;
-        }
-        Self::of(texts, passed_over, tokenizer, options)
+        Self::first(path, tokenizer, options, usize::MAX)
     }
 
-    /// The first tokens, `most` at most, of a text that a model with `rows` rows of vocabulary is to be measured on.
+    /// The first tokens, `most` at most, of a text that a model with `rows` rows of vocabulary is to be measured on. Of one
+    /// that has more, no more is read than some MiB behind them.
     ///
     /// # Errors
     /// Those of [`Reading::open`], fewer than two tokens, and tokens that the model has no rows for.
@@ -92,7 +74,7 @@ impl Reading {
         most: usize,
         rows: usize,
     ) -> Result<Reading> {
-        let mut text = Self::open(path, tokenizer, options)?;
+        let mut text = Self::first(path, tokenizer, options, most)?;
         text.truncate(most);
         if text.ids.len() < 2 {
             return Err(Error::input(path, "text", format!("{} tokens", text.ids.len()), "2 or more"));
@@ -101,39 +83,60 @@ impl Reading {
         Ok(text)
     }
 
-    /// The tokens of one text that is no file.
-    pub fn of_text(text: &str, tokenizer: &Tokenizer) -> Result<Reading> {
-        let texts = vec![(text.to_string(), None)];
-        Self::of(texts, PassedOver::default(), tokenizer, &ReadingOptions::default())
+    /// As much of a file or folder as has `most` tokens, or all of it.
+    fn first(path: &Path, tokenizer: &Tokenizer, options: &ReadingOptions, most: usize) -> Result<Reading> {
+        let sources = sources::list_any(&[path.to_path_buf()])?;
+        // What is too long in any case is refused before it is tokenised.
+        if most == usize::MAX && sources.iter().map(|source| source.bytes).sum::<u64>() > MAX_TEXT as u64 {
+            let mut size = 0;
+            for source in &sources {
+                source.read(&options.field, &mut |part| count(&mut size, &part.text, path))?;
+            }
+        }
+        Self::of(tokenizer, options, most, |documents| {
+            let (mut passed_over, mut size) = (PassedOver::default(), 0);
+            for source in &sources {
+                let eos = documents.encoder.end_of(source.format)?;
+                passed_over += source.read_while(&options.field, &mut |part| {
+                    count(&mut size, &part.text, path)?;
+                    documents.part(part.begins, &part.text, eos)?;
+                    documents.encoder.judge_open(source, part.read)?;
+                    Ok(documents.wants_more())
+                })?;
+                if !documents.wants_more() {
+                    break;
+                }
+            }
+            Ok(passed_over)
+        })
     }
 
+    /// The tokens of one text that is no file.
+    pub fn of_text(text: &str, tokenizer: &Tokenizer) -> Result<Reading> {
+        Self::of(tokenizer, &ReadingOptions::default(), usize::MAX, |documents| {
+            documents.part(true, text, None).map(|()| PassedOver::default())
+        })
+    }
+
+    /// Of the documents that `read` hands on until there are `most` tokens.
     fn of(
-        texts: Vec<(String, Option<u32>)>,
-        passed_over: PassedOver,
         tokenizer: &Tokenizer,
         options: &ReadingOptions,
+        most: usize,
+        read: impl FnOnce(&mut Documents<'_>) -> Result<PassedOver>,
     ) -> Result<Reading> {
-        let detokenized: Option<Vec<Detokenized>> = options
-            .detokenize_wikitext
-            .then(|| texts.iter().map(|(text, _)| wikitext::detokenize(text)).collect());
-        let mut documents = Vec::with_capacity(texts.len());
-        let mut text = String::new();
-        for (document, _) in &texts {
-            documents.push(text.len());
-            text.push_str(document);
-        }
-        let (mut ids, mut ends) = (Vec::new(), Vec::new());
+        let original = RefCell::new(Original::default());
+        let (mut ids, mut ends, encoded) = (Vec::new(), Vec::new(), Cell::new(0));
         // The document at hand, and how much of what was encoded of it has passed.
         let (mut document, mut passed) = (0, 0);
         let mut sink = |tokens: EncodedSegment<'_>| {
             match tokens {
                 EncodedSegment::Text(encoded) => {
+                    let original = original.borrow();
                     ids.extend_from_slice(&encoded.ids);
                     for &bytes in &encoded.bytes {
                         passed += bytes as usize;
-                        let original =
-                            detokenized.as_ref().map_or(passed, |all| all[document].origin(passed));
-                        ends.push(documents[document] + original);
+                        ends.push(original.end(document, passed));
                     }
                 }
                 EncodedSegment::Between(between) => {
@@ -143,14 +146,25 @@ impl Reading {
                 }
                 EncodedSegment::DocumentEnd => (document, passed) = (document + 1, 0),
             }
+            encoded.set(ids.len());
             Ok(())
         };
-        let mut encoder = Encoder::new(tokenizer, options.join, &mut sink);
-        for (i, (document, eos)) in texts.iter().enumerate() {
-            let measured = detokenized.as_ref().map_or(document, |all| &all[i].text);
-            encoder.part(true, measured, *eos)?;
+        let mut documents = Documents {
+            encoder: Encoder::new(tokenizer, options.join, &mut sink),
+            encoded: &encoded,
+            most,
+            original: &original,
+            detokenize: options.detokenize_wikitext,
+            line: String::new(),
+            eos: None,
+        };
+        let passed_over = read(&mut documents)?;
+        // What is encoded by now goes on in what was read: its tokens and their ends are those of the whole.
+        match documents.wants_more() {
+            true => documents.finish()?,
+            false => drop(documents),
         }
-        encoder.finish()?;
+        let Original { text, documents, .. } = original.into_inner();
         Ok(Reading { ids, passed_over, text, ends, documents })
     }
 
@@ -173,6 +187,120 @@ impl Reading {
             words += words_between(&self.text[begin..stop], start.max(begin) - begin, end.min(stop) - begin);
         }
         Extent { bytes: (end - start) as u64, words }
+    }
+}
+
+/// Counts the bytes of the text of `path`, of which there is a most.
+fn count(size: &mut usize, text: &str, path: &Path) -> Result<()> {
+    *size += text.len();
+    if *size <= MAX_TEXT {
+        return Ok(());
+    }
+    Err(Error::input(path, "size", "more", format!("at most {MAX_TEXT} bytes of text")))
+}
+
+/// The documents of a text on their way to the encoder.
+struct Documents<'a> {
+    encoder: Encoder<'a>,
+    /// Tokens so far, and how many are wanted.
+    encoded: &'a Cell<usize>,
+    most: usize,
+    original: &'a RefCell<Original>,
+    detokenize: bool,
+    /// To be detokenised when it has ended.
+    line: String,
+    /// What follows the document at hand.
+    eos: Option<u32>,
+}
+
+impl Documents<'_> {
+    fn wants_more(&self) -> bool {
+        self.encoded.get() < self.most
+    }
+
+    /// Adds a part of a document, as [`Encoder::part`] does.
+    fn part(&mut self, begins: bool, text: &str, eos: Option<u32>) -> Result<()> {
+        if begins {
+            self.end_line()?;
+            self.original.borrow_mut().begin();
+            self.eos = eos;
+            self.encoder.part(true, "", eos)?;
+        }
+        if !self.detokenize {
+            self.original.borrow_mut().text.push_str(text);
+            return self.encoder.part(false, text, eos);
+        }
+        let Some(end) = text.rfind('\n') else {
+            self.line.push_str(text);
+            return Ok(());
+        };
+        let (lines, rest) = text.split_at(end + 1);
+        self.line.push_str(lines);
+        self.end_line()?;
+        self.line.push_str(rest);
+        Ok(())
+    }
+
+    /// Each line is detokenised by itself, so some of them are as they are in the whole.
+    fn end_line(&mut self) -> Result<()> {
+        if self.line.is_empty() {
+            return Ok(());
+        }
+        let lines = std::mem::take(&mut self.line);
+        let mut detokenized = wikitext::detokenize(&lines);
+        let measured = std::mem::take(&mut detokenized.text);
+        self.original.borrow_mut().push(&lines, measured.len(), detokenized);
+        self.encoder.part(false, &measured, self.eos)
+    }
+
+    fn finish(mut self) -> Result<()> {
+        self.end_line()?;
+        self.encoder.finish().map(drop)
+    }
+}
+
+/// The documents as they are in the files.
+#[derive(Default)]
+struct Original {
+    /// One after the other.
+    text: String,
+    /// Where they begin in `text`.
+    documents: Vec<usize>,
+    /// Of documents that are detokenised.
+    lines: Vec<Lines>,
+    /// Bytes of the last document as it is measured.
+    measured: usize,
+}
+
+/// Some lines of a document that are measured detokenised.
+struct Lines {
+    document: usize,
+    /// Where they begin in the document as it is measured, and in the original.
+    measured: usize,
+    original: usize,
+    detokenized: Detokenized,
+}
+
+impl Original {
+    fn begin(&mut self) {
+        self.documents.push(self.text.len());
+        self.measured = 0;
+    }
+
+    fn push(&mut self, lines: &str, measured: usize, detokenized: Detokenized) {
+        let (document, original) = (self.documents.len() - 1, self.text.len());
+        self.lines.push(Lines { document, measured: self.measured, original, detokenized });
+        self.text.push_str(lines);
+        self.measured += measured;
+    }
+
+    /// Where in the text the first `measured` bytes of a document end.
+    fn end(&self, document: usize, measured: usize) -> usize {
+        let after = self.lines.partition_point(|l| (l.document, l.measured) <= (document, measured));
+        match self.lines[..after].last() {
+            Some(lines) => lines.original + lines.detokenized.origin(measured - lines.measured),
+            None => self.documents[document] + measured,
+        }
     }
 }
 

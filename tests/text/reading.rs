@@ -1,7 +1,7 @@
 //! Bytes and words are those of the original text that tokens stand for. Right values by hand, unless another source is
 //! named.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use ternlm::text::{Extent, Reading, ReadingOptions, Tokenizer};
 
@@ -97,6 +97,57 @@ fn wikitext_is_counted_as_it_is_even_when_it_is_read_as_people_write() {
     assert_eq!(reading.extent_from(0), Extent { bytes: raw.len() as u64, words: 4 + 8 + 3 });
     // The first token is the A, and " = A" before it.
     assert_eq!(predicted(&reading), (raw.len() as u64 - 4, 15 - 2));
+}
+
+/// Of 2 GiB, all but the beginning a hole: as much is measured as is asked for, where it is cut and joined again included.
+#[test]
+fn no_more_of_a_text_is_read_than_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, bytes) = (dir.path().join("a.raw"), Tokenizer::bytes());
+    let raw = " = A title = \n \n 1 @,@ 000 men , said he . \n";
+    fs::write(&file, raw.repeat(400_000)).unwrap();
+    File::options().write(true).open(&file).unwrap().set_len(2 << 30).unwrap();
+    // " = " goes with what stands before it.
+    for (detokenize_wikitext, line, [more, word]) in
+        [(false, raw, [0, 0]), (true, "A title\n\n1,000 men, said he.\n", [3, 1])]
+    {
+        let options = ReadingOptions { detokenize_wikitext, ..ReadingOptions::default() };
+        let some = Reading::to_measure(&file, &bytes, &options, 50_000 * line.len(), 256).unwrap();
+        assert!(bytes.decode(&some.ids) == line.repeat(50_000), "detokenised: {detokenize_wikitext}");
+        let extent = Extent { bytes: 50_000 * raw.len() as u64 + more, words: 50_000 * 15 + word };
+        assert_eq!(some.extent_from(0), extent);
+    }
+    let error = Reading::open(&file, &bytes, &ReadingOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("a.raw: size: found more, wanted at most 1073741824 bytes"), "{error}");
+}
+
+#[test]
+fn the_first_tokens_are_those_of_the_whole_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, gpt2) = (dir.path().join("a.txt"), Tokenizer::gpt2());
+    let text = mixed_text();
+    let mut all = text.repeat((10 << 20) / text.len()).into_bytes();
+    all.push(0xff);
+    fs::write(&file, all).unwrap();
+    let first = gpt2.encode(&text.repeat(20).replace("\r\n", "\n")).unwrap();
+    let some = Reading::to_measure(&file, &gpt2, &ReadingOptions::default(), 10_000, 50_257).unwrap();
+    assert!(some.ids == first[..10_000]);
+}
+
+/// Of thirteen records one cannot be used, which is too many for a file; how many a file has that is not read to its end
+/// nobody knows.
+#[test]
+fn records_behind_what_is_measured_are_not_judged() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.jsonl");
+    let record = serde_json::json!({"text": "abc ".repeat(1 << 18)});
+    fs::write(&file, format!("{{}}\n{}", format!("{record}\n").repeat(12))).unwrap();
+    let (bytes, options) = (Tokenizer::bytes(), ReadingOptions::default());
+    let some = Reading::to_measure(&file, &bytes, &options, 100, 256).unwrap();
+    assert_eq!(bytes.decode(&some.ids), "abc ".repeat(25));
+    assert_eq!((some.passed_over.unusable, some.passed_over.empty), (1, 0));
+    let error = Reading::open(&file, &bytes, &options).unwrap_err().to_string();
+    assert!(error.contains("1 of 13 that cannot be used"), "{error}");
 }
 
 /// WikiText-2's test part: 1,290,590 bytes; 245,569 words, an end of sentence for each of 4,358 lines included (Merity et
