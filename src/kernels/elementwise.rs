@@ -31,9 +31,12 @@ pub(super) fn exp<S: Simd>(x: f32) -> f32 {
     p * f32::from_bits(exponent)
 }
 
+/// `1 / (1 + e^-x)`; 0 below -104, where that is 0 in f32.
 #[inline(always)]
 fn sigmoid<S: Simd>(x: f32) -> f32 {
-    1.0 / (1.0 + exp::<S>(-x))
+    let s = 1.0 / (1.0 + exp::<S>(-x));
+    // What is left where `exp` stops is small until it is multiplied with an x of 1e30.
+    if x < -104.0 { 0.0 } else { s }
 }
 
 /// Runs `f` on matching chunks of a slice that is written and one that is read, in parallel when long.
@@ -155,6 +158,9 @@ pub fn gelu_backward(x: &[f32], d: &mut [f32]) {
     kernel! {
         fn run<S>(d: &mut [f32], x: &[f32]) {
             for (d, &x) in d.iter_mut().zip(x) {
+                // Out there the slope is 0 or 1, and the cube of x leaves f32 in the end.
+                let x = if x < -100.0 { -100.0 } else { x };
+                let x = if x > 100.0 { 100.0 } else { x };
                 let s = sigmoid::<S>(2.0 * GELU.0 * x * fma::<S>(GELU.1 * x, x, 1.0));
                 let slope = 2.0 * GELU.0 * fma::<S>(3.0 * GELU.1 * x, x, 1.0);
                 *d *= s * fma::<S>(x * slope, 1.0 - s, 1.0);

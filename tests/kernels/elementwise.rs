@@ -32,20 +32,41 @@ fn elementwise_kernels_equal_the_reference() {
             let squares: f64 = x.iter().map(|x| (*x as f64).powi(2)).sum();
             assert!((k::sum_squares(&x) - squares).abs() <= 1e-12 * squares);
         }
-        // The extremes: no overflow, no NaN made of finite numbers, and NaN stays NaN.
-        let x = [-1e30, -100.0, -87.0, 0.0, 87.0, 100.0, 1e30, f32::NAN];
-        let mut out = [0.0; 8];
-        k::silu_mul(&x, &[1.0; 8], &mut out);
-        for (x, y) in x.iter().zip(&out) {
-            let want = reference::silu(*x as f64);
-            assert!(
-                if x.is_nan() {
-                    y.is_nan()
-                } else {
-                    (*y as f64 - want).abs() <= 1e-6 * x.abs().max(1.0) as f64
-                },
-                "silu({x}) = {y}"
-            );
+    });
+}
+
+/// No overflow, no NaN made of finite numbers, and NaN stays NaN.
+#[test]
+fn gates_at_the_extremes_have_their_limits() {
+    const FAR: [f32; 8] = [88.5, 103.0, 105.0, 1e6, 2e12, 2e13, 1e30, 3e38];
+    let equal = |got: f32, want: f64, what: String| {
+        // Sigmoids stay at 4e-39 for a while before they are 0.
+        let off = (got as f64 - want).abs();
+        let same = got as f64 == want || off <= 1e-6 * want.abs() + 1e-35;
+        assert!(if want.is_nan() { got.is_nan() } else { same }, "{what} = {got}, wanted {want}");
+    };
+    on_every_isa(|_| {
+        let both = FAR.into_iter().flat_map(|x| [x, -x]);
+        let ends = [0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        // Vectors and what is left of one.
+        let x: Vec<f32> = both.clone().chain(ends).collect::<Vec<_>>().repeat(3);
+        let (mut silu, mut gelu) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        k::silu_mul(&x, &vec![1.0; x.len()], &mut silu);
+        k::gelu(&x, &mut gelu);
+        for (x, (silu, gelu)) in x.iter().zip(silu.iter().zip(&gelu)) {
+            equal(*silu, reference::silu(*x as f64), format!("silu({x})"));
+            equal(*gelu, reference::gelu(*x as f64), format!("gelu({x})"));
+        }
+        // Derivatives: 1 far above 0, 0 far below it, and in the middle a half.
+        let x: Vec<f32> = both.chain([0.0, f32::NAN]).collect::<Vec<_>>().repeat(3);
+        let slope = |x: f32| x.partial_cmp(&0.0).map_or(f64::NAN, |side| 0.5 + 0.5 * side as i8 as f64);
+        let (mut dx, mut dup, mut dgate) = (vec![2.0; x.len()], vec![0.5; x.len()], vec![0.0; x.len()]);
+        k::gelu_backward(&x, &mut dx);
+        k::silu_mul_backward(&x, &vec![3.0; x.len()], &mut dup, &mut dgate);
+        for (i, &x) in x.iter().enumerate() {
+            equal(dx[i], 2.0 * slope(x), format!("gelu'({x})"));
+            equal(dgate[i], 1.5 * slope(x), format!("silu'({x})"));
+            equal(dup[i], 0.5 * reference::silu(x as f64), format!("silu({x}) by the up projection"));
         }
     });
 }

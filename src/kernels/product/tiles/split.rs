@@ -2,7 +2,7 @@
 //!
 //! With three parts `x = x0 + x1 + x2` exactly: each part is what is left, rounded to eight significant bits, and an `f32` has 24. (Below
 //! about `2^-110` the last part is too small for the tile unit, which takes subnormal numbers for zero.) A value that is
-//! not finite stays that, in one part at least.
+//! not finite stays that, in one part at least; one of `0x7F7F_8000` (3.396e38) and more becomes that: its first part is rounded to infinity.
 
 use std::arch::x86_64::*;
 
