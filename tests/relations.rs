@@ -390,7 +390,15 @@ fn a_training_that_learns_relations_resumes_bit_for_bit() {
     assert!(alone.iter().all(Option::is_some) && !alone.is_empty(), "{alone:?}");
     fs::remove_dir_all(step(&lab.path("alone"), 12)).unwrap();
     let other = ["--set", "distill.relations=1", "--set", "distill.relation_layer=0"];
-    success(lab.train("alone", &[&["--resume"], &other[..]].concat()));
+    let said = success(lab.train("alone", &[&["--resume"], &other[..]].concat()));
+    assert!(!said.contains("changes nothing"), "{said}");
+    fs::remove_dir_all(step(&lab.path("alone"), 12)).unwrap();
+    // What is said of the logits then changes nothing, as a new run is told.
+    let said = success(lab.train("alone", &["--resume", "--set", "distill.temperature=2"]));
+    assert!(
+        said.contains("--set distill.temperature changes nothing: no teacher's logits are learnt"),
+        "{said}"
+    );
     fs::remove_dir_all(step(&lab.path("alone"), 12)).unwrap();
     refused(
         lab.train("alone", &["--resume", "--set", "distill.relations=0"]),

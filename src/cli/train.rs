@@ -4,7 +4,7 @@ use clap::{Args, Parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use toml::Table;
@@ -85,9 +85,31 @@ pub struct TrainArgs {
     group: GroupArgs,
 }
 
+/// What a training is at, for whoever asks it to stop; first what there is before its steps.
+#[derive(Default)]
+struct Phase(AtomicU8);
+
+impl Phase {
+    const STEPS: u8 = 1;
+    const END: u8 = 2;
+
+    fn set(&self, phase: u8) {
+        self.0.store(phase, Ordering::SeqCst);
+    }
+
+    /// What comes of the wish to stop.
+    fn answer(&self) -> &'static str {
+        match self.0.load(Ordering::SeqCst) {
+            Self::STEPS => "training stops after this step; a checkpoint will be saved",
+            Self::END => "every step is taken; what is left of the run goes on to its end",
+            _ => "training has not begun: it stops after its next step; a checkpoint will be saved",
+        }
+    }
+}
+
 pub fn run(args: TrainArgs) -> Result<()> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
+    let (stop, phase) = (Arc::new(AtomicBool::new(false)), Arc::<Phase>::default());
+    let (asked, at_hand) = (stop.clone(), phase.clone());
     // A second Ctrl-C does not wait for the checkpoint. Of one that ends a whole group of processes there may be several, from
     // the system and from a sweep.
     let first = OnceLock::new();
@@ -99,9 +121,9 @@ pub fn run(args: TrainArgs) -> Result<()> {
             return;
         }
         first.get_or_init(Instant::now);
-        tell!("\nstopping after this step; a checkpoint will be saved (Ctrl-C again to leave at once)");
+        tell!("\n{} (Ctrl-C again to leave at once)", at_hand.answer());
     });
-    follow(args, &stop, None).map(|_| ())
+    follow(args, &stop, phase, None).map(|_| ())
 }
 
 /// `ternlm train` with these arguments, for a program that wants to be told of every step; a step that is under way when
@@ -121,10 +143,15 @@ pub fn train(
         of: TrainArgs,
     }
     let arguments = Arguments::try_parse_from(arguments).map_err(Error::usage)?;
-    follow(arguments.of, stop, Some(observer))
+    follow(arguments.of, stop, Arc::default(), Some(observer))
 }
 
-fn follow(mut args: TrainArgs, stop: &AtomicBool, told: Option<&mut dyn Observer>) -> Result<Outcome> {
+fn follow(
+    mut args: TrainArgs,
+    stop: &AtomicBool,
+    phase: Arc<Phase>,
+    told: Option<&mut dyn Observer>,
+) -> Result<Outcome> {
     // The folder of a run means its model. Whether there is one is judged where it is needed.
     for path in [&mut args.init, &mut args.teacher].into_iter().flatten() {
         *path = super::model_dir(path).unwrap_or(std::mem::take(path));
@@ -150,7 +177,9 @@ fn follow(mut args: TrainArgs, stop: &AtomicBool, told: Option<&mut dyn Observer
         describe_processes(&places);
     }
 
-    let mut show = Show::new(&trainer, told);
+    let left = trainer.progress.step < trainer.recipe.train.steps;
+    phase.set(if left { Phase::STEPS } else { Phase::END });
+    let mut show = Show::new(&trainer, phase, told);
     let outcome = train::run(&mut trainer, &out, stop, &mut show);
     show.bar.finish_and_clear();
     let outcome = outcome.map_err(|error| trainer.together.fail(error))?;
@@ -345,6 +374,9 @@ fn resumed(args: &TrainArgs, name: &str, out: &Path, leads: bool) -> Result<(Sta
     if resume.is_none() {
         recipe.judge_new(&saved)?;
     }
+    if leads {
+        recipe::tell_idle(&recipe, &args.set);
+    }
     Ok((Start { recipe, resume, recorded: Some(recorded) }, lock))
 }
 
@@ -460,12 +492,13 @@ struct Show<'a> {
     shown: bool,
     /// Seconds since the last line, and how many of them were spent waiting for other processes.
     since: (Instant, f64),
+    phase: Arc<Phase>,
     /// Who is told besides.
     told: Option<&'a mut dyn Observer>,
 }
 
 impl<'a> Show<'a> {
-    fn new(trainer: &Trainer, told: Option<&'a mut dyn Observer>) -> Self {
+    fn new(trainer: &Trainer, phase: Arc<Phase>, told: Option<&'a mut dyn Observer>) -> Self {
         let steps = trainer.recipe.train.steps;
         let shown = trainer.together.leads();
         let bar = if shown { ProgressBar::new(steps) } else { ProgressBar::hidden() };
@@ -473,7 +506,7 @@ impl<'a> Show<'a> {
         let style = "{bar:32} {pos}/{len} {msg} left {eta}";
         bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
         bar.reset_eta();
-        Self { bar, task: trainer.recipe.task, steps, shown, since: (Instant::now(), 0.0), told }
+        Self { bar, task: trainer.recipe.task, steps, shown, since: (Instant::now(), 0.0), phase, told }
     }
 
     fn say(&self, line: String) {
@@ -485,6 +518,9 @@ impl<'a> Show<'a> {
 
 impl Observer for Show<'_> {
     fn stepped(&mut self, report: &StepReport, tok_per_s: f64, logged: bool) {
+        if report.index + 1 == self.steps {
+            self.phase.set(Phase::END);
+        }
         self.bar.set_position(report.index + 1);
         self.bar.set_message(format!("loss {:.4}, {tok_per_s:.0} tok/s,", report.loss));
         self.since.1 += report.waited_s;

@@ -16,7 +16,7 @@ use crate::report::{
     self, Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Texts, Versions,
 };
 use crate::text::Tokenizer;
-use crate::train::{Residuals, Source, Trainer, test_text};
+use crate::train::{Source, Trainer, test_text};
 
 /// Folder of the finished model in a run's folder.
 pub const MODEL: &str = "model";
@@ -122,9 +122,8 @@ fn mean(losses: &[f32]) -> f64 {
 
 /// Mean of the last 20 of steps that were of trits alone.
 fn last_losses(trainer: &Trainer) -> f64 {
-    let Trainer { losses, recipe, .. } = trainer;
-    let of_trits = recipe.train.steps - Residuals::end(&recipe.ternary, recipe.train.steps);
-    mean(&losses[losses.len().saturating_sub(of_trits.min(20) as usize)..])
+    let losses = trainer.losses_of_trits();
+    mean(&losses[losses.len().saturating_sub(20)..])
 }
 
 fn evaluation(p: &Perplexity) -> Evaluation {

@@ -204,3 +204,45 @@ fn bands(row: &Row, dir: &Path) -> Vec<Band> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sweep::Figure;
+
+    #[test]
+    fn a_page_says_why_nothing_is_ranked() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan: Plan = toml::from_str("recipe='copy'\nseeds=[0]").unwrap();
+        let (of_tokens, of_runs) =
+            ("a token of one setting is not a token of another", "No setting has two runs");
+        for (comparable, why, other) in [(false, of_tokens, of_runs), (true, of_runs, of_tokens)] {
+            let (outcomes, rows, figure) = (Vec::new(), Vec::new(), Figure::Validation);
+            let results = Results { outcomes, rows, noise: None, figure, comparable };
+            let page = page(&plan, &results, dir.path()).unwrap();
+            assert!(page.contains(why) && !page.contains(other), "{page}");
+        }
+    }
+
+    #[test]
+    fn a_run_without_a_diary_takes_no_curve_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let row = Row { figures: vec![(0, 1.0), (1, 2.0), (2, 3.0)], ..Row::default() };
+        for (seed, losses) in [(0, [4.0, 2.0]), (2, [6.0, 3.0])] {
+            let folder = dir.path().join(Run { settings: Vec::new(), seed }.folder());
+            let line = |(step, loss): (u64, f64)| {
+                serde_json::json!({
+                    "kind": "train", "step": step, "loss": loss, "lr": 0.1, "grad_norm": 1.0, "tokens": 1,
+                    "tok_per_s": 1.0, "elapsed_s": 1.0,
+                })
+                .to_string()
+            };
+            std::fs::create_dir_all(&folder).unwrap();
+            let lines: Vec<String> = (1..).zip(losses).map(line).collect();
+            std::fs::write(folder.join(METRICS), lines.join("\n")).unwrap();
+        }
+        let found: Vec<[f64; 4]> =
+            bands(&row, dir.path()).iter().map(|b| [b.step, b.low, b.mean, b.high]).collect();
+        assert_eq!(found, [[1.0, 4.0, 5.0, 6.0], [2.0, 2.0, 2.5, 3.0]]);
+    }
+}

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Progress, Trainer};
+use super::{Progress, Residuals, Trainer};
 use crate::config::Recipe;
 use crate::error::{Error, Result};
 use crate::files::{self, Bundle, DirectoryWriter, IfExists, if_there, sha256_hex};
@@ -31,6 +31,9 @@ const FORMAT: u32 = 1;
 pub(super) struct Saved {
     format: u32,
     pub progress: Progress,
+    /// The last step, counted from 1, that multiplied with latents; 0: none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_soft: Option<u64>,
     /// The recipe as it was followed, with the model that was trained.
     pub recipe: Option<Recipe>,
     /// [`crate::text::Corpus::fingerprint`] of the text; absent for a synthetic task, too.
@@ -96,6 +99,7 @@ pub fn save(run: &Path, trainer: &Trainer) -> Result<PathBuf> {
     let file = Saved {
         format: FORMAT,
         progress: trainer.progress,
+        last_soft: Some(trainer.last_soft),
         recipe: Some(trainer.recipe.clone()),
         corpus: trainer.source.fingerprint().map(String::from),
         teacher: trainer.teacher.as_ref().map(|teacher| teacher.digest().to_string()),
@@ -198,6 +202,7 @@ fn check_model(dir: &Path, saved: &Saved) -> Result<()> {
 pub fn restore(dir: &Path, trainer: &mut Trainer) -> Result<()> {
     let file = read(dir)?;
     check_model(dir, &file)?;
+    trainer.last_soft = last_soft(dir, &file, &trainer.recipe)?;
     let path = dir.join(OPTIMIZER);
     let stored = TensorFiles::open_file(&path)?;
     trainer.optimizer.restore(&trainer.model.decoder, &stored)?;
@@ -223,6 +228,22 @@ pub fn restore(dir: &Path, trainer: &mut Trainer) -> Result<()> {
     }
     trainer.progress = file.progress;
     Ok(())
+}
+
+/// [`Saved::last_soft`]; of a checkpoint from before it was kept, by the plan that it was trained by.
+fn last_soft(dir: &Path, file: &Saved, asked: &Recipe) -> Result<u64> {
+    let done = file.progress.step;
+    match file.last_soft {
+        Some(step) if step > done => {
+            let wanted = format!("at most the {done} steps that are done");
+            Err(Error::input(dir.join(TRAINER), "last_soft", step, wanted))
+        }
+        Some(step) => Ok(step),
+        None => {
+            let recipe = file.recipe.as_ref().unwrap_or(asked);
+            Ok(Residuals::end(&recipe.ternary, recipe.train.steps).min(done))
+        }
+    }
 }
 
 /// What `optimizer.safetensors` holds.

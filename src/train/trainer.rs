@@ -69,6 +69,8 @@ pub struct Trainer {
     pub together: Together,
     /// Loss of every step so far.
     pub losses: Vec<f32>,
+    /// The last step, counted from 1, that multiplied with latents; 0: none did.
+    pub(super) last_soft: u64,
     pub(super) watch: Watch,
     /// The last validation over everything held out, and the step it was made at.
     whole_validation: Option<(u64, Perplexity)>,
@@ -105,6 +107,7 @@ impl Trainer {
             progress: Progress::default(),
             together: Together::alone(),
             losses: Vec::new(),
+            last_soft: 0,
             watch,
             whole_validation: None,
             state: State::default(),
@@ -163,6 +166,9 @@ impl Trainer {
             together.join_updates(decoder, &mut self.updates)?;
         }
         self.progress.step += 1;
+        if residuals.is_some_and(|left| left.largest() > 0.0) {
+            self.last_soft = self.progress.step;
+        }
         self.losses.push(loss.mean() as f32);
         let relates = self.recipe.taught().is_some_and(DistillConfig::relates);
         Ok(StepReport {
@@ -176,6 +182,11 @@ impl Trainer {
             processes: together.size(),
             waited_s: (together.waited() - waited).as_secs_f64(),
         })
+    }
+
+    /// Losses of the steps since the last one that multiplied with latents, whatever plans they were taken by.
+    pub fn losses_of_trits(&self) -> &[f32] {
+        &self.losses[self.last_soft as usize..]
     }
 
     /// The gradients of `accumulate` batches, and their loss, added up over the processes.

@@ -10,6 +10,8 @@ mod paths;
 mod replaced;
 mod resume;
 mod starts;
+#[cfg(unix)]
+mod stops;
 
 use common::lab::{WORDS, text as said};
 use common::program;

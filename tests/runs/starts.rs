@@ -92,6 +92,48 @@ fn a_training_does_not_end_before_it_was_of_trits() {
     assert_eq!(left, Some(0.0), "the last step");
 }
 
+/// Which steps were of trits is a matter of the plans that they were taken by, not of the last one.
+#[test]
+fn the_bar_of_a_training_whose_plan_has_changed_is_of_its_steps_of_trits() {
+    let lab = Lab::new();
+    let start = ["train", "tiny.toml", "--out", "run", "--set", "ternary.anneal=0.5"];
+    lab.ok(&[&start[..], &["--set", "train.steps=20", "--set", "train.keep=20"]].concat());
+    let cut = |kept: u64| {
+        for step in (kept + 2..=20).step_by(2) {
+            let _ = fs::remove_dir_all(lab.path(format!("run/checkpoints/step-{step:08}")));
+        }
+    };
+    // Half of 20 steps are annealed: of those after the eighth none is, in a plan of 12 or 14.
+    let of_steps_after = |soft: usize, steps: usize| {
+        let losses: Vec<f64> = lab.records("train").iter().map(|r| r["loss"].as_f64().unwrap()).collect();
+        assert_eq!(losses.len(), steps);
+        let mean = |from: usize| losses[from..].iter().sum::<f64>() / (steps - from) as f64;
+        let found = lab.read_json("run/report.json")["last20_loss"].as_f64().unwrap();
+        assert!((found - mean(soft)).abs() < 1e-5, "{found}, wanted {}", mean(soft));
+        // By the last plan alone they would begin in its middle.
+        assert!((mean(steps / 2) - mean(soft)).abs() > 1e-4, "{losses:?}: this tests nothing");
+    };
+    let forget = |key: &str| {
+        let file = format!("{}/trainer.json", lab.newest());
+        lab.edit_json(&file, |trainer| drop(trainer.as_object_mut().unwrap().remove(key).unwrap()));
+    };
+    cut(8);
+    lab.resumes(&["--set", "train.steps=12"]);
+    of_steps_after(8, 12);
+    // The checkpoint knows, not its recipe.
+    lab.resumes(&["--set", "train.steps=14"]);
+    of_steps_after(8, 14);
+    // One from before this was kept was trained by the plan in it.
+    cut(8);
+    forget("last_soft");
+    lab.resumes(&["--set", "train.steps=12"]);
+    of_steps_after(8, 12);
+    let file = format!("{}/trainer.json", lab.newest());
+    lab.edit_json(&file, |trainer| trainer["last_soft"] = 13.into());
+    let refused = ["trainer.json: last_soft: found 13, wanted at most the 12 steps that are done"];
+    lab.refuses(&["--set", "train.steps=14"], &refused);
+}
+
 #[test]
 fn a_key_that_changes_nothing_is_told() {
     let lab = Lab::new();
