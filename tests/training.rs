@@ -6,7 +6,7 @@ use common::lab::{Lab, TINY, step, success, text};
 use common::{Rng, edit_json};
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use ternlm::config::Recipe;
@@ -136,29 +136,6 @@ fn moments_of_8_bits_resume_and_share_out_bit_for_bit() {
 }
 
 #[cfg(unix)]
-#[test]
-fn ctrl_c_saves_and_exits() {
-    let lab = Lab::new(KEYS);
-    let mut child = lab
-        .command(&["train", "tiny.toml", "--data", "text.txt", "--out", "run", "--set", "train.steps=100000"])
-        .args(["--set", "train.save_every=0"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let metrics = lab.path("run/metrics.jsonl");
-    while !fs::read_to_string(&metrics).is_ok_and(|t| t.contains("\"train\"")) {
-        assert!(child.try_wait().unwrap().is_none(), "ended by itself");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-    let out = child.wait_with_output().unwrap();
-    assert!(out.status.success());
-    assert!(text(&out).contains("--resume"), "{}", text(&out));
-    assert_eq!(fs::read_dir(lab.path("run/checkpoints")).unwrap().count(), 1);
-}
-
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     let lab = Lab::new(KEYS);

@@ -12,7 +12,8 @@ const CLASSES: [&str; 5] =
 ///
 /// transformers 4 follows the keys of these classes and llama.cpp's converter those of all (gguf-py/gguf/vocab.py), while
 /// transformers 5 takes `tokenizer.json` alone (5.24, tokenization_utils_base.py, `_from_pretrained`). So a post-processor that
-/// speaks of tokens holds, whatever the keys say, and beside one that does not the keys do.
+/// speaks of tokens holds, whatever the keys say, and beside one that does not the keys hold. An absent key puts nothing, though
+/// LLaMA's class in transformers 4 then takes `add_bos_token` for true.
 pub fn by_keys(post_processor: &Value, config: Option<&Map<String, Value>>) -> [bool; 2] {
     let class = config.and_then(|config| config.get("tokenizer_class")?.as_str()).unwrap_or_default();
     let follows = CLASSES.contains(&class.strip_suffix("Fast").unwrap_or(class)) && is_silent(post_processor);

@@ -1,7 +1,7 @@
 //! What a model is and what a training does, as plain structs. `judge.rs` and [`ModelConfig::validate`] are the only places
 //! where values are judged.
 
-pub mod around;
+pub(crate) mod around;
 mod idle;
 mod judge;
 mod model;

@@ -70,6 +70,7 @@ fn among_its_steps_a_training_stops_after_the_one_at_hand() {
     wait_for(&mut training.out, "Step 0:");
     training.interrupt("training stops after this step; a checkpoint will be saved");
     wait_for(&mut training.out, "Stopped at step ");
+    wait_for(&mut training.out, "--resume");
     assert!(training.process.wait().unwrap().success());
     assert_eq!(fs::read_dir(lab.path("run/checkpoints")).unwrap().count(), 1);
     assert!(!lab.path("run/report.json").exists());

@@ -290,8 +290,8 @@ fn a_prompt_begins_and_does_not_end() {
     assert_eq!(Tokenizer::gpt2().prefix(), [0u32; 0]);
 }
 
-/// The reference is the tokenizers crate, told by a post-processor what transformers 4.57 makes of the keys
-/// (`LlamaTokenizerFast.update_post_processor`).
+/// The reference is the tokenizers crate, told by a post-processor what transformers 4.57 makes of keys that are
+/// there (`LlamaTokenizerFast.update_post_processor`); an absent one puts nothing here.
 #[test]
 fn keys_say_what_stands_around_a_text_where_the_file_does_not() {
     let special = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});
