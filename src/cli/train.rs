@@ -100,9 +100,13 @@ impl Phase {
     /// What comes of the wish to stop.
     fn answer(&self) -> &'static str {
         match self.0.load(Ordering::SeqCst) {
-            Self::STEPS => "training stops after this step; a checkpoint will be saved",
+            Self::STEPS => {
+                "training stops after this step, unless it is the last; a checkpoint will be saved"
+            }
             Self::END => "every step is taken; what is left of the run goes on to its end",
-            _ => "training has not begun: it stops after its next step; a checkpoint will be saved",
+            _ => {
+                "training has not begun: it stops after its next step, if one is left; a checkpoint will be saved"
+            }
         }
     }
 }

@@ -7,6 +7,12 @@ use serde_json::{Map, Value, json};
 const CLASSES: [&str; 5] =
     ["LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer", "GPTNeoXTokenizer"];
 
+/// What `tokenizer_config.json` and `special_tokens_map.json` hold, in the order in which they are asked for special tokens: the
+/// former first where it lists `added_tokens_decoder`.
+pub fn in_order<T>(lists_added: bool, config: T, map: T) -> [T; 2] {
+    if lists_added { [config, map] } else { [map, config] }
+}
+
 /// Whether `add_bos_token` and `add_eos_token` of `config` (`tokenizer_config.json`) put their token before and after a text,
 /// where `tokenizer.json` has this `post_processor`.
 ///

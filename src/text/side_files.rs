@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 use super::builtin::END_OF_TEXT;
+use crate::config::around;
 use crate::files::{Bundle, write_bytes};
 use crate::{Error, Result};
 
@@ -75,7 +76,7 @@ impl SideFiles {
 
         let config = (config_name, config);
         let modern = config.1.as_ref().is_some_and(|c| c.1.contains_key("added_tokens_decoder"));
-        let order = if modern { [&config, &map] } else { [&map, &config] };
+        let order = around::in_order(modern, &config, &map);
         for key in NAMED {
             let stated = order.iter().find_map(|(name, file)| Some((*name, file.as_ref()?.1.get(key)?)));
             let text = match stated {

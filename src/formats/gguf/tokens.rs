@@ -375,11 +375,11 @@ impl Tokenizer<'_> {
         Ok(out)
     }
 
-    /// A special token as the files beside the tokenizer name it; which is asked first is said in `text/side_files.rs`.
+    /// A special token as the files beside the tokenizer name it.
     fn named(&self, key: &str) -> Option<&str> {
         let lists_added = self.side.get("added_tokens_decoder").is_some();
-        let order = if lists_added { [self.side, self.map] } else { [self.map, self.side] };
-        let stated = order.into_iter().find_map(|file| file.get(key))?;
+        let stated =
+            around::in_order(lists_added, self.side, self.map).into_iter().find_map(|file| file.get(key))?;
         stated.as_str().or(stated["content"].as_str())
     }
 
