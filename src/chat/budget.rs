@@ -45,28 +45,39 @@ impl Budget {
 
     /// Pays for a walk through all that the value holds, and refuses deep nesting.
     pub fn walk(&self, value: &Value) -> Result<(), Error> {
-        self.walk_at(value, 0)
+        self.walk_at(value, 0, false)
     }
 
-    fn walk_at(&self, value: &Value, depth: usize) -> Result<(), Error> {
+    /// [`Budget::walk`] of what a namespace or a loop is to hold from now on: nothing that may lead back to it, as a circle is
+    /// never freed.
+    pub fn walk_to_keep(&self, value: &Value) -> Result<(), Error> {
+        self.walk_at(value, 0, true)
+    }
+
+    fn walk_at(&self, value: &Value, depth: usize, to_keep: bool) -> Result<(), Error> {
         if depth > MAX_DEPTH {
             return Err(refuse(format!("lists or maps nested more than {MAX_DEPTH} deep")));
         }
+        if to_keep && may_lead_back(value) {
+            return Err(refuse("a namespace, a loop or a method that a namespace holds is not supported"));
+        }
         self.take(ITEM + value.as_str().map_or(0, str::len))?;
         if let Some(generator) = value.downcast_object_ref::<Generator>() {
-            return generator.items().iter().try_for_each(|item| self.walk_at(item, depth + 1));
+            // Not under its lock, which is taken again where an item leads back to it.
+            let items = generator.items().clone();
+            return items.iter().try_for_each(|item| self.walk_at(item, depth + 1, to_keep));
         }
         match value.kind() {
             ValueKind::Seq | ValueKind::Iterable => {
                 for item in value.try_iter()?.checked() {
-                    self.walk_at(&item?, depth + 1)?;
+                    self.walk_at(&item?, depth + 1, to_keep)?;
                 }
             }
             ValueKind::Map => {
                 for key in value.try_iter()?.checked() {
                     let key = key?;
-                    self.walk_at(&key, depth + 1)?;
-                    self.walk_at(&value.get_item(&key)?, depth + 1)?;
+                    self.walk_at(&key, depth + 1, to_keep)?;
+                    self.walk_at(&value.get_item(&key)?, depth + 1, to_keep)?;
                 }
             }
             _ => {}
@@ -77,4 +88,10 @@ impl Budget {
     pub fn walk_all(&self, values: &[Value]) -> Result<(), Error> {
         values.iter().try_for_each(|value| self.walk(value))
     }
+}
+
+/// Whether it may hold what is younger than itself, or hides what it holds.
+fn may_lead_back(value: &Value) -> bool {
+    let name = value.as_object().map_or("", |object| object.type_name());
+    ["::Namespace", "::Loop", "::BoundMethod"].iter().any(|end| name.ends_with(end))
 }

@@ -32,7 +32,8 @@ pub(super) fn add_to(env: &mut Environment<'_>, budget: &Budget) {
         env.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
             let args = args.into_values();
             let value = args.first().cloned().unwrap_or_default();
-            filter(&mut Cx { budget: &budget, state }, &value, Args::new(args.get(1..).unwrap_or_default())?)
+            let args = Args::new(&budget, args.get(1..).unwrap_or_default())?;
+            filter(&mut Cx { budget: &budget, state }, &value, args)
         });
     }
 }
@@ -151,11 +152,12 @@ fn striptags(cx: &mut Cx, value: &Value, args: Args) -> Made {
     Ok(words.join(" ").into())
 }
 
-fn float(_: &mut Cx, value: &Value, args: Args) -> Made {
+fn float(cx: &mut Cx, value: &Value, args: Args) -> Made {
     let [default] = args.bind("float", ["default"])?;
     if value.is_undefined() {
         return Err(refuse("float: an undefined value"));
     }
+    cx.budget.take(value.as_str().map_or(0, str::len))?;
     let made = match value.as_str() {
         Some(text) => parse_float(text),
         None => number(value).map(Num::float),
@@ -185,13 +187,14 @@ fn parse_int(text: &str, base: u32) -> Option<i128> {
     i128::from_str_radix(&format!("{sign}{digits}"), base).ok().filter(|_| !digits.starts_with(['+', '-']))
 }
 
-fn to_int(_: &mut Cx, value: &Value, args: Args) -> Made {
+fn to_int(cx: &mut Cx, value: &Value, args: Args) -> Made {
     let [default, base] = args.bind("int", ["default", "base"])?;
     let base = u32::try_from(int_or(&base, 10, "int")?).ok().filter(|b| (2..=36).contains(b));
     let base = base.ok_or_else(|| refuse("int: the base is 2 to 36"))?;
     if value.is_undefined() {
         return Err(refuse("int: an undefined value"));
     }
+    cx.budget.take(value.as_str().map_or(0, str::len))?;
     let whole = |f: f64| (f.is_finite() && f.abs() < 1e38).then_some(f.trunc() as i128);
     let made = match value.as_str() {
         Some(text) => parse_int(text, base).or_else(|| parse_float(text).and_then(whole)),

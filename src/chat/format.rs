@@ -50,6 +50,7 @@ fn converted(budget: &Budget, value: &Value, kind: char) -> Result<String, Error
 
 /// `template % values`.
 pub(super) fn printf(budget: &Budget, template: &str, values: &Value) -> Result<String, Error> {
+    budget.take(template.len())?;
     let list = if values.is_tuple() { items(budget, values)? } else { vec![values.clone()] };
     let mut list = list.into_iter();
     let mut named = false;

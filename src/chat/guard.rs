@@ -24,7 +24,7 @@ const STACK: usize = 64 << 20;
 pub(super) fn render(
     source: &str,
     context: Value,
-    setup: impl FnOnce(&mut Environment<'_>) + Send,
+    setup: impl FnOnce(&mut Environment<'_>, &Budget) + Send,
 ) -> Result<String, String> {
     with_room(|| render_here(source, context, setup))
 }
@@ -47,11 +47,12 @@ fn with_room<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<
 fn render_here(
     source: &str,
     context: Value,
-    setup: impl FnOnce(&mut Environment<'_>),
+    setup: impl FnOnce(&mut Environment<'_>, &Budget),
 ) -> Result<String, Error> {
     let (instructions, fuel) = compile(source)?;
-    let mut env = environment(&Budget::new());
-    setup(&mut env);
+    let budget = Budget::new();
+    let mut env = environment(&budget);
+    setup(&mut env, &budget);
     env.set_fuel(Some(fuel));
     let mut text = String::new();
     let mut out = machinery::make_string_output(&mut text);

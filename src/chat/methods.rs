@@ -22,7 +22,7 @@ pub(super) const METHODS: &[&str] = &[
 pub(super) const DICT_METHODS: &[&str] = &[".copy", ".get", ".items", ".keys", ".values"];
 
 pub(super) fn call(cx: &mut Cx, name: &str, receiver: &Value, values: &[Value]) -> Made {
-    let args = || Args::new(values);
+    let args = || Args::new(cx.budget, values);
     match receiver.kind() {
         ValueKind::String => on_text(cx.budget, name, receiver.as_str().unwrap_or_default(), args()?),
         ValueKind::Seq | ValueKind::Iterable if is_list(receiver) => {
@@ -38,8 +38,10 @@ pub(super) fn call(cx: &mut Cx, name: &str, receiver: &Value, values: &[Value]) 
 
 /// The engine's own methods: those of `loop`, and macros that a namespace holds.
 fn of_object(cx: &mut Cx, name: &str, receiver: &Value, values: &[Value]) -> Made {
-    // `loop.changed` compares them with the last ones.
-    cx.budget.walk_all(values)?;
+    // `loop.changed` compares them with the last ones, and keeps them.
+    let keeps = name == "changed";
+    let walk = |value| if keeps { cx.budget.walk_to_keep(value) } else { cx.budget.walk(value) };
+    values.iter().try_for_each(walk)?;
     if name == "cycle" && values.is_empty() {
         return Err(refuse("cycle: expected a value"));
     }
@@ -253,6 +255,7 @@ fn find(budget: &Budget, name: &str, text: &str, args: Args) -> Made {
         let list = if what.is_tuple() { items(budget, &what)? } else { vec![what] };
         for affix in &list {
             let affix = str_of(affix, name)?;
+            budget.take(affix.len())?;
             let is = |p: &str| if name == "endswith" { p.ends_with(affix) } else { p.starts_with(affix) };
             if part.is_some_and(is) {
                 return Ok(true.into());
@@ -314,9 +317,12 @@ fn on_text(budget: &Budget, name: &str, text: &str, args: Args) -> Made {
         "format_map" => {
             let [map] = args.bind(name, ["mapping"])?;
             let map = map.filter(is_dict).ok_or_else(|| missing("a dict"))?;
-            let keys = items(budget, &map)?;
-            let named = keys.iter().filter_map(|k| Some((k.as_str()?.to_owned(), map.get_item(k).ok()?)));
-            let args = Args { by_position: Vec::new(), by_name: named.collect() };
+            let mut args = Args { by_position: Vec::new(), by_name: Vec::new() };
+            for key in items(budget, &map)? {
+                let Some(name) = key.as_str() else { continue };
+                budget.take(name.len())?;
+                args.by_name.push((name.to_owned(), map.get_item(&key)?));
+            }
             return format::braces(budget, text, &args).map(Value::from);
         }
         "split" | "rsplit" => return split(budget, text, args, name == "rsplit"),

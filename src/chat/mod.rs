@@ -127,9 +127,10 @@ impl ChatTemplate {
             .now
             .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
         let slot = raised.clone();
-        let rendered = guard::render(&self.source, context, |env| {
+        let rendered = guard::render(&self.source, context, |env, budget| {
+            let paid = budget.clone();
             env.add_function("raise_exception", move |args: Rest<Value>| -> Result<Value, TemplateError> {
-                let text = args.first().map(Value::to_string).unwrap_or_default();
+                let text = args.first().map_or(Ok(String::new()), |value| values::text(&paid, value))?;
                 *slot.lock().unwrap_or_else(|e| e.into_inner()) = Some(text);
                 Err(TemplateError::new(ErrorKind::InvalidOperation, "raise_exception"))
             });

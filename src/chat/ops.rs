@@ -20,7 +20,7 @@ pub(super) struct Cx<'a, 's, 'e> {
 type Function = fn(&mut Cx<'_, '_, '_>, &[Value]) -> Made;
 
 pub(super) fn add_to(env: &mut Environment<'_>, budget: &Budget) {
-    let functions: [(&'static str, Function); 27] = [
+    let functions: [(&'static str, Function); 28] = [
         ("+", |cx, v| add(cx.budget, &v[0], &v[1])),
         ("-", |_, v| arithmetic('-', &v[0], &v[1])),
         ("*", |cx, v| multiply(cx.budget, &v[0], &v[1])),
@@ -57,6 +57,10 @@ pub(super) fn add_to(env: &mut Environment<'_>, budget: &Budget) {
         ("[:]", |cx, v| slice(cx.budget, v)),
         ("[i]", |cx, v| item(cx.budget, &v[0], &v[1])),
         ("a.b", |cx, v| attribute(cx.budget, &v[0], &v[1])),
+        ("ns.x=", |cx, v| {
+            cx.budget.walk_to_keep(&v[0])?;
+            Ok(v[0].clone())
+        }),
         ("for in", |cx, v| match v[0].kind() {
             ValueKind::String | ValueKind::None | ValueKind::Number | ValueKind::Bool => {
                 items(cx.budget, &v[0]).map(Value::from)
@@ -97,14 +101,14 @@ pub(super) fn add_to(env: &mut Environment<'_>, budget: &Budget) {
     for name in ["namespace", "dict"] {
         let (budget, namespace) = (budget.clone(), namespace.clone());
         env.add_function(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
-            let args = Args::new(&args.into_values())?;
+            let args = Args::new(&budget, &args.into_values())?;
             let dict = dict(&budget, args)?;
             if name == "dict" { Ok(dict) } else { namespace.call(state, &[dict]) }
         });
     }
     let paid = budget.clone();
     env.add_function("joiner", move |separator: Option<Value>| {
-        let separator = separator.map_or(Ok(", ".to_owned()), |s| text(&paid, &s))?;
+        let separator = separator.map_or(Ok(", ".to_owned()), |s| text(&paid, &s))?.into();
         Ok::<_, Error>(Value::from_object(Joiner { separator, used: AtomicUsize::new(0) }))
     });
 }
@@ -137,7 +141,7 @@ fn dict(budget: &Budget, args: Args) -> Made {
 /// Jinja's `joiner`: nothing at the first call, then the separator.
 #[derive(Debug)]
 struct Joiner {
-    separator: String,
+    separator: Value,
     used: AtomicUsize,
 }
 
@@ -148,7 +152,7 @@ impl Object for Joiner {
 
     fn call(self: &Arc<Self>, _: &mut State<'_, '_>, _: &[Value]) -> Made {
         let first = self.used.fetch_add(1, Relaxed) == 0;
-        Ok(if first { "".into() } else { self.separator.as_str().into() })
+        Ok(if first { "".into() } else { self.separator.clone() })
     }
 }
 

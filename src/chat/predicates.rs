@@ -60,7 +60,8 @@ pub(super) fn add_to(env: &mut Environment<'_>, budget: &Budget) {
         }),
         ("escaped", |_, v, _| Ok(v.is_safe())),
         ("divisibleby", |_, v, args| match (integer(v), integer(other(args, "divisibleby")?)) {
-            (Some(a), Some(b)) if b != 0 => Ok(a % b == 0),
+            // The least number by -1 has no quotient, and yet no rest.
+            (Some(a), Some(b)) if b != 0 => Ok(a.wrapping_rem(b) == 0),
             _ => Err(refuse("is divisibleby: expected two ints, the second not 0")),
         }),
     ];

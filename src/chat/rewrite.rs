@@ -59,13 +59,13 @@ fn stmt<'a>(tree: &Stmt<'a>, inside: Inside) -> Result<Stmt<'a>, Error> {
             Stmt::WithBlock(Spanned::new(node, w.span()))
         }
         Stmt::Set(s) => {
-            let node = ast::Set { target: target(&s.target), expr: expr(&s.expr) };
+            let node = ast::Set { target: target(&s.target), expr: assigned(&s.target, expr(&s.expr)) };
             Stmt::Set(Spanned::new(node, s.span()))
         }
         Stmt::SetBlock(s) => {
             let node = ast::SetBlock {
                 target: target(&s.target),
-                filter: s.filter.as_ref().map(expr),
+                filter: s.filter.as_ref().map(|filter| assigned(&s.target, expr(filter))),
                 body: body(&s.body, scope)?,
             };
             Stmt::SetBlock(Spanned::new(node, s.span()))
@@ -116,6 +116,20 @@ fn target<'a>(e: &Expr<'a>) -> Expr<'a> {
             Expr::GetAttr(Spanned::new(ast::GetAttr { expr: target(&g.expr), name: g.name }, g.span()))
         }
         other => expr(other),
+    }
+}
+
+/// What is assigned to a target, judged where a namespace is to hold it.
+fn assigned<'a>(to: &Expr<'a>, value: Expr<'a>) -> Expr<'a> {
+    let span = value.span();
+    if has_attribute(to) { call("ns.x=", vec![value], span) } else { value }
+}
+
+fn has_attribute(target: &Expr<'_>) -> bool {
+    match target {
+        Expr::GetAttr(_) => true,
+        Expr::List(l) => l.items.iter().any(has_attribute),
+        _ => false,
     }
 }
 

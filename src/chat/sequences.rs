@@ -26,6 +26,7 @@ fn reach(budget: &Budget, item: &Value, attribute: &Value, default: Option<&Valu
     let Some(path) = attribute.as_str() else { return ops::item(budget, item, attribute) };
     let mut found = item.clone();
     for part in path.split('.') {
+        budget.take(ITEM)?;
         let key = part.parse::<usize>().map_or_else(|_| Value::from(part), Value::from);
         found = ops::item(budget, &found, &key)?;
         if let Some(default) = default.filter(|_| found.is_undefined()) {
@@ -52,11 +53,14 @@ fn key(budget: &Budget, item: &Value, attribute: &Option<Value>, case_sensitive:
     }
 }
 
-fn length(_: &mut Cx, value: &Value, args: Args) -> Made {
+fn length(cx: &mut Cx, value: &Value, args: Args) -> Made {
     let [] = args.bind("length", [])?;
+    if let Some(text) = value.as_str() {
+        cx.budget.take(text.len())?;
+        return Ok(text.chars().count().into());
+    }
     match value.kind() {
         ValueKind::Undefined => Ok(0.into()),
-        ValueKind::String => Ok(value.as_str().map_or(0, |t| t.chars().count()).into()),
         _ => {
             let len = value.len().filter(|_| is_list(value) || is_dict(value));
             len.map(Value::from)
@@ -215,7 +219,9 @@ fn sort(cx: &mut Cx, value: &Value, args: Args) -> Made {
     // Several attributes are separated by commas.
     let attributes: Vec<Option<Value>> = match given(attribute) {
         Some(list) if list.as_str().is_some() => {
-            list.as_str().unwrap_or_default().split(',').map(|a| Some(a.into())).collect()
+            let list = list.as_str().unwrap_or_default();
+            cx.budget.take_times(list.len(), ITEM)?;
+            list.split(',').map(|a| Some(a.into())).collect()
         }
         one => vec![one],
     };

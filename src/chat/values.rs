@@ -146,7 +146,8 @@ fn write_repr(out: &mut String, value: &Value) {
             }
             out.push('}');
         }
-        ValueKind::Map => out.push_str("<object>"),
+        // What it holds was not paid for.
+        ValueKind::Map | ValueKind::Plain => out.push_str("<object>"),
         _ => out.push_str(&value.to_string()),
     }
 }
@@ -340,14 +341,19 @@ pub(super) struct Args {
 }
 
 impl Args {
-    pub fn new(values: &[Value]) -> Result<Self, Error> {
+    /// Pays for the texts among them: whoever is called reads them.
+    pub fn new(budget: &Budget, values: &[Value]) -> Result<Self, Error> {
         let mut by_position = values.to_vec();
         let mut by_name = Vec::new();
         if let Some(last) = by_position.pop_if(|v| v.is_kwargs()) {
             let named = Kwargs::try_from(last)?;
             for name in named.args() {
+                budget.take(name.len())?;
                 by_name.push((name.to_owned(), named.peek(name)?));
             }
+        }
+        for value in by_position.iter().chain(by_name.iter().map(|(_, value)| value)) {
+            budget.take(value.as_str().map_or(0, str::len))?;
         }
         Ok(Self { by_position, by_name })
     }
