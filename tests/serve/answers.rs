@@ -64,14 +64,19 @@ fn an_echo_is_scored_as_the_model_scores() {
     }
 }
 
-/// The probabilities of a prompt are in the answer once for each choice: a small request may ask for gigabytes.
+/// Probabilities are in the answer once for each choice: a small request may ask for gigabytes.
 #[test]
-fn an_echo_that_is_too_much_is_refused() {
+fn probabilities_that_are_too_many_are_refused() {
     let place = Place::new();
+    let refused = |body: &Value| {
+        let wrong = place.post("/v1/completions", body).json(400);
+        assert_eq!(wrong["error"]["param"], "logprobs", "{wrong}");
+    };
     let prompts = vec![vec![65; 4000]; 64];
     let mut body = json!({ "prompt": prompts, "max_tokens": 0, "echo": true, "logprobs": 20, "n": 8 });
-    let wrong = place.post("/v1/completions", &body).json(400);
-    assert_eq!(wrong["error"]["param"], "logprobs", "{wrong}");
+    refused(&body);
+    // As many that are still to be made.
+    refused(&json!({ "prompt": vec!["a"; 64], "max_tokens": 4000, "logprobs": 20, "n": 8 }));
     (body["prompt"], body["n"]) = (json!([[65, 66]]), 2.into());
     assert_eq!(place.post("/v1/completions", &body).json(200)["choices"][1]["text"], "AB");
 }
@@ -220,6 +225,11 @@ fn answers_keep_to_a_schema() {
     });
     let wrong = place.post("/v1/completions", &body).json(400);
     assert_eq!(wrong["error"]["param"], "response_format");
+    // Nor is it the server's fault that nothing keeps to one: whoever asks again after a 5xx would do so without end.
+    let body = json!({
+        "prompt": "x", "response_format": { "type": "json_schema", "json_schema": { "schema": { "$ref": "#" } } },
+    });
+    assert_eq!(place.post("/v1/completions", &body).json(400)["error"]["type"], "invalid_request_error");
 }
 
 #[test]
@@ -357,7 +367,10 @@ fn small_paths() {
     assert_eq!(place.get("/health").json(200), json!({ "status": "ok" }));
     assert_eq!(place.get("/v1/models").json(200)["data"][0]["id"], "tiny");
     assert_eq!(place.get("/v1/models/tiny").json(200)["max_model_len"], 4096);
-    assert_eq!(place.get("/v1/models/other").json(404)["error"]["code"], "model_not_found");
+    for other in ["other", "a%2Fb", "%FF"] {
+        let path = format!("/v1/models/{other}");
+        assert_eq!(place.get(&path).json(404)["error"]["code"], "model_not_found", "{other}");
+    }
     let tokens = place.post("/tokenize", &json!({ "content": "é!" })).json(200);
     assert_eq!((&tokens["tokens"], &tokens["count"]), (&json!([0xC3, 0xA9, 33]), &json!(3)));
     assert_eq!(place.post("/detokenize", &json!({ "tokens": [0xC3, 0xA9, 33] })).json(200)["content"], "é!");

@@ -156,6 +156,16 @@ fn time_is_bounded() {
     );
     body["stream"] = false.into();
     assert_eq!(place.post("/v1/completions", &body).json(504)["error"]["type"], "timeout_error");
+    // By OpenAI's reference: `response.failed`, with the response, is the last event of a stream that fails.
+    let body =
+        json!({ "input": "a", "max_output_tokens": 8000, "temperature": 1, "seed": 1, "stream": true });
+    let (event, data) = place.stream("/v1/responses", &body).last().unwrap();
+    let data: Value = serde_json::from_str(&data).unwrap();
+    assert_eq!((event.as_str(), &data["type"]), ("response.failed", &json!("response.failed")));
+    let response = &data["response"];
+    assert_eq!((&response["object"], &response["status"]), (&json!("response"), &json!("failed")));
+    assert_eq!(response["error"]["code"], "server_error", "{response}");
+    assert!(response["error"]["message"].as_str().unwrap().contains("time"), "{response}");
 }
 
 #[test]
@@ -164,7 +174,11 @@ fn a_key_opens_and_another_does_not() {
         Place::with(Form::Int8, Options { api_key: Some("open sesame".into()), ..Options::default() });
     let body = json!({ "prompt": "a", "max_tokens": 1 }).to_string();
     let ask = |headers: &[(&str, &str)]| call(place.port, "POST", "/v1/completions", headers, &body);
-    assert_eq!(ask(&[("authorization", "Bearer open sesame")]).status, 200);
+    // RFC 9110, 11.1: the name of a scheme is in any case, what follows is not.
+    for header in ["Bearer open sesame", "bearer open sesame"] {
+        assert_eq!(ask(&[("authorization", header)]).status, 200, "{header}");
+    }
+    assert_eq!(ask(&[("authorization", "Bearer Open sesame")]).status, 401);
     for headers in [&[][..], &[("authorization", "Bearer open sesam")], &[("authorization", "open sesame")]] {
         let refused = ask(headers);
         assert_eq!(refused.header("www-authenticate"), Some("Bearer"));

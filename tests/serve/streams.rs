@@ -106,7 +106,7 @@ fn a_response_is_streamed_as_named_events() {
     let body = json!({
         "input": [{ "role": "user", "content": [{ "type": "input_text", "text": "hello" }] }], "instructions": "Be brief.",
         "metadata": { "of": "me" },
-        "max_output_tokens": 25, "temperature": 1, "seed": 1, "stream": true,
+        "max_output_tokens": 25, "temperature": 0.7, "top_p": 0.9, "seed": 1, "stream": true,
     });
     let events: Vec<(String, Value)> =
         place.stream("/v1/responses", &body).map(|(event, data)| (event, parsed(&data))).collect();
@@ -129,13 +129,16 @@ fn a_response_is_streamed_as_named_events() {
     ];
     assert_eq!(names[names.len() - 4..], done);
     let text: String = events.iter().filter_map(|(_, data)| data["delta"].as_str()).collect();
-    let whole = json!({ "prompt": "[system]Be brief.[user]hello[assistant]", "max_tokens": 25, "temperature": 1, "seed": 1 });
+    let whole = json!({
+        "prompt": "[system]Be brief.[user]hello[assistant]", "max_tokens": 25, "temperature": 0.7, "top_p": 0.9, "seed": 1,
+    });
     assert_eq!(text, place.complete(&whole));
     let last = &events.last().unwrap().1["response"];
-    let asked = ["instructions", "metadata", "max_output_tokens", "text"].map(|name| &last[name]);
-    let wanted =
-        [json!("Be brief."), json!({ "of": "me" }), json!(25), json!({ "format": { "type": "text" } })];
-    assert_eq!(asked, wanted.each_ref());
+    // As it was asked for, and not as it is computed with.
+    for name in ["instructions", "metadata", "max_output_tokens", "temperature", "top_p"] {
+        assert_eq!(last[name], body[name], "{name}");
+    }
+    assert_eq!(last["text"], json!({ "format": { "type": "text" } }));
     assert_eq!(
         (&last["output"][0]["content"][0]["text"], &last["usage"]["output_tokens"]),
         (&json!(text), &json!(25))

@@ -69,6 +69,10 @@ pub trait Form: Send {
     fn finish(&mut self, _answer: &Answer) -> Vec<Frame> {
         Vec::new()
     }
+    /// Nothing more comes.
+    fn failed(&mut self, _answer: &Answer, error: &ApiError) -> Vec<Frame> {
+        vec![error.json().into()]
+    }
     /// The last line of a stream, beside its events.
     fn last_line(&self) -> Option<&'static str> {
         Some("[DONE]")
@@ -133,8 +137,10 @@ impl Answer {
                 (error(504, "timeout_error", "the time for a request is over"), "out of time")
             }
             Some(Failure::ShuttingDown(why)) => (error(503, "server_error", why), "shut down"),
+            // The request's own: as large, or as impossible, when it is asked again.
             Some(Failure::Constraint(why)) => {
-                (error(500, "server_error", &format!("the constraint: {why:.REASON$}")), "constraint")
+                let why = format!("the constraint: {why:.REASON$}");
+                (error(400, "invalid_request_error", &why), "constraint")
             }
             None => (error(500, "server_error", "the engine has failed"), "failed"),
         }

@@ -13,8 +13,8 @@ use crate::generate::Scored;
 use crate::serve::queue::{Generate, Piece};
 use crate::text::take_whole;
 
-/// Probabilities of prompts that an answer holds at most: some hundred bytes each.
-const ECHOED: usize = 1 << 20;
+/// Probabilities that an answer holds at most: some hundred bytes each.
+const SCORED: usize = 1 << 20;
 
 /// Tokens of an answer where a request does not say; that of OpenAI's API.
 const LIMIT: usize = 16;
@@ -29,20 +29,20 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     if fields.get("suffix").is_some() {
         return Err(fields.wrong("suffix", "null: this model does not fill gaps"));
     }
-    if let Some(best_of) = fields.get("best_of").filter(|best| best.as_u64() != Some(settings.choices as u64))
-    {
-        return Err(ApiError::field("best_of", best_of, format!("{}, as n says", settings.choices)));
+    if fields.get("best_of").is_some_and(|best| best.as_u64() != Some(settings.choices as u64)) {
+        return Err(fields.wrong("best_of", format!("{}, as n says", settings.choices)));
     }
     if echo && settings.stream && scores.is_some() {
         return Err(ApiError::field("echo", "true", "false where logprobs are streamed"));
     }
-    if let Some(top) = scores.filter(|_| echo) {
-        let tokens: usize = prompts.iter().map(Vec::len).sum();
+    let limit = limit(fields, &["max_tokens", "max_completion_tokens"], LIMIT)?;
+    if let Some(top) = scores {
+        let echoed: usize = prompts.iter().filter(|_| echo).map(Vec::len).sum();
+        let tokens = echoed + prompts.len() * limit.min(served.context);
         let all = tokens * settings.choices * (top + 1);
-        if all > ECHOED {
-            let found =
-                format!("{top} beside each of {tokens} tokens of prompts, {} times over", settings.choices);
-            let wanted = format!("at most {ECHOED} probabilities in all where echo is true");
+        if all > SCORED {
+            let found = format!("{top} beside each of {tokens} tokens, {} times over", settings.choices);
+            let wanted = format!("at most {SCORED} probabilities in all");
             return Err(ApiError::field("logprobs", found, wanted));
         }
     }
@@ -58,7 +58,6 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
         scored: scores.is_some(),
         ends: vec![End::default(); answer.choices.len()],
     };
-    let limit = limit(fields, &["max_tokens", "max_completion_tokens"], LIMIT)?;
     let (form, stream) = (Box::new(form), settings.stream);
     let prompt_scores = scores.filter(|_| echo);
     let generate = Some(Generate { scores, prompt_scores, constraint, ..settings.generate(limit) });

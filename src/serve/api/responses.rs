@@ -57,21 +57,21 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     let prompts = vec![messages::prompt(served, &said, "input", None, messages::variables(fields)?)?];
     let answer = Answer::new("resp", served, &prompts, 1);
     let limit = limit(fields, &["max_output_tokens"], served.context)?;
-    let form = Box::new(Responses { asked: asked(fields, &settings)?, sent: 0 });
+    let form = Box::new(Responses { asked: asked(fields)?, sent: 0 });
     let stream = settings.stream;
     let generate = Some(Generate { constraint, ..settings.generate(limit) });
     Ok(Work::Ask(Box::new(Ask { prompts, generate, answer, form, stream })))
 }
 
 /// What a response repeats of its request.
-fn asked(fields: &Fields<'_>, settings: &Settings) -> Result<Map<String, Value>, ApiError> {
+fn asked(fields: &Fields<'_>) -> Result<Map<String, Value>, ApiError> {
     let given = |name: &str| fields.get(name).cloned();
+    let given_or = |name: &str, default: Value| given(name).unwrap_or(default);
     let metadata = fields.map("metadata")?.map_or(json!({}), |map| map.object().clone().into());
-    let Settings { sampling, .. } = settings;
     let repeated = json!({
         "instructions": given("instructions"), "max_output_tokens": given("max_output_tokens"),
-        "metadata": metadata, "temperature": sampling.temperature,
-        "text": given("text").unwrap_or(json!({ "format": { "type": "text" } })), "top_p": sampling.top_p,
+        "metadata": metadata, "temperature": given_or("temperature", json!(1.0)),
+        "text": given_or("text", json!({ "format": { "type": "text" } })), "top_p": given_or("top_p", json!(1.0)),
     });
     Ok(repeated.as_object().cloned().unwrap_or_default())
 }
@@ -104,7 +104,7 @@ impl Responses {
 
     fn response(&self, answer: &Answer, status: &str, output: Value) -> Value {
         let details = (status == "incomplete").then(|| json!({ "reason": "max_output_tokens" }));
-        let usage = (status != "in_progress").then(|| {
+        let usage = matches!(status, "completed" | "incomplete").then(|| {
             json!({
                 "input_tokens": answer.prompt_tokens, "output_tokens": answer.made(),
                 "total_tokens": answer.prompt_tokens + answer.made(),
@@ -181,6 +181,13 @@ impl Form for Responses {
             self.frame("response.output_item.done", json!({ "output_index": 0, "item": item })),
             self.frame(last, json!({ "response": response })),
         ]
+    }
+
+    fn failed(&mut self, answer: &Answer, error: &ApiError) -> Vec<Frame> {
+        let said = json!([Self::part(&answer.choices[0].text)]);
+        let mut response = self.response(answer, "failed", json!([Self::item(answer, "incomplete", said)]));
+        response["error"] = json!({ "code": "server_error", "message": error.message });
+        vec![self.frame("response.failed", json!({ "response": response }))]
     }
 
     fn last_line(&self) -> Option<&'static str> {

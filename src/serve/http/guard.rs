@@ -12,7 +12,11 @@ use crate::serve::api::ApiError;
 pub fn key(headers: &HeaderMap, wanted: Option<&str>) -> Result<(), ApiError> {
     let Some(wanted) = wanted else { return Ok(()) };
     let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
-    let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
+    // A scheme is named in any case (RFC 9110, 11.1).
+    let given = match given.split_at_checked(b"Bearer ".len()) {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case(b"Bearer ") => key,
+        _ => &[],
+    };
     let same = Sha256::digest(given).ct_eq(&Sha256::digest(wanted.as_bytes()));
     if bool::from(same) {
         return Ok(());

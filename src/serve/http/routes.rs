@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -94,7 +95,9 @@ async fn metrics(State(app): State<App>) -> Response {
     (kind, app.metrics.text()).into_response()
 }
 
-async fn model(State(app): State<App>, Path(name): Path<String>) -> Response {
+async fn model(name: Result<Path<String>, PathRejection>, State(app): State<App>) -> Response {
+    // What is no text is no model's name.
+    let name = name.map_or_else(|_| String::new(), |Path(name)| name);
     match app.served.named(Some(&name)) {
         Ok(()) => json_of(200, &api::model(&app.served)),
         Err(wrong) => error(&wrong),
@@ -228,11 +231,8 @@ async fn whole(ask: Ask, mut events: UnboundedReceiver<Event>, record: &mut Reco
         }
     }
     record.ended("done");
-    if answer.prompt_scores.is_empty() {
-        return (200, form.whole(&answer).to_string());
-    }
-    // Probabilities of long prompts are megabytes, which other requests do not wait for.
-    let made = tokio::task::spawn_blocking(move || form.whole(&answer).to_string()).await;
+    // With probabilities it may be megabytes, which other requests do not wait for.
+    let made = spawn_blocking(move || form.whole(&answer).to_string()).await;
     let broken = || ApiError::new(500, "server_error", "the answer could not be written").json();
     made.map_or_else(|_| (500, broken().to_string()), |whole| (200, whole))
 }

@@ -56,7 +56,7 @@ impl Events {
         self.record.saw(&self.answer);
         if gone || self.answer.failure.is_some() {
             let (error, how) = self.answer.failed();
-            write_frames(vec![error.json().into()], &mut out);
+            write_frames(self.form.failed(&self.answer, &error), &mut out);
             self.end(how, &mut out);
         } else if self.answer.is_done() {
             write_frames(self.form.finish(&self.answer), &mut out);
