@@ -132,6 +132,7 @@ pub fn serialize<S: serde::Serializer>(path: &Path, out: S) -> Result<S::Ok, S::
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(unix)]
     use proptest::prelude::*;
 
     #[test]

@@ -79,35 +79,9 @@ pub fn cross_entropy(
     });
 }
 
-/// `ln sum e^x` of values that come in parts.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LogSumExp {
-    max: f32,
-    /// `sum e^(x - max)`
-    sum: f32,
-}
-
-impl Default for LogSumExp {
-    fn default() -> Self {
-        Self { max: f32::NEG_INFINITY, sum: 0.0 }
-    }
-}
-
-impl LogSumExp {
-    pub fn add(&mut self, part: &[f32]) {
-        let (top, sum) = shifted_sum(part, self.max);
-        self.sum = self.sum * (self.max - top).exp() + sum;
-        self.max = top;
-    }
-
-    pub fn value(&self) -> f32 {
-        self.max + self.sum.ln()
-    }
-}
-
 kernel! {
     /// The largest of the values and `least`, and `sum e^(x - largest)`.
-    fn shifted_sum<S>(row: &[f32], least: f32) -> (f32, f32) {
+    pub(super) fn shifted_sum<S>(row: &[f32], least: f32) -> (f32, f32) {
         let max = maximum(row);
         let max = if max > least { max } else { least };
         let mut sums = [0f32; 16];
@@ -119,25 +93,6 @@ kernel! {
             }
         }
         (max, sums.iter().sum::<f32>() + tail)
-    }
-}
-
-/// Some logits of a row become their gradient: `lse` is `ln Z` of the whole row, `target` the place of the target if it
-/// is among them.
-pub(super) fn gradient_of_row(
-    row: &mut [f32],
-    scored: bool,
-    target: Option<usize>,
-    lse: f32,
-    objective: Objective,
-) {
-    let Objective { scale, z_loss } = objective;
-    if !scored {
-        return row.fill(0.0);
-    }
-    probabilities(row, lse, scale * (1.0 + 2.0 * z_loss * lse));
-    if let Some(target) = target {
-        row[target] -= scale;
     }
 }
 

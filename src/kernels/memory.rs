@@ -23,8 +23,9 @@ pub struct LargePages;
 /// Bytes from which a buffer starts at a line of the cache.
 const ALIGNED: usize = 4096;
 const LINE: usize = 64;
-/// Bytes from which a buffer is given pages of its own.
+/// Bytes from which a buffer is given pages of its own, and of a large page.
 const LARGE: usize = 4 << 20;
+const HUGE: usize = 2 << 20;
 
 /// What the system is asked for in place of `layout`.
 fn wider(layout: Layout) -> Layout {
@@ -33,14 +34,8 @@ fn wider(layout: Layout) -> Layout {
     Layout::from_size_align(layout.size(), align).unwrap_or(layout)
 }
 
-#[cfg(target_os = "linux")]
 fn is_large(layout: Layout) -> bool {
-    layout.size() >= LARGE && layout.align() <= pages::HUGE
-}
-
-#[cfg(not(target_os = "linux"))]
-fn is_large(_: Layout) -> bool {
-    false
+    cfg!(target_os = "linux") && layout.size() >= LARGE && layout.align() <= HUGE
 }
 
 // SAFETY: every method gives what the same method of `System` would give for a layout at least as strict, or fresh pages;
@@ -85,10 +80,9 @@ unsafe impl GlobalAlloc for LargePages {
 
 #[cfg(target_os = "linux")]
 mod pages {
+    use super::HUGE;
     use std::ptr;
 
-    /// Bytes of a large page.
-    pub const HUGE: usize = 2 << 20;
     /// A multiple of the pages that Linux has on any processor: 4, 16 or 64 KiB.
     const PAGE: usize = 64 << 10;
 
@@ -154,7 +148,7 @@ mod tests {
                     assert_eq!(at as usize % LINE, 0, "{size} bytes");
                 }
                 if is_large(layout) {
-                    assert_eq!(at as usize % (2 << 20), 0, "{size} bytes");
+                    assert_eq!(at as usize % HUGE, 0, "{size} bytes");
                 }
                 assert!(std::slice::from_raw_parts(at, size).iter().all(|b| *b == 0));
                 at.write(7);

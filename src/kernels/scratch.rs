@@ -52,6 +52,7 @@ impl<T: Copy + Default> Aligned<T> {
     }
 
     /// What [`Aligned::first`] gave.
+    #[cfg(target_arch = "x86_64")]
     pub fn as_slice(&self, len: usize) -> &[T] {
         let at = self.start();
         &self.0[at..at + len]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use ternlm::files::{self, Bundle};
+use ternlm::files::Bundle;
 use ternlm::formats::manifest::Manifest;
 use ternlm::formats::tensors::{INDEX_NAME, TensorFiles};
 use ternlm::formats::{hf, npy};
@@ -178,7 +178,7 @@ fn what_is_no_regular_file_is_refused() {
         let message = (kind.read)(dir.path()).unwrap_err().to_string();
         assert!(message.contains(&format!("{}: file type: found a pipe", kind.name)), "{message}");
         fs::rename(&path, dir.path().join("x.partial-1")).unwrap();
-        assert_eq!(files::sweep(dir.path()).unwrap(), 0, "a pipe is not one of our leftovers");
+        assert_eq!(ternlm::files::sweep(dir.path()).unwrap(), 0, "a pipe is not one of our leftovers");
         fs::create_dir(&path).unwrap();
         let message = (kind.read)(dir.path()).unwrap_err().to_string();
         assert!(message.contains(&format!("{}: file type: found a folder", kind.name)), "{message}");

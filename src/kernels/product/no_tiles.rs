@@ -50,6 +50,7 @@ pub fn loss_and_gradients(_: Head<'_>) {
 pub struct Laid;
 
 pub enum Left<'a> {
+    #[expect(dead_code, reason = "nothing is multiplied here")]
     Dense(View<'a>),
 }
 

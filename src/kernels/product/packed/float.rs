@@ -5,12 +5,12 @@
 
 use rayon::prelude::*;
 
-use super::{AHEAD, Columns, Product, each_block};
+use super::{AHEAD, Columns, Prepared, Product, each_block};
 use crate::kernels::isa::lines_kernel;
 use crate::kernels::lines::Lines;
 use crate::kernels::scratch;
 use crate::kernels::simd::Simd;
-use crate::ternary::{BLOCK_ROWS, Density, LINE_BYTES, Layout};
+use crate::ternary::{Density, LINE_BYTES, Layout};
 
 /// Tables of some tokens.
 #[derive(Default)]
@@ -101,92 +101,65 @@ pub fn forward(x: &[f32], several: &[Product<'_>]) {
 
 lines_kernel! {
     fn block_of<D>(layout: &Layout, bytes: &[u8], x: &Tables, block: usize, y: Columns) {
-        for first in (0..x.tokens).step_by(2) {
-            // SAFETY: this instruction set was found on this machine, and the block's bytes are those of its layout.
-            unsafe {
-                match x.tokens - first {
-                    1 => tokens_of::<D, 1>(layout, bytes, x, first, block, y),
-                    _ => tokens_of::<D, 2>(layout, bytes, x, first, block, y),
+        // SAFETY: this instruction set was found on this machine, and the block's bytes are those of its layout, for which
+        // the tables were made.
+        unsafe { super::block_of::<D, _>(layout, bytes, x, block, y) }
+    }
+}
+
+impl Prepared for Tables {
+    fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    #[inline(always)]
+    unsafe fn part_of<D: Lines, const T: usize, const BASE3: bool>(
+        &self,
+        layout: &Layout,
+        bytes: &[u8],
+        part: usize,
+        first: usize,
+    ) -> [<D::F as Simd>::V; T] {
+        unsafe {
+            let width = 4 * D::F::LANES;
+            let line = layout.density().line();
+            let size = line * if D::PAIRS { 8 } else { 4 };
+            let mut at = bytes.as_ptr();
+            let mut totals = [D::F::zero(); T];
+            let mut tables: [*const f32; T] =
+                std::array::from_fn(|t| self.values.as_ptr().add((first + t) * self.stride));
+            for segment in layout.segments() {
+                let mut sums = [[D::F::zero(); 4]; T];
+                let lines = segment.len().div_ceil(line);
+                let half = BASE3 && (1..=line / 2).contains(&(segment.len() % line));
+                for i in 0..lines {
+                    let codes = if half && i + 1 == lines {
+                        let codes = D::load_half(at.add(part * width / 2));
+                        at = at.add(LINE_BYTES / 2);
+                        codes
+                    } else {
+                        let codes = at.add(part * width);
+                        D::F::prefetch(codes.wrapping_add(AHEAD).cast());
+                        at = at.add(LINE_BYTES);
+                        D::load(codes)
+                    };
+                    add_line::<D, T, BASE3>(codes, &tables, &mut sums);
+                    tables.iter_mut().for_each(|table| *table = table.add(size));
+                }
+                let scales = D::scales(at.add(part * width / 2));
+                at = at.add(LINE_BYTES / 2);
+                for (total, [a, b, c, d]) in totals.iter_mut().zip(sums) {
+                    let sum = D::F::add(D::F::add(a, b), D::F::add(c, d));
+                    *total = D::F::fma(scales, sum, *total);
                 }
             }
+            totals
         }
     }
 }
 
 /// # Safety
-/// As [`Lines`]; `bytes` are a block of the layout, and `x` was made for it.
-#[inline(always)]
-unsafe fn tokens_of<D: Lines, const T: usize>(
-    layout: &Layout,
-    bytes: &[u8],
-    x: &Tables,
-    first: usize,
-    block: usize,
-    y: Columns,
-) {
-    let lanes = D::F::LANES;
-    unsafe {
-        for part in 0..BLOCK_ROWS / lanes {
-            let totals = match layout.density() {
-                Density::TwoBit => part_of::<D, T, false>(layout, bytes, part, x, first),
-                Density::Base3 => part_of::<D, T, true>(layout, bytes, part, x, first),
-            };
-            for (t, total) in totals.into_iter().enumerate() {
-                y.put::<D::F>(first + t, block * BLOCK_ROWS + part * lanes, total);
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As [`tokens_of`].
-#[inline(always)]
-unsafe fn part_of<D: Lines, const T: usize, const BASE3: bool>(
-    layout: &Layout,
-    bytes: &[u8],
-    part: usize,
-    x: &Tables,
-    first: usize,
-) -> [<D::F as Simd>::V; T] {
-    unsafe {
-        let width = 4 * D::F::LANES;
-        let line = layout.density().line();
-        let size = line * if D::PAIRS { 8 } else { 4 };
-        let mut at = bytes.as_ptr();
-        let mut totals = [D::F::zero(); T];
-        let mut tables: [*const f32; T] =
-            std::array::from_fn(|t| x.values.as_ptr().add((first + t) * x.stride));
-        for segment in layout.segments() {
-            let mut sums = [[D::F::zero(); 4]; T];
-            let lines = segment.len().div_ceil(line);
-            let half = BASE3 && (1..=line / 2).contains(&(segment.len() % line));
-            for i in 0..lines {
-                let codes = if half && i + 1 == lines {
-                    let codes = D::load_half(at.add(part * width / 2));
-                    at = at.add(LINE_BYTES / 2);
-                    codes
-                } else {
-                    let codes = at.add(part * width);
-                    D::F::prefetch(codes.wrapping_add(AHEAD).cast());
-                    at = at.add(LINE_BYTES);
-                    D::load(codes)
-                };
-                add_line::<D, T, BASE3>(codes, &tables, &mut sums);
-                tables.iter_mut().for_each(|table| *table = table.add(size));
-            }
-            let scales = D::scales(at.add(part * width / 2));
-            at = at.add(LINE_BYTES / 2);
-            for (total, [a, b, c, d]) in totals.iter_mut().zip(sums) {
-                let sum = D::F::add(D::F::add(a, b), D::F::add(c, d));
-                *total = D::F::fma(scales, sum, *total);
-            }
-        }
-        totals
-    }
-}
-
-/// # Safety
-/// As [`tokens_of`].
+/// As [`Prepared::part_of`].
 #[inline(always)]
 unsafe fn add_line<D: Lines, const T: usize, const BASE3: bool>(
     line: D::Codes,
@@ -209,7 +182,7 @@ unsafe fn add_line<D: Lines, const T: usize, const BASE3: bool>(
 /// Adds what the codes choose from `count` tables, from table `first` of the line on.
 ///
 /// # Safety
-/// As [`tokens_of`].
+/// As [`Prepared::part_of`].
 #[inline(always)]
 unsafe fn look_up<D: Lines, const T: usize>(
     mut codes: D::Codes,

@@ -3,13 +3,13 @@
 
 use rayon::prelude::*;
 
-use super::{AHEAD, Columns, Product, each_block};
+use super::{AHEAD, Columns, Prepared, Product, each_block};
 use crate::kernels::isa::{kernel, lines_kernel};
 use crate::kernels::lines::Lines;
 use crate::kernels::product::rounding::{inverse, nearest, scale_of};
 use crate::kernels::scratch;
 use crate::kernels::simd::Simd;
-use crate::ternary::{BLOCK_ROWS, Density, LINE_BYTES, Layout};
+use crate::ternary::{LINE_BYTES, Layout};
 
 /// Bytes past the end of a token's inputs that a last line may look at; codes of 0 meet them.
 const SLACK: usize = 32;
@@ -78,97 +78,67 @@ pub fn forward(x: &[f32], several: &[Product<'_>]) {
 }
 
 lines_kernel! {
-    /// The columns of `y` that one block of rows makes, for all tokens.
     fn block_of<D>(layout: &Layout, bytes: &[u8], x: &Rounded, block: usize, y: Columns) {
-        for first in (0..x.tokens).step_by(2) {
-            // SAFETY: this instruction set was found on this machine, and the block's bytes are those of its layout.
-            unsafe {
-                match x.tokens - first {
-                    1 => tokens_of::<D, 1>(layout, bytes, x, first, block, y),
-                    _ => tokens_of::<D, 2>(layout, bytes, x, first, block, y),
+        // SAFETY: this instruction set was found on this machine, and the block's bytes are those of its layout, for which
+        // the inputs were rounded.
+        unsafe { super::block_of::<D, _>(layout, bytes, x, block, y) }
+    }
+}
+
+impl Prepared for Rounded {
+    fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    #[inline(always)]
+    unsafe fn part_of<D: Lines, const T: usize, const BASE3: bool>(
+        &self,
+        layout: &Layout,
+        bytes: &[u8],
+        part: usize,
+        first: usize,
+    ) -> [<D::F as Simd>::V; T] {
+        unsafe {
+            let width = 4 * D::F::LANES;
+            let line = layout.density().line();
+            let mut at = bytes.as_ptr();
+            let mut totals = [D::F::zero(); T];
+            let mut inputs: [*const i8; T] =
+                std::array::from_fn(|t| self.bytes.as_ptr().add((first + t) * self.stride));
+            for (s, segment) in layout.segments().enumerate() {
+                let mut sums = [[D::zero(); 5]; T];
+                let (whole, rest) = (segment.len() / line, segment.len() % line);
+                let half = BASE3 && rest > 0 && rest <= line / 2;
+                for _ in 0..whole {
+                    let codes = at.add(part * width);
+                    D::F::prefetch(codes.wrapping_add(AHEAD).cast());
+                    add_line::<D, T, BASE3>(D::load(codes), &inputs, 4, &mut sums);
+                    at = at.add(LINE_BYTES);
+                    inputs.iter_mut().for_each(|x| *x = x.add(line));
+                }
+                if half {
+                    let codes = D::load_half(at.add(part * width / 2));
+                    add_line::<D, T, BASE3>(codes, &inputs, 2, &mut sums);
+                    at = at.add(LINE_BYTES / 2);
+                } else if rest > 0 {
+                    add_line::<D, T, BASE3>(D::load(at.add(part * width)), &inputs, 4, &mut sums);
+                    at = at.add(LINE_BYTES);
+                }
+                inputs.iter_mut().for_each(|x| *x = x.add(rest));
+                let scales = D::scales(at.add(part * width / 2));
+                at = at.add(LINE_BYTES / 2);
+                for (t, (total, sums)) in totals.iter_mut().zip(sums).enumerate() {
+                    let offset = self.sums[(first + t) * self.segments + s];
+                    let sum = if in_place::<D>(T) { D::sized(sums) } else { D::add(sums[0], sums[1]) };
+                    let sum = D::total(sum, offset);
+                    *total = D::F::add(*total, D::F::mul(scales, sum));
                 }
             }
+            for (total, scale) in totals.iter_mut().zip(&self.scales[first..]) {
+                *total = D::F::mul(*total, D::F::splat(*scale));
+            }
+            totals
         }
-    }
-}
-
-/// `T` tokens from `first` on.
-///
-/// # Safety
-/// As [`Lines`]; `bytes` are a block of the layout, and `x` was rounded for it.
-#[inline(always)]
-unsafe fn tokens_of<D: Lines, const T: usize>(
-    layout: &Layout,
-    bytes: &[u8],
-    x: &Rounded,
-    first: usize,
-    block: usize,
-    y: Columns,
-) {
-    let lanes = D::F::LANES;
-    unsafe {
-        for part in 0..BLOCK_ROWS / lanes {
-            let totals = match layout.density() {
-                Density::TwoBit => part_of::<D, T, false>(layout, bytes, part, x, first),
-                Density::Base3 => part_of::<D, T, true>(layout, bytes, part, x, first),
-            };
-            for (t, total) in totals.into_iter().enumerate() {
-                let total = D::F::mul(total, D::F::splat(x.scales[first + t]));
-                y.put::<D::F>(first + t, block * BLOCK_ROWS + part * lanes, total);
-            }
-        }
-    }
-}
-
-/// Of some rows of a block, a lane for each, the sums over all segments.
-///
-/// # Safety
-/// As [`tokens_of`].
-#[inline(always)]
-unsafe fn part_of<D: Lines, const T: usize, const BASE3: bool>(
-    layout: &Layout,
-    bytes: &[u8],
-    part: usize,
-    x: &Rounded,
-    first: usize,
-) -> [<D::F as Simd>::V; T] {
-    unsafe {
-        let width = 4 * D::F::LANES;
-        let line = layout.density().line();
-        let mut at = bytes.as_ptr();
-        let mut totals = [D::F::zero(); T];
-        let mut inputs: [*const i8; T] =
-            std::array::from_fn(|t| x.bytes.as_ptr().add((first + t) * x.stride));
-        for (s, segment) in layout.segments().enumerate() {
-            let mut sums = [[D::zero(); 5]; T];
-            let (whole, rest) = (segment.len() / line, segment.len() % line);
-            let half = BASE3 && rest > 0 && rest <= line / 2;
-            for _ in 0..whole {
-                let codes = at.add(part * width);
-                D::F::prefetch(codes.wrapping_add(AHEAD).cast());
-                add_line::<D, T, BASE3>(D::load(codes), &inputs, 4, &mut sums);
-                at = at.add(LINE_BYTES);
-                inputs.iter_mut().for_each(|x| *x = x.add(line));
-            }
-            if half {
-                let codes = D::load_half(at.add(part * width / 2));
-                add_line::<D, T, BASE3>(codes, &inputs, 2, &mut sums);
-                at = at.add(LINE_BYTES / 2);
-            } else if rest > 0 {
-                add_line::<D, T, BASE3>(D::load(at.add(part * width)), &inputs, 4, &mut sums);
-                at = at.add(LINE_BYTES);
-            }
-            inputs.iter_mut().for_each(|x| *x = x.add(rest));
-            let scales = D::scales(at.add(part * width / 2));
-            at = at.add(LINE_BYTES / 2);
-            for (t, (total, sums)) in totals.iter_mut().zip(sums).enumerate() {
-                let offset = x.sums[(first + t) * x.segments + s];
-                let sum = if in_place::<D>(T) { D::sized(sums) } else { D::add(sums[0], sums[1]) };
-                let sum = D::total(sum, offset);
-                *total = D::F::add(*total, D::F::mul(scales, sum));
-            }
-        }
-        totals
     }
 }
 
@@ -179,7 +149,7 @@ const fn in_place<D: Lines>(tokens: usize) -> bool {
 }
 
 /// # Safety
-/// As [`tokens_of`].
+/// As [`Prepared::part_of`].
 #[inline(always)]
 unsafe fn add_line<D: Lines, const T: usize, const BASE3: bool>(
     line: D::Codes,
@@ -202,7 +172,7 @@ unsafe fn add_line<D: Lines, const T: usize, const BASE3: bool>(
 }
 
 /// # Safety
-/// As [`tokens_of`].
+/// As [`Prepared::part_of`].
 #[inline(always)]
 unsafe fn add_codes<D: Lines, const T: usize, const N: usize>(
     codes: [D::Codes; N],

@@ -6,7 +6,7 @@
 //! every lane choose from a table of the inputs' signed sums. Either way a block of 16 rows goes through the registers
 //! while it is in the first-level cache, for all tokens: weights are read from memory once.
 
-mod apart;
+pub mod apart;
 mod direct;
 mod float;
 mod integer;
@@ -15,10 +15,9 @@ mod panels;
 
 use rayon::prelude::*;
 
-pub use apart::take_apart;
-
 use super::operands::{Output, Target};
 use crate::config::Inputs;
+use crate::kernels::lines::Lines;
 use crate::kernels::scratch;
 use crate::kernels::simd::Simd;
 use crate::kernels::{team, threads};
@@ -128,6 +127,68 @@ fn each_part_of(
         }
     };
     if parts < 2 { run(0) } else { team::share(parts, run) }
+}
+
+/// Inputs of a few tokens, as lines of codes meet them.
+trait Prepared {
+    fn tokens(&self) -> usize;
+
+    /// Of some rows of a block, a lane for each, the products with `T` tokens from `first` on.
+    ///
+    /// # Safety
+    /// As [`Lines`]; `bytes` are a block of the layout for which the inputs were prepared.
+    unsafe fn part_of<D: Lines, const T: usize, const BASE3: bool>(
+        &self,
+        layout: &Layout,
+        bytes: &[u8],
+        part: usize,
+        first: usize,
+    ) -> [<D::F as Simd>::V; T];
+}
+
+/// The columns of `y` that one block of rows makes, for all tokens.
+///
+/// # Safety
+/// As [`Prepared::part_of`].
+#[inline(always)]
+unsafe fn block_of<D: Lines, X: Prepared>(layout: &Layout, bytes: &[u8], x: &X, block: usize, y: Columns) {
+    for first in (0..x.tokens()).step_by(2) {
+        // SAFETY: by the caller's word.
+        unsafe {
+            match x.tokens() - first {
+                1 => tokens_of::<D, X, 1>(layout, bytes, x, first, block, y),
+                _ => tokens_of::<D, X, 2>(layout, bytes, x, first, block, y),
+            }
+        }
+    }
+}
+
+/// `T` tokens from `first` on.
+///
+/// # Safety
+/// As [`Prepared::part_of`].
+#[inline(always)]
+unsafe fn tokens_of<D: Lines, X: Prepared, const T: usize>(
+    layout: &Layout,
+    bytes: &[u8],
+    x: &X,
+    first: usize,
+    block: usize,
+    y: Columns,
+) {
+    let lanes = D::F::LANES;
+    // SAFETY: by the caller's word.
+    unsafe {
+        for part in 0..BLOCK_ROWS / lanes {
+            let totals = match layout.density() {
+                Density::TwoBit => x.part_of::<D, T, false>(layout, bytes, part, first),
+                Density::Base3 => x.part_of::<D, T, true>(layout, bytes, part, first),
+            };
+            for (t, total) in totals.into_iter().enumerate() {
+                y.put::<D::F>(first + t, block * BLOCK_ROWS + part * lanes, total);
+            }
+        }
+    }
 }
 
 /// The columns of a result that a block of rows makes.

@@ -12,7 +12,7 @@ use super::gemm::{Laid, Left};
 use super::split::{self, Operand, ROUNDED, Side, lines};
 use super::unit::Unit;
 use super::{DEPTH, Part, SUMMED, panel_times, scale_into, scales_of, sums_of_segments, trits};
-use crate::kernels::cross_entropy::{IGNORE, LogSumExp, Objective, gradient_of_row};
+use crate::kernels::cross_entropy::{IGNORE, Objective, probabilities, shifted_sum};
 use crate::kernels::product::operands::{Head, Output, Target, View};
 use crate::kernels::product::rounding::segments;
 use crate::kernels::profile::{Phase, scope};
@@ -305,5 +305,44 @@ fn make_logits(unit: &Unit, cut: &Cut<'_>, first: usize, n: usize, count: usize,
             }
             (before, to) = (before + segments.iter().map(Cut::steps).sum::<usize>(), To::Add);
         }
+    }
+}
+
+/// `ln sum e^x` of values that come in parts.
+#[derive(Clone, Copy, Debug)]
+struct LogSumExp {
+    max: f32,
+    /// `sum e^(x - max)`
+    sum: f32,
+}
+
+impl Default for LogSumExp {
+    fn default() -> Self {
+        Self { max: f32::NEG_INFINITY, sum: 0.0 }
+    }
+}
+
+impl LogSumExp {
+    fn add(&mut self, part: &[f32]) {
+        let (top, sum) = shifted_sum(part, self.max);
+        self.sum = self.sum * (self.max - top).exp() + sum;
+        self.max = top;
+    }
+
+    fn value(&self) -> f32 {
+        self.max + self.sum.ln()
+    }
+}
+
+/// Some logits of a row become their gradient: `lse` is `ln Z` of the whole row, `target` the place of the target if it
+/// is among them.
+fn gradient_of_row(row: &mut [f32], scored: bool, target: Option<usize>, lse: f32, objective: Objective) {
+    let Objective { scale, z_loss } = objective;
+    if !scored {
+        return row.fill(0.0);
+    }
+    probabilities(row, lse, scale * (1.0 + 2.0 * z_loss * lse));
+    if let Some(target) = target {
+        row[target] -= scale;
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::trits::steps_int8;
 use crate::kernels::lines::Lines;
-use crate::kernels::product::packed::take_apart;
+use crate::kernels::product::packed::apart::take_apart;
 use crate::kernels::simd::Simd;
 use crate::kernels::x86_64::amx::{Line, PANEL, STEP, TILE};
 use crate::kernels::x86_64::{avx512::Avx512, lines::Vnni};
