@@ -8,6 +8,8 @@
 //! removed. A crash between the two renames leaves no `NAME`, but the complete old one: [`recover`], which [`sweep`]
 //! and all writers call first, renames it back. [`remove_folder`] gives a folder a partial name first, so that no
 //! crash leaves half of it under its own.
+//!
+//! Errors name what was to be written, not what it is called until then.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -26,8 +28,8 @@ pub fn write_file(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> 
     may_be_file(path)?;
     // A folder that cannot be read, or is not there, says so when the file is created in it.
     let _ = recover(path);
-    let (temp, file) =
-        create_beside(path, |temp| OpenOptions::new().write(true).create_new(true).open(temp).map(Some))?;
+    let create = |temp: &Path| OpenOptions::new().write(true).create_new(true).open(temp).map(Some);
+    let (temp, file) = create_beside(path, "create", create)?;
     let file = file.expect("a file was opened");
     let finish = || {
         let mut out = BufWriter::with_capacity(1 << 20, &file);
@@ -38,8 +40,9 @@ pub fn write_file(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> 
         fs::rename(&temp, path).map_err(Error::io("rename a file to", path))?;
         sync_folder(parent(path))
     };
-    finish().inspect_err(|_| {
+    finish().map_err(|error| {
         let _ = fs::remove_file(&temp);
+        as_wanted(error)
     })
 }
 
@@ -84,7 +87,7 @@ impl DirectoryWriter {
 
     /// Puts everything written onto the disk and gives the folder its name.
     pub fn commit(mut self) -> Result<()> {
-        sync_tree(self.path())?;
+        sync_tree(self.path()).map_err(as_wanted)?;
         let target = &self.target;
         let rename_in =
             || fs::rename(self.path(), target).map_err(Error::io("rename a finished folder to", target));
@@ -155,7 +158,7 @@ impl Partial {
         recover(target)?;
         judge()?;
         // Where a folder cannot be opened or locked, there is no lock and `sweep` keeps away from it.
-        let (path, _lock) = create_beside(target, |partial| {
+        let (path, _lock) = create_beside(target, "create", |partial| {
             fs::create_dir(partial)?;
             match File::open(partial) {
                 // A `sweep` was faster: as if the name were taken.
@@ -180,11 +183,10 @@ impl Drop for Partial {
 /// Removes a folder so that it is there whole or, for every reader of its name, gone.
 pub fn remove_folder(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
-    let free = |attempt| suffixed(path, PARTIAL, attempt).map(|name| (!name.exists()).then_some(name));
-    let Some(doomed) = (0..1000).find_map(|attempt| free(attempt).transpose()).transpose()? else {
-        return Err(Error::usage(format!("too many leftovers {}{PARTIAL}* : remove them", path.display())));
-    };
-    fs::rename(path, &doomed).map_err(Error::io("remove", path))?;
+    let (doomed, _) = create_beside(path, "remove", |free| match free.exists() {
+        true => Err(io::ErrorKind::AlreadyExists.into()),
+        false => fs::rename(path, free).map(|()| None),
+    })?;
     fs::remove_dir_all(&doomed).map_err(Error::io("remove", &doomed))
 }
 
@@ -235,9 +237,7 @@ fn leftovers(folder: &Path) -> Result<Vec<(PathBuf, PathBuf, &'static str)>> {
         // Our own names are kept byte for byte where they are not UTF-8, but such leftovers are not swept.
         let Some(name) = name.to_str() else { continue };
         for kind in [PARTIAL, OLD] {
-            let Some((base, tail)) = name.rsplit_once(kind) else { continue };
-            let ours = tail.split('-').all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
-            if ours && !base.is_empty() {
+            if let Some((base, _)) = parted(name, kind) {
                 found.push((entry.path(), folder.join(base), kind));
             }
         }
@@ -290,9 +290,10 @@ fn occupied(target: &Path, if_exists: IfExists) -> Result<bool> {
     }
 }
 
-/// Creates something under a free partial name beside `target` and locks it.
+/// Creates something under a free partial name beside `target` and locks it. `action` is what is being done to the target.
 fn create_beside(
     target: &Path,
+    action: &'static str,
     create: impl Fn(&Path) -> io::Result<Option<File>>,
 ) -> Result<(PathBuf, Option<File>)> {
     for attempt in 0..1000 {
@@ -310,7 +311,7 @@ fn create_beside(
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(Error::io("create", &partial)(error)),
+            Err(error) => return Err(as_wanted(Error::io(action, target)(error))),
         }
     }
     Err(Error::usage(format!("too many leftovers {}{PARTIAL}* : remove them", target.display())))
@@ -328,6 +329,38 @@ fn suffixed(target: &Path, suffix: &str, attempt: usize) -> Result<PathBuf> {
         name.push(format!("-{attempt}"));
     }
     Ok(target.with_file_name(name))
+}
+
+/// What a name with such a suffix was before, and the id of the process that gave it.
+fn parted<'a>(name: &'a str, suffix: &str) -> Option<(&'a str, &'a str)> {
+    let (base, tail) = name.rsplit_once(suffix)?;
+    let ours = tail.split('-').all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    (ours && !base.is_empty()).then(|| (base, tail.split('-').next().unwrap_or(tail)))
+}
+
+/// An error about what this process is writing, by the name that it is to have.
+fn as_wanted(error: Error) -> Error {
+    match error {
+        Error::Io { action, path, source } => Error::Io { action, path: wanted(&path), source },
+        other => other,
+    }
+}
+
+/// A path without the suffixes of this process. A [`FileWriter`]'s folder and the file in it become one.
+fn wanted(path: &Path) -> PathBuf {
+    let own = std::process::id().to_string();
+    let mut wanted = PathBuf::new();
+    let mut before: Option<&OsStr> = None;
+    for part in path.components() {
+        let name = part.as_os_str();
+        if before.take() == Some(name) {
+            continue;
+        }
+        let parted = name.to_str().and_then(|name| parted(name, PARTIAL));
+        before = parted.filter(|(_, process)| *process == own).map(|(base, _)| OsStr::new(base));
+        wanted.push(before.unwrap_or(name));
+    }
+    wanted
 }
 
 fn parent(path: &Path) -> &Path {
@@ -437,6 +470,33 @@ mod tests {
         assert_eq!(names(target.parent().unwrap()), ["m.gguf"]);
         let folder = FileWriter::new(dir.path().join("deep")).unwrap_err().to_string();
         assert!(folder.contains("is no file"), "{folder}");
+    }
+
+    #[test]
+    fn errors_name_what_was_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = |result: Result<()>, action: &str, wanted: &Path| {
+            let error = result.unwrap_err().to_string();
+            assert!(error.starts_with(&format!("cannot {action} {}: ", wanted.display())), "{error}");
+        };
+        // A disk that is full.
+        let full = |path: &Path| {
+            write_file(path, |_| Err(Error::io("write", path)(io::ErrorKind::StorageFull.into())))
+        };
+        let [file, folder] = ["m.gguf", "model"].map(|name| dir.path().join(name));
+        said(full(&file), "write", &file);
+        let writer = FileWriter::new(&file).unwrap();
+        said(full(&writer.path()), "write", &file);
+        let writer = DirectoryWriter::new(&folder, IfExists::Refuse).unwrap();
+        said(full(&writer.path().join("config.json")), "write", &folder.join("config.json"));
+        // A name that leaves no room for a suffix.
+        let long = dir.path().join("x".repeat(250));
+        said(write_bytes(&long, b""), "create", &long);
+        said(FileWriter::new(&long).map(drop), "create", &long);
+        said(DirectoryWriter::new(&long, IfExists::Refuse).map(drop), "create", &long);
+        said(remove_folder(dir.path().join("absent")), "remove", &dir.path().join("absent"));
+        let of_another = Path::new("a.partial-4000000/a");
+        assert_eq!(wanted(of_another), of_another);
     }
 
     #[test]

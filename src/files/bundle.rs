@@ -10,6 +10,9 @@ use std::sync::Arc;
 use super::{if_there, read_limited, utf8};
 use crate::error::{Error, Result};
 
+/// The largest file that is read of those that may hold a vocabulary: published ones are below 40 MB.
+pub const MAX_FILE: u64 = 256 << 20;
+
 /// Files by name: those of a folder, or those that one file holds. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Bundle {

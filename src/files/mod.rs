@@ -10,11 +10,12 @@ pub mod path_text;
 pub use atomic::{
     DirectoryWriter, FileWriter, IfExists, recover, remove_folder, sweep, write_bytes, write_file,
 };
-pub use bundle::Bundle;
+pub use bundle::{Bundle, MAX_FILE};
 pub use bytes::Bytes;
 pub use lock::{FolderLock, Turn};
 pub use mapped::Mapped;
 
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -63,6 +64,13 @@ pub fn utf8(path: &Path, offset: u64, bytes: Vec<u8>) -> Result<String> {
         let found = format!("the byte 0x{:02x}", e.as_bytes()[at]);
         Error::input(path, format!("byte {}", offset + at as u64), found, "UTF-8 text")
     })
+}
+
+/// The text of a JSON file of ours: indented, and its last line ended.
+pub fn json_text(value: &impl Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(value).expect("plain data has a JSON form");
+    text.push(b'\n');
+    text
 }
 
 /// `None` where `read` failed because there is no such file.

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use super::tensors::{TensorFiles, TensorView};
 use crate::error::Result;
-use crate::ternary::{CODES_PER_WORD, Grouping, TernaryMatrix, ZERO_WORD};
+use crate::ternary::{CODES_PER_WORD, Grouping, TernaryMatrix, ZERO_WORD, bad_code};
 
 const WEIGHT: &str = ".weight";
 const SCALE: &str = ".weight_scale";
@@ -97,9 +97,8 @@ impl<'a> Parts<'a> {
                 }
             }
         });
-        if let Some(at) = bytes.iter().position(|b| b & (b >> 1) & 0x55 != 0) {
-            let i = (0..4).position(|i| bytes[at] >> (2 * i) & 3 == 3).unwrap_or(0);
-            let place = format!("row {}, column {}", at / cols + i * (rows / 4), at % cols);
+        if let Some([row, col]) = bad_code(&words, cols) {
+            let place = format!("row {row}, column {col}");
             return Err(self.codes.bad(&place, "code 3", "0, 1 or 2"));
         }
         let groups = rows * cols.div_ceil(grouping.size(cols));

@@ -98,18 +98,17 @@ impl Index {
 
     /// Writes `lessons.json` into the folder, which is there.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        files::write_bytes(folder.join(FILE_NAME), self.text().as_bytes())
+        files::write_bytes(folder.join(FILE_NAME), &self.text())
     }
 
-    fn text(&self) -> String {
+    fn text(&self) -> Vec<u8> {
         #[derive(Serialize)]
         struct Written<'a> {
             format: usize,
             #[serde(flatten)]
             index: &'a Index,
         }
-        let written = Written { format: FORMAT, index: self };
-        serde_json::to_string_pretty(&written).expect("plain data has a JSON form") + "\n"
+        files::json_text(&Written { format: FORMAT, index: self })
     }
 
     fn digest(&self) -> String {

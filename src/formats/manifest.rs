@@ -93,9 +93,7 @@ impl Manifest {
 
     /// The text of `ternary.json`.
     pub fn text(&self) -> Vec<u8> {
-        let mut text = serde_json::to_vec_pretty(self).expect("plain data has a JSON form");
-        text.push(b'\n');
-        text
+        files::json_text(self)
     }
 }
 

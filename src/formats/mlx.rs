@@ -11,13 +11,12 @@
 //! and its weights are `s * code + b`: with codes `trit + 1` and `b = -s` exactly `s * trit`. Anything else is no ternary
 //! matrix and is refused.
 
-use half::f16;
 use safetensors::Dtype;
 use std::collections::BTreeMap;
 
 use super::tensors::{Data, Tensor, TensorFiles, TensorView};
 use crate::error::Result;
-use crate::ternary::{CODES_PER_WORD, Grouping, TernaryMatrix};
+use crate::ternary::{CODES_PER_WORD, Grouping, TernaryMatrix, bad_code, f16_holds};
 
 /// Group sizes that MLX has, the largest first: it takes the fewest bits.
 const GROUPS: [usize; 3] = [128, 64, 32];
@@ -138,7 +137,7 @@ impl<'a> Parts<'a> {
                 let wanted = "a bias that is minus the scale: weights that are ternary";
                 return Err(self.codes.bad(&place(), found, wanted));
             }
-            if !(s.is_finite() && *s >= 0.0 && f16::from_f32(*s).to_f32() == *s) {
+            if !(*s >= 0.0 && f16_holds(*s)) {
                 let wanted = "a number of 0 or more that f16 holds";
                 return Err(self.codes.bad(&place(), format!("scale {s}"), wanted));
             }
@@ -160,9 +159,7 @@ impl<'a> Parts<'a> {
         }
         let words = self.codes.bytes_of(Dtype::U32, &[rows, cols / CODES_PER_WORD])?;
         let words: Vec<u32> = words.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
-        if let Some(at) = words.iter().position(|w| w & (w >> 1) & 0x5555_5555 != 0) {
-            let within = (0..CODES_PER_WORD).position(|j| words[at] >> (2 * j) & 3 == 3).unwrap_or(0);
-            let (row, col) = (at * CODES_PER_WORD / cols, at * CODES_PER_WORD % cols + within);
+        if let Some([row, col]) = bad_code(&words, cols) {
             let place = format!("row {row}, column {col}");
             return Err(self.codes.bad(&place, "code 3", "0, 1 or 2: weights that are ternary"));
         }

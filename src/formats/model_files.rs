@@ -4,6 +4,7 @@
 //! kind of file is found by [`is_model`] and [`files_of`], read by [`ModelFiles::open`], and is one more case of `Tensors`
 //! and, where it holds trits as such, of `Held`.
 
+use serde_json::json;
 use std::path::Path;
 
 use super::coded::{self, Coded};
@@ -118,7 +119,7 @@ impl ModelFiles {
         // A packed file holds what its model uses.
         description.model.tie_embeddings &= !packed.stored().contains(hf::HEAD);
         if let Some(note) = description.ternary.iter().find(|note| note.form != Form::Packed) {
-            let found = format!("{:?}", note.form);
+            let found = json!(note.form);
             return Err(Error::input(files.path_of(hf::FILE_NAME), "ternlm.form", found, "\"packed\""));
         }
         Ok(Self { description, files, recognised: None, tensors: Tensors::Packed(packed) })

@@ -24,6 +24,8 @@ use crate::files::Bundle;
 use crate::ternary::{Density, Grouping, PackedMatrix};
 use safetensors::Dtype;
 
+pub use crate::files::MAX_FILE;
+
 /// The key of the header's metadata.
 const KEY: &str = "ternlm.packed";
 /// The only version so far.
@@ -48,8 +50,6 @@ pub const EMBEDDED: [&str; 9] = [
 /// Those of them that say what the file holds, so that they cannot be taken over.
 pub const WRITTEN_ANEW: [&str; 3] =
     [super::hf::FILE_NAME, super::hf::GENERATION_NAME, super::manifest::FILE_NAME];
-/// The largest embedded file: published tokenizers are below 40 MB.
-pub const MAX_FILE: u64 = 256 << 20;
 
 /// What the header says of the file.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]

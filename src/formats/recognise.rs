@@ -9,7 +9,7 @@ use super::tensors::{TensorFiles, TensorView};
 use super::{Form, NOTE_FORMAT, TernaryNote, hf};
 use crate::config::{Inputs, Scope};
 use crate::error::Result;
-use crate::ternary::Grouping;
+use crate::ternary::{Grouping, f16_holds};
 
 /// Weights beyond the first of their group that a model must have which are not 0: so many do not agree by chance.
 const EVIDENCE: u64 = 64;
@@ -191,8 +191,7 @@ fn of_bits<const N: usize>(
             count += 1;
         }
         let s = value(scale);
-        let f16 = s.is_finite() && f16::from_f32(s).to_f32() == s;
-        Held::Ternary { evidence: count.saturating_sub(1), f16 }
+        Held::Ternary { evidence: count.saturating_sub(1), f16: f16_holds(s) }
     };
     let first = |group: &[[u8; N]]| group.iter().map(|b| magnitude(*b)).find(|bits| *bits != 0).unwrap_or(0);
     // Of the whole matrix, looked for no further than is needed to see that it is none.

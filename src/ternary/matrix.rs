@@ -65,21 +65,15 @@ impl TernaryMatrix {
     pub fn random([rows, cols]: [usize; 2], grouping: Grouping, seed: u64) -> Self {
         let mut out = Self::zeros(rows, cols, grouping);
         out.scales.fill(f16::from_f32((2.0 / cols as f32).sqrt()).to_f32());
-        let (row_words, left) = (out.row_words().max(1), cols % CODES_PER_WORD);
-        let used = if left == 0 { u32::MAX } else { (1 << (2 * left)) - 1 };
         let mut count = seed << 32;
-        for row in out.words.chunks_mut(row_words) {
-            for word in row.iter_mut() {
-                count += 1;
-                let random = splitmix64(count.wrapping_mul(GAMMA)) as u32;
-                // A trit is the difference of two random bits.
-                let (plus, minus) = (random & ZERO_WORD, random >> 1 & ZERO_WORD);
-                *word = (plus & !minus) << 1 | (!(plus ^ minus) & ZERO_WORD);
-            }
-            if let Some(last) = row.last_mut() {
-                *last = *last & used | ZERO_WORD & !used;
-            }
+        for word in &mut out.words {
+            count += 1;
+            let random = splitmix64(count.wrapping_mul(GAMMA)) as u32;
+            // A trit is the difference of two random bits.
+            let (plus, minus) = (random & ZERO_WORD, random >> 1 & ZERO_WORD);
+            *word = (plus & !minus) << 1 | (!(plus ^ minus) & ZERO_WORD);
         }
+        out.clear_unused();
         out
     }
 
@@ -123,7 +117,7 @@ impl TernaryMatrix {
         grouping: Grouping,
         words: Vec<u32>,
         scales: Vec<f32>,
-    ) -> std::result::Result<Self, String> {
+    ) -> Result<Self, String> {
         let mut out = Self { rows, cols, group: grouping.size(cols), words, scales };
         if out.words.len() != rows * out.row_words() {
             return Err(format!("{} words of codes, wanted {}", out.words.len(), rows * out.row_words()));
@@ -131,12 +125,10 @@ impl TernaryMatrix {
         if out.scales.len() != rows * out.row_groups() {
             return Err(format!("{} scales, wanted {}", out.scales.len(), rows * out.row_groups()));
         }
-        // Code 3 is both bits of a pair set.
-        if let Some(at) = out.words.iter().position(|w| w & (w >> 1) & ZERO_WORD != 0) {
-            return Err(format!("code 3 in word {at}, wanted 0, 1 or 2"));
+        if let Some([row, col]) = bad_code(&out.words, cols) {
+            return Err(format!("code 3 in row {row}, column {col}, wanted 0, 1 or 2"));
         }
-        let fits = |s: &f32| s.is_finite() && *s >= 0.0 && f16::from_f32(*s).to_f32() == *s;
-        if let Some(s) = out.scales.iter().find(|s| !fits(s)) {
+        if let Some(s) = out.scales.iter().find(|s| !(**s >= 0.0 && f16_holds(**s))) {
             return Err(format!("scale {s}, wanted a number that f16 holds, 0 or more"));
         }
         if let (Grouping::Tensor, Some(other)) = (grouping, out.scales.iter().find(|s| **s != out.scales[0]))
@@ -167,12 +159,7 @@ impl TernaryMatrix {
 
     /// Reads values that are ternary already, `[rows, cols]`: in each group −s, 0 and +s for one `s` that f16 can hold.
     /// The error says where the first value is that is not.
-    pub fn from_values(
-        values: &[f32],
-        rows: usize,
-        cols: usize,
-        grouping: Grouping,
-    ) -> std::result::Result<Self, String> {
+    pub fn from_values(values: &[f32], rows: usize, cols: usize, grouping: Grouping) -> Result<Self, String> {
         assert_eq!(values.len(), rows * cols, "{} values for [{rows}, {cols}]", values.len());
         let mut out = Self::zeros(rows, cols, grouping);
         let max = |part: &[f32]| part.iter().fold(0f32, |a, w| a.max(w.abs()));
@@ -182,7 +169,7 @@ impl TernaryMatrix {
                 if col % out.group == 0 {
                     let end = (col + out.group).min(cols);
                     let scale = common.unwrap_or_else(|| max(&values[row * cols + col..row * cols + end]));
-                    if !scale.is_finite() || f16::from_f32(scale).to_f32() != scale {
+                    if !f16_holds(scale) {
                         return Err(format!("row {row}, column {col}: scale {scale} is not an f16 number"));
                     }
                     let at = row * out.row_groups() + col / out.group;
@@ -248,8 +235,13 @@ impl TernaryMatrix {
 
     /// −1, 0 or +1.
     pub fn trit(&self, row: usize, col: usize) -> i8 {
+        self.code(row, col) as i8 - 1
+    }
+
+    /// The trit plus 1.
+    pub fn code(&self, row: usize, col: usize) -> u8 {
         let word = self.words[row * self.row_words() + col / CODES_PER_WORD];
-        (word >> (2 * (col % CODES_PER_WORD)) & 3) as i8 - 1
+        (word >> (2 * (col % CODES_PER_WORD)) & 3) as u8
     }
 
     /// The scale of the group that holds this weight.
@@ -276,6 +268,21 @@ impl TernaryMatrix {
         let scales = self.scales.iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect();
         [codes, scales]
     }
+}
+
+/// Whether this is a finite number that f16 has.
+pub(crate) fn f16_holds(x: f32) -> bool {
+    x.is_finite() && f16::from_f32(x).to_f32() == x
+}
+
+/// Row and column of the first code 3 in rows of `cols` codes.
+pub(crate) fn bad_code(words: &[u32], cols: usize) -> Option<[usize; 2]> {
+    let row_words = cols.div_ceil(CODES_PER_WORD);
+    // It is both bits of a pair set.
+    let both = |word: u32| word & (word >> 1) & ZERO_WORD;
+    let at = words.iter().position(|word| both(*word) != 0)?;
+    let within = both(words[at]).trailing_zeros() as usize / 2;
+    Some([at / row_words, at % row_words * CODES_PER_WORD + within])
 }
 
 /// Scales values of −s, 0, +s so that their absolute mean is s.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use half::f16;
 use serde::{Deserialize, Serialize};
 
-use super::{CODES_PER_WORD, Grouping, TernaryMatrix, ZERO_WORD};
+use super::{Grouping, TernaryMatrix, ZERO_WORD};
 use crate::files::Bytes;
 
 /// Rows that stand side by side.
@@ -44,15 +44,15 @@ impl Density {
         4 * self.trits()
     }
 
-    /// Lines of `inputs` inputs, the last of them cut to half where that is enough: in bytes.
+    /// Bytes of each row in a line where `left` inputs are left: half of them where that is enough.
+    fn width(self, left: usize) -> usize {
+        if self == Density::Base3 && left <= self.line() / 2 { 2 } else { 4 }
+    }
+
+    /// Lines of `inputs` inputs, in bytes.
     fn code_bytes(self, inputs: usize) -> usize {
         let (whole, rest) = (inputs / self.line(), inputs % self.line());
-        let tail = match (self, rest) {
-            (_, 0) => 0,
-            (Density::Base3, rest) if rest <= self.line() / 2 => LINE_BYTES / 2,
-            _ => LINE_BYTES,
-        };
-        whole * LINE_BYTES + tail
+        whole * LINE_BYTES + if rest == 0 { 0 } else { BLOCK_ROWS * self.width(rest) }
     }
 
     /// What the code at `place` adds to its byte.
@@ -156,10 +156,8 @@ impl Layout {
     fn at(&self, row: usize, segment: usize, input: usize) -> (usize, usize) {
         let (inputs, start) = &self.segments[segment];
         let (line, within) = (self.density.line(), input - inputs.start);
-        let whole = inputs.len() / line;
         let (index, rest) = (within / line, within % line);
-        let half = index == whole && self.density.code_bytes(inputs.len() - whole * line) == LINE_BYTES / 2;
-        let width = if half { 2 } else { 4 };
+        let width = self.density.width(inputs.len() - index * line);
         (start + index * LINE_BYTES + row % BLOCK_ROWS * width + rest % width, rest / width)
     }
 
@@ -280,16 +278,14 @@ impl PackedMatrix {
             let mut at = *start;
             for first in inputs.clone().step_by(density.line()) {
                 let left = inputs.end - first;
-                let half = density == Density::Base3 && left <= density.line() / 2;
-                let line = if half {
-                    let bytes = &block[at + 2 * lane..][..2];
-                    at += LINE_BYTES / 2;
-                    (0..2).fold(0, |line, j| line | closer(spread[bytes[j] as usize]) << (2 * j))
+                let width = density.width(left);
+                let bytes = &block[at + width * lane..];
+                let line = if width == 2 {
+                    bytes[..2].iter().rev().fold(0, |line, byte| line << 2 | closer(spread[*byte as usize]))
                 } else {
-                    let bytes = &block[at + 4 * lane..][..4];
-                    at += LINE_BYTES;
-                    (0..4).fold(0, |line, j| line | spread[bytes[j] as usize] << (2 * j))
+                    bytes[..4].iter().rev().fold(0, |line, byte| line << 2 | spread[*byte as usize])
                 };
+                at += BLOCK_ROWS * width;
                 let count = left.min(density.line());
                 codes |= ((line & ((1 << (2 * count)) - 1)) as u128) << bits;
                 bits += 2 * count;
@@ -387,24 +383,21 @@ pub(crate) fn pack_block(matrix: &TernaryMatrix, layout: &Layout, block: usize, 
     let density = layout.density;
     let mut codes = [0u8; SEGMENT + 20];
     for row in block * BLOCK_ROWS..((block + 1) * BLOCK_ROWS).min(matrix.rows()) {
-        let words = &matrix.words()[row * matrix.row_words()..][..matrix.row_words()];
         for (s, (inputs, start)) in layout.segments.iter().enumerate() {
             for (code, input) in codes.iter_mut().zip(inputs.clone()) {
-                *code = (words[input / CODES_PER_WORD] >> (2 * (input % CODES_PER_WORD)) & 3) as u8;
+                *code = matrix.code(row, input);
             }
             // Places past the end have code 0.
             codes[inputs.len()..].fill(0);
             let mut at = *start;
             for first in (0..inputs.len()).step_by(density.line()) {
-                let left = inputs.len() - first;
-                let half = density == Density::Base3 && left <= density.line() / 2;
-                let width = if half { 2 } else { 4 };
+                let width = density.width(inputs.len() - first);
                 let to = &mut bytes[at + width * (row % BLOCK_ROWS)..][..width];
                 for (j, byte) in to.iter_mut().enumerate() {
                     let of = |i: usize| density.weight(i) * codes[first + j + width * i];
                     *byte = (0..density.trits()).map(of).sum();
                 }
-                at += LINE_BYTES / if half { 2 } else { 1 };
+                at += BLOCK_ROWS * width;
             }
             let at = layout.scale_at(row, s);
             bytes[at..at + 2].copy_from_slice(&f16::from_f32(matrix.scale(row, inputs.start)).to_le_bytes());

@@ -84,7 +84,7 @@ fn stored_parts_are_judged() {
     let parts =
         |words: Vec<u32>, scales: Vec<f32>| TernaryMatrix::from_parts(1, 3, Grouping::Size(2), words, scales);
     assert_eq!(parts(m.words().to_vec(), m.scales().to_vec()).unwrap(), m);
-    assert!(parts(vec![3], m.scales().to_vec()).unwrap_err().contains("code 3"));
+    assert!(parts(vec![0b11_0000], m.scales().to_vec()).unwrap_err().contains("code 3 in row 0, column 2"));
     assert!(parts(vec![], m.scales().to_vec()).unwrap_err().contains("words"));
     assert!(parts(m.words().to_vec(), vec![1.0]).unwrap_err().contains("scales"));
     for scale in [f32::NAN, f32::INFINITY, -1.0, 0.1, 1e-9] {

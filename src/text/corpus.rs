@@ -10,30 +10,11 @@ use super::documents::PassedOver;
 use super::encode::{EncodedSegment, Encoder};
 use super::sources::{self, DocumentFile};
 use super::tokenizer::Tokenizer;
-use super::tokens::Tokens;
 use crate::config::DataConfig;
 use crate::files::sha256_hex;
 use crate::{Error, Result};
 
-/// Training and validation tokens.
-#[derive(Clone, Debug)]
-pub struct Corpus {
-    pub train: Tokens,
-    /// Empty without validation files when nothing is held out.
-    pub val: Tokens,
-    /// SHA-256 (hexadecimal) of the training tokens: equal for corpora on which a training goes on as it was.
-    pub fingerprint: String,
-    /// The largest id in either part.
-    pub largest: u32,
-    pub passed_over: PassedOver,
-}
-
-impl From<corpus_cache::Stored> for Corpus {
-    fn from(stored: corpus_cache::Stored) -> Corpus {
-        let corpus_cache::Stored { train, val, sha256: fingerprint, largest, passed_over } = stored;
-        Corpus { train, val, fingerprint, largest, passed_over }
-    }
-}
+pub use super::corpus_cache::Corpus;
 
 impl Corpus {
     /// Tokenises the files of `data`, or maps what an earlier call left in `cache` for the same files (path, size, times
@@ -67,7 +48,7 @@ impl Corpus {
         }
         let target = cache.join(key(data, tokenizer, &train, &val));
         let writer = match corpus_cache::open(&target, tokenizer.vocab_size())? {
-            Opened::Stored(stored) => return Ok(stored.into()),
+            Opened::Stored(corpus) => return Ok(corpus),
             Opened::Missing(writer) => writer,
         };
         let total = train.iter().chain(&val).map(|s| s.bytes).sum();
@@ -85,7 +66,7 @@ impl Corpus {
         if sources::list(&data.train)? != train || sources::list(&data.val)? != val {
             return Err(Error::usage("a text file changed while it was being tokenised: start again"));
         }
-        build.writer.publish(&target, train_sums, build.passed_over).map(Corpus::from)
+        build.writer.publish(&target, train_sums, build.passed_over)
     }
 }
 

@@ -50,19 +50,22 @@ struct Meta {
     val: Sums,
 }
 
-/// A finished folder.
-pub struct Stored {
+/// Training and validation tokens.
+#[derive(Clone, Debug)]
+pub struct Corpus {
     pub train: Tokens,
+    /// Empty without validation files when nothing is held out.
     pub val: Tokens,
-    /// SHA-256 of the training tokens as they are stored.
-    pub sha256: String,
+    /// SHA-256 (hexadecimal) of the training tokens: equal for corpora on which a training goes on as it was.
+    pub fingerprint: String,
+    /// The largest id in either part.
     pub largest: u32,
     pub passed_over: PassedOver,
 }
 
 /// A folder of the cache, there or to be made.
 pub enum Opened {
-    Stored(Stored),
+    Stored(Corpus),
     Missing(Writer),
 }
 
@@ -81,7 +84,7 @@ pub fn open(target: &Path, vocab_size: usize) -> Result<Opened> {
 }
 
 /// Reads a finished folder; `None` if anything about it is not as it was written.
-fn load(dir: &Path, vocab_size: usize) -> Option<Stored> {
+fn load(dir: &Path, vocab_size: usize) -> Option<Corpus> {
     let meta: Meta = serde_json::from_slice(&read_limited(&dir.join(META), 1 << 16).ok()?).ok()?;
     let all = Tokens::map(&dir.join(TOKENS), width(vocab_size)).ok()?;
     let tokens = meta.train.tokens.checked_add(meta.val.tokens)?;
@@ -97,7 +100,8 @@ fn load(dir: &Path, vocab_size: usize) -> Option<Stored> {
     if !val.is_empty() {
         val = val.with_lengths(Tokens::map(&dir.join(VAL_BYTES), 4).ok()?)?;
     }
-    Some(Stored { train, val, sha256: meta.sha256, largest: meta.largest, passed_over: meta.passed_over })
+    let Meta { sha256: fingerprint, largest, passed_over, .. } = meta;
+    Some(Corpus { train, val, fingerprint, largest, passed_over })
 }
 
 /// A file inside the folder being written.
@@ -275,7 +279,7 @@ impl Writer {
 
     /// Finishes the folder (tokens of `train` first, the others are validation) and gives it the name `target`. Where
     /// there are no locks and another process was faster, its result is used.
-    pub fn publish(mut self, target: &Path, train: Sums, passed_over: PassedOver) -> Result<Stored> {
+    pub fn publish(mut self, target: &Path, train: Sums, passed_over: PassedOver) -> Result<Corpus> {
         // A document that was cut has text in both parts.
         let ended = self.documents_up_to(train.tokens)?;
         let val = Sums {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::items::{Item, Part, until_error};
 use super::jsonl::Records;
 use super::plain::Text;
-use super::sources::{DocumentFile, Format};
+use super::sources::{DocumentFile, Format, MAX_UNCUT};
 use crate::{Error, Result};
 
 /// Size of the chunks of [`training_texts`].
@@ -159,7 +159,7 @@ pub fn training_texts(sources: Vec<DocumentFile>, field: &str) -> impl Iterator<
         match source.items(&field) {
             Ok(items) => {
                 let judge = Some(Judge::new(&source.path));
-                let chunks = Chunks { items, judge, text: String::new(), next: None };
+                let chunks = Chunks { source, items, judge, text: String::new(), read: 0, next: None };
                 Box::new(until_error(chunks, Chunks::chunk))
             }
             Err(e) => Box::new(std::iter::once(Err(e))),
@@ -170,10 +170,13 @@ pub fn training_texts(sources: Vec<DocumentFile>, field: &str) -> impl Iterator<
 /// Documents in large chunks, each but the last of a document cut before a newline that follows a non-space, or, where there is
 /// none, as in WikiText's spacing, before such a space.
 struct Chunks {
+    source: DocumentFile,
     items: Box<dyn Iterator<Item = Result<Item>>>,
     /// Gone when the file has been read.
     judge: Option<Judge>,
     text: String,
+    /// Bytes of the file up to the end of `text`.
+    read: u64,
     /// The first part of the next document.
     next: Option<String>,
 }
@@ -184,11 +187,12 @@ impl Chunks {
             self.text = next;
         }
         while let Some(judge) = &mut self.judge {
-            if self.text.len() >= TRAINING_CHUNK
-                && let Some(cut) = last(&self.text, b'\n').or_else(|| last(&self.text, b' '))
-            {
-                let rest = self.text.split_off(cut);
-                return Ok(Some(std::mem::replace(&mut self.text, rest)));
+            if self.text.len() >= TRAINING_CHUNK {
+                if let Some(cut) = last(&self.text, b'\n').or_else(|| last(&self.text, b' ')) {
+                    let rest = self.text.split_off(cut);
+                    return Ok(Some(std::mem::replace(&mut self.text, rest)));
+                }
+                self.source.judge_open(self.text.len(), self.read)?;
             }
             match self.items.next().transpose()? {
                 None => self.judge.take().expect("just seen").finish().map(drop)?,
@@ -197,7 +201,10 @@ impl Chunks {
                         self.next = Some(part.text);
                         return Ok(Some(std::mem::take(&mut self.text)));
                     }
-                    Some(part) => self.text.push_str(&part.text),
+                    Some(part) => {
+                        self.text.push_str(&part.text);
+                        self.read = part.read;
+                    }
                     None => {}
                 },
             }
@@ -206,10 +213,10 @@ impl Chunks {
     }
 }
 
-/// The last place where `space` follows a non-space, in as much of the text as a chunk is.
+/// The last place where `space` follows a non-space, in as much of the text as may be without one.
 fn last(text: &str, space: u8) -> Option<usize> {
     let bytes = text.as_bytes();
-    let ends = (bytes.len().saturating_sub(TRAINING_CHUNK).max(1)..bytes.len()).rev();
+    let ends = (bytes.len().saturating_sub(MAX_UNCUT).max(1)..bytes.len()).rev();
     let mut ends = ends.filter(|&at| bytes[at] == space);
     ends.find(|&at| !text[..at].ends_with(char::is_whitespace))
 }

@@ -4,21 +4,13 @@
 use rayon::prelude::*;
 
 use super::documents::PassedOver;
-use super::sources::{DocumentFile, Format};
+use super::sources::{DocumentFile, Format, MAX_UNCUT, WORDS, uncut};
 use super::tokenizer::{Encoded, Tokenizer};
 use crate::config::Join;
 use crate::{Error, Result};
 
 /// Text encoded at once, in bytes.
 const BATCH: usize = if cfg!(fuzzing) { 29 } else { 8 << 20 };
-/// Text without a place to cut, above which it is none, and a hundred times its size too much for the memory.
-const MAX_UNCUT: usize = 32 << 20;
-
-const WORDS: &str = "words or lines";
-
-fn uncut() -> String {
-    format!("{MAX_UNCUT} bytes without a place to cut them")
-}
 
 /// Some tokens, in the order of the text.
 pub enum EncodedSegment<'a> {
@@ -93,18 +85,15 @@ impl<'a> Encoder<'a> {
         let eos = self.end_of(source.format)?;
         source.read(field, &mut |part| {
             self.part(part.begins, &part.text, eos)?;
-            self.judge_open(source, part.read)?;
+            source.judge_open(self.open.len(), part.read)?;
             progress(part.read.min(source.bytes));
             Ok(())
         })
     }
 
-    /// Refuses a file of which too much waits for a place to cut, after `read` bytes of it.
-    pub fn judge_open(&self, source: &DocumentFile, read: u64) -> Result<()> {
-        if self.open.len() <= MAX_UNCUT {
-            return Ok(());
-        }
-        Err(Error::input(&source.path, format!("byte {read}"), uncut(), WORDS))
+    /// Bytes that wait for a place to cut.
+    pub fn open(&self) -> usize {
+        self.open.len()
     }
 
     /// The token after each document of such a file; `None`: a blank line between two.

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::documents::PassedOver;
 use super::encode::{EncodedSegment, Encoder};
-use super::sources;
+use super::sources::{self, DocumentFile};
 use super::tokenizer::Tokenizer;
-use super::wikitext::{self, Detokenized};
+use super::wikitext::{self, Detokenized, Detokenizer};
 use crate::config::Join;
 use crate::{Error, Result};
 
@@ -20,7 +20,8 @@ pub struct ReadingOptions {
     pub field: String,
     /// What stands between documents.
     pub join: Join,
-    /// Undo WikiText's tokenisation; what is counted is still the text as it is.
+    /// Undo WikiText's tokenisation; what is counted is still the text as it is. A line of more than 1 MiB is no heading, and
+    /// a word of more than 32 MiB an error.
     pub detokenize_wikitext: bool,
 }
 
@@ -86,7 +87,7 @@ impl Reading {
     /// As much of a file or folder as has `most` tokens, or all of it.
     fn first(path: &Path, tokenizer: &Tokenizer, options: &ReadingOptions, most: usize) -> Result<Reading> {
         let sources = sources::list_any(&[path.to_path_buf()])?;
-        // What is too long in any case is refused before it is tokenised.
+        // What is too long in any case is refused before it is tokenised, which takes far longer than reading it twice.
         if most == usize::MAX && sources.iter().map(|source| source.bytes).sum::<u64>() > MAX_TEXT as u64 {
             let mut size = 0;
             for source in &sources {
@@ -100,7 +101,7 @@ impl Reading {
                 passed_over += source.read_while(&options.field, &mut |part| {
                     count(&mut size, &part.text, path)?;
                     documents.part(part.begins, &part.text, eos)?;
-                    documents.encoder.judge_open(source, part.read)?;
+                    documents.judge_open(source, part.read)?;
                     Ok(documents.wants_more())
                 })?;
                 if !documents.wants_more() {
@@ -154,8 +155,8 @@ impl Reading {
             encoded: &encoded,
             most,
             original: &original,
-            detokenize: options.detokenize_wikitext,
-            line: String::new(),
+            detokenizer: options.detokenize_wikitext.then(Detokenizer::default),
+            open: String::new(),
             eos: None,
         };
         let passed_over = read(&mut documents)?;
@@ -206,9 +207,9 @@ struct Documents<'a> {
     encoded: &'a Cell<usize>,
     most: usize,
     original: &'a RefCell<Original>,
-    detokenize: bool,
-    /// To be detokenised when it has ended.
-    line: String,
+    detokenizer: Option<Detokenizer>,
+    /// What is not detokenised yet, as it depends on what follows.
+    open: String,
     /// What follows the document at hand.
     eos: Option<u32>,
 }
@@ -221,40 +222,36 @@ impl Documents<'_> {
     /// Adds a part of a document, as [`Encoder::part`] does.
     fn part(&mut self, begins: bool, text: &str, eos: Option<u32>) -> Result<()> {
         if begins {
-            self.end_line()?;
+            self.detokenize(self.open.len())?;
             self.original.borrow_mut().begin();
             self.eos = eos;
             self.encoder.part(true, "", eos)?;
         }
-        if !self.detokenize {
+        if self.detokenizer.is_none() {
             self.original.borrow_mut().text.push_str(text);
             return self.encoder.part(false, text, eos);
         }
-        let Some(end) = text.rfind('\n') else {
-            self.line.push_str(text);
-            return Ok(());
-        };
-        let (lines, rest) = text.split_at(end + 1);
-        self.line.push_str(lines);
-        self.end_line()?;
-        self.line.push_str(rest);
-        Ok(())
+        self.open.push_str(text);
+        self.detokenize(wikitext::settled(&self.open))
     }
 
-    /// Each line is detokenised by itself, so some of them are as they are in the whole.
-    fn end_line(&mut self) -> Result<()> {
-        if self.line.is_empty() {
-            return Ok(());
-        }
-        let lines = std::mem::take(&mut self.line);
-        let mut detokenized = wikitext::detokenize(&lines);
+    /// The first `end` bytes of what is open.
+    fn detokenize(&mut self, end: usize) -> Result<()> {
+        let Some(detokenizer) = self.detokenizer.as_mut().filter(|_| end > 0) else { return Ok(()) };
+        let mut detokenized = detokenizer.part(&self.open, end);
         let measured = std::mem::take(&mut detokenized.text);
-        self.original.borrow_mut().push(&lines, measured.len(), detokenized);
+        self.original.borrow_mut().push(&self.open[..end], measured.len(), detokenized);
+        self.open.drain(..end);
         self.encoder.part(false, &measured, self.eos)
     }
 
+    /// [`DocumentFile::judge_open`] of what waits here or in the encoder.
+    fn judge_open(&self, source: &DocumentFile, read: u64) -> Result<()> {
+        source.judge_open(self.open.len().max(self.encoder.open()), read)
+    }
+
     fn finish(mut self) -> Result<()> {
-        self.end_line()?;
+        self.detokenize(self.open.len())?;
         self.encoder.finish().map(drop)
     }
 }
@@ -272,7 +269,7 @@ struct Original {
     measured: usize,
 }
 
-/// Some lines of a document that are measured detokenised.
+/// Some lines of a document, or a part of one, that are measured detokenised.
 struct Lines {
     document: usize,
     /// Where they begin in the document as it is measured, and in the original.

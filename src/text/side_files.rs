@@ -66,7 +66,7 @@ impl SideFiles {
     ) -> Result<Self> {
         let mut side = Self::well_known(&id_of);
         let read = |name: &'static str| Ok((name, read_object(files, name)?));
-        let (config_name, config) = read("tokenizer_config.json")?;
+        let config = read("tokenizer_config.json")?;
         let map = read("special_tokens_map.json")?;
         let ids_of = |file: &(&str, Option<Object>), key: &str| {
             let listed = file.1.as_ref().and_then(|file| file.1.get(&format!("{key}_id"))).map(ids);
@@ -74,7 +74,6 @@ impl SideFiles {
         };
         let by_id = [read("generation_config.json")?, read("config.json")?];
 
-        let config = (config_name, config);
         let modern = config.1.as_ref().is_some_and(|c| c.1.contains_key("added_tokens_decoder"));
         let order = around::in_order(modern, &config, &map);
         for key in NAMED {
@@ -120,7 +119,7 @@ impl SideFiles {
             }
         }
         side.jinja = files.read_text(JINJA, MAX_BYTES)?;
-        let file = files.path_of(config_name);
+        let file = files.path_of(config.0);
         side.config = config.1;
         side.chat_template = match &side.jinja {
             Some(text) => Some((text.clone(), files.path_of(JINJA))),

@@ -10,6 +10,15 @@ use crate::{Error, Result};
 
 const KNOWN: &str = ".txt (also .raw, .tokens), .jsonl or .parquet";
 
+/// Text without a place to cut, above which it is none, and a hundred times its size too much for the memory.
+pub(super) const MAX_UNCUT: usize = 32 << 20;
+/// What is wanted in place of [`uncut`].
+pub(super) const WORDS: &str = "words or lines";
+
+pub(super) fn uncut() -> String {
+    format!("{MAX_UNCUT} bytes without a place to cut them")
+}
+
 /// How documents lie in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -42,6 +51,16 @@ pub struct DocumentFile {
     /// What else tells this content from a later one of the same path and size: the time of the last change
     /// (nanoseconds after 1970), and on Unix the inode and the time of its last change, which no program can set.
     pub version: [i128; 3],
+}
+
+impl DocumentFile {
+    /// Refuses a file of which `open` bytes, the last of the first `read` ones, wait for a place to cut, where that is too much.
+    pub(super) fn judge_open(&self, open: usize, read: u64) -> Result<()> {
+        match open > MAX_UNCUT {
+            true => Err(Error::input(&self.path, format!("byte {read}"), uncut(), WORDS)),
+            false => Ok(()),
+        }
+    }
 }
 
 /// The files that `paths` name: files as given, folders as all .txt, .jsonl and .parquet files under them, sorted by

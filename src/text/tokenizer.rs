@@ -12,13 +12,11 @@ use super::parallel_cuts::Cut;
 use super::side_files::SideFiles;
 use super::{alphabet, builtin, tokenizer_checks};
 use crate::config::around;
-use crate::files::{Bundle, read_limited, sha256_hex, write_bytes};
+use crate::files::{Bundle, MAX_FILE, read_limited, sha256_hex, write_bytes};
 use crate::{Error, Result};
 
 /// The tokenizer's name among the files of a model.
 const FILE_NAME: &str = "tokenizer.json";
-/// The largest published `tokenizer.json` is below 40 MB.
-const MAX_BYTES: u64 = 256 << 20;
 /// A text to find out what a tokenizer adds to it.
 const SAMPLE: &str = "a";
 /// All bytes.
@@ -127,7 +125,7 @@ impl Tokenizer {
                 "this file, which Python's transformers makes of it: \
                  AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
             )),
-            _ => Self::read(&files.path_of(FILE_NAME), files.need(FILE_NAME, MAX_BYTES)?, Some(files)),
+            _ => Self::read(&files.path_of(FILE_NAME), files.need(FILE_NAME, MAX_FILE)?, Some(files)),
         }
     }
 
@@ -154,7 +152,7 @@ impl Tokenizer {
     /// A file that is missing, malformed, inconsistent, or states ids that its parts do not have.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Tokenizer> {
         let path = path.as_ref();
-        let bytes = read_limited(path, MAX_BYTES)?;
+        let bytes = read_limited(path, MAX_FILE)?;
         // Under another name the files beside it may belong to another tokenizer.
         let named = path.file_name().is_some_and(|name| name == FILE_NAME);
         let beside = named.then(|| Bundle::folder(path.parent().unwrap_or(Path::new(""))));

@@ -15,6 +15,9 @@ const MAX_ID: u64 = 1 << 24;
 const IDS_PER_TOKEN: u64 = 16;
 const FREE_IDS: u64 = 1 << 17;
 
+/// Bytes that replacements, one after the other, may make of one: those of published tokenizers make fewer than twenty.
+const MAX_GROWTH: f64 = 1024.0;
+
 /// Checks a `tokenizer.json`, drops its truncation and padding (they belong to one use of it), and returns the number
 /// of ids (the largest one plus 1).
 pub fn check(file: &Path, json: &mut Value) -> Result<usize> {
@@ -79,6 +82,13 @@ pub fn check(file: &Path, json: &mut Value) -> Result<usize> {
     added_tokens(file, &json["added_tokens"], entries, &mut known, &mut used)?;
     for part in ["normalizer", "pre_tokenizer"] {
         parts(file, part, &json[part])?;
+    }
+    for part in ["normalizer", "decoder"] {
+        let made = growth(&json[part]);
+        if made > MAX_GROWTH {
+            let wanted = format!("replacements that make at most {MAX_GROWTH} bytes of one");
+            return Err(Error::input(file, part, format!("{made:.0e}"), wanted));
+        }
     }
     let tokens = entries.max(known.len() as u64);
     let end = used.into_iter().max().unwrap_or(0) + 1;
@@ -179,6 +189,24 @@ fn parts(file: &Path, path: &str, value: &Value) -> Result<()> {
         }
         Value::Array(list) => list.iter().try_for_each(|v| parts(file, path, v)),
         _ => Ok(()),
+    }
+}
+
+/// How many bytes all replacements in a part make of one at most.
+fn growth(value: &Value) -> f64 {
+    match value {
+        Value::Object(map) => {
+            let text = |value: &Value| value.as_str().map_or(0.0, |text| text.len() as f64);
+            let own = match &value["pattern"]["String"] {
+                _ if value["type"] != "Replace" => 1.0,
+                from if text(from) > 0.0 => (text(&value["content"]) / text(from)).max(1.0),
+                // A pattern may match nothing at all, before every byte.
+                _ => 1.0 + text(&value["content"]),
+            };
+            map.values().map(growth).fold(own, |all, part| all * part)
+        }
+        Value::Array(list) => list.iter().map(growth).product(),
+        _ => 1.0,
     }
 }
 

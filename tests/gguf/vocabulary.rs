@@ -3,8 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
-use ternlm::formats::gguf::{GgufFile, vocabulary};
+use serde_json::{Value, json};
+use ternlm::config::ModelConfig;
+use ternlm::files::Bundle;
+use ternlm::formats::Description;
+use ternlm::formats::gguf::{GgufFile, tokens, vocabulary};
 use ternlm::text::Tokenizer;
 
 use super::common::data;
@@ -226,4 +229,34 @@ fn what_does_not_fit_is_named() {
         f.u32("tokenizer.ggml.eot_token_id", 1);
     };
     refused(&spm, "tokens[2]: found 600 bytes, wanted at most 512");
+    // Runs of two letters: 511 + 510 + … + 1 pairs of each.
+    let runs = ["a", "b"].iter().flat_map(|letter| (1..=512).map(move |n| letter.repeat(n)));
+    let runs: Vec<String> = runs.collect();
+    let spm = |f: &mut File| {
+        f.text("tokenizer.ggml.model", "llama");
+        f.texts("tokenizer.ggml.tokens", runs.iter().map(String::as_str));
+        f.i32s("tokenizer.ggml.token_type", vec![1; runs.len()]);
+        f.f32s("tokenizer.ggml.scores", vec![0.0; runs.len()]);
+    };
+    refused(
+        &spm,
+        "tokenizer.ggml.tokens: found more pairs of tokens whose joint is one, wanted at most 147456",
+    );
+}
+
+/// Every place in a piece is tried as the joint of two others, which in a long one would take hours.
+#[test]
+fn a_piece_that_no_file_may_hold_is_not_written() {
+    let long = "x".repeat(1 << 20);
+    let normalizer = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let model =
+        json!({"type": "BPE", "byte_fallback": true, "vocab": {"▁": 0, "a": 1, (long): 2}, "merges": []});
+    let tokenizer = json!({"normalizer": normalizer, "model": model}).to_string().into_bytes();
+    let files = Bundle::within("m", [("tokenizer.json".to_string(), tokenizer)].into());
+    let description = Description::new(ModelConfig::default());
+    let error = tokens::metadata(&files, &description, 3).map(drop).unwrap_err().to_string();
+    assert!(
+        error.contains("model.vocab \"xxx") && error.contains("found 1048576 bytes, wanted at most 512"),
+        "{error}"
+    );
 }

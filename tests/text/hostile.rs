@@ -37,6 +37,10 @@ fn malformed_files_are_errors() {
     }
 }
 
+fn tenfold() -> Value {
+    json!({"type": "Replace", "pattern": {"String": "a"}, "content": "a".repeat(10)})
+}
+
 #[test]
 fn inconsistent_parts_are_named() {
     for (pointer, value, named) in [
@@ -83,6 +87,13 @@ fn inconsistent_parts_are_named() {
             "content",
         ),
         ("/decoder", json!([]), "content"),
+        // Of a letter, 10^40 of them.
+        (
+            "/normalizer",
+            json!({"type": "Sequence", "normalizers": vec![tenfold(); 40]}),
+            "normalizer: found 1e40",
+        ),
+        ("/decoder", json!({"type": "Sequence", "decoders": vec![tenfold(); 40]}), "decoder: found 1e40"),
     ] {
         let error = changed(pointer, value.clone());
         assert!(error.contains(named), "{pointer} = {value}: {error}");

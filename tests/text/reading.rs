@@ -99,6 +99,24 @@ fn wikitext_is_counted_as_it_is_even_when_it_is_read_as_people_write() {
     assert_eq!(predicted(&reading), (raw.len() as u64 - 4, 15 - 2));
 }
 
+/// A line without an end is read in parts, which leave no mark. A word without one is no text: here of 34 MiB, a hole.
+#[test]
+fn wikitext_need_not_have_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, bytes) = (dir.path().join("a.raw"), Tokenizer::bytes());
+    let raw = "1 @,@ 000 men , said he . ".repeat(200_000);
+    fs::write(&file, &raw).unwrap();
+    let reading = read(&file, &bytes, true);
+    assert!(bytes.decode(&reading.ids) == "1,000 men, said he. ".repeat(200_000).trim_end());
+    assert_eq!(reading.extent_from(0), Extent { bytes: raw.len() as u64, words: 200_000 * 8 + 1 });
+    // The last token is the full stop, and the space behind it.
+    assert_eq!(reading.extent_from(reading.ids.len() - 1).bytes, 2);
+    File::create(&file).unwrap().set_len(34 << 20).unwrap();
+    let options = ReadingOptions { detokenize_wikitext: true, ..ReadingOptions::default() };
+    let error = Reading::open(&file, &bytes, &options).unwrap_err().to_string();
+    assert!(error.contains("33554432 bytes without a place to cut them, wanted words or lines"), "{error}");
+}
+
 /// Of 2 GiB, all but the beginning a hole: as much is measured as is asked for, where it is cut and joined again included.
 #[test]
 fn no_more_of_a_text_is_read_than_is_measured() {

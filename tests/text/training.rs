@@ -209,6 +209,17 @@ fn pieces_of_a_file_give_the_vocabulary_of_the_whole() {
     }
 }
 
+/// 34 MiB, a hole.
+#[test]
+fn what_is_never_cut_makes_no_vocabulary() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.txt");
+    fs::File::create(&path).unwrap().set_len(34 << 20).unwrap();
+    let data = DataConfig { train: vec![path], ..DataConfig::default() };
+    let error = BpeTrainer::of_training_text(&data, 300, |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("33554432 bytes without a place to cut them, wanted words or lines"), "{error}");
+}
+
 /// A vocabulary of 300 made of `name`, of which the last `left_out` have no part in it.
 fn of_file(name: &std::path::Path, left_out: f64) -> Tokenizer {
     let val_fraction = left_out / 1.1;

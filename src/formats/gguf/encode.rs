@@ -3,16 +3,15 @@
 use half::{bf16, f16};
 
 use super::types::{BlockType, Coding};
-use crate::ternary::{CODES_PER_WORD, TernaryMatrix};
+use crate::ternary::TernaryMatrix;
 
 /// Appends a row of a matrix, whose columns are whole blocks. A block takes the scale of its weights that are not 0, which
 /// is one ([`scales_of`]).
 pub fn trits(kind: &BlockType, matrix: &TernaryMatrix, row: usize, out: &mut Vec<u8>) {
-    let words = &matrix.words()[row * matrix.row_words()..][..matrix.row_words()];
     let mut codes = vec![0u8; kind.block];
     for first in (0..matrix.cols()).step_by(kind.block) {
         for (code, col) in codes.iter_mut().zip(first..) {
-            *code = (words[col / CODES_PER_WORD] >> (2 * (col % CODES_PER_WORD)) & 3) as u8;
+            *code = matrix.code(row, col);
         }
         let scale = scales_of(matrix, row, first, kind.block).next();
         let scale = scale.map_or(matrix.scale(row, first), |(scale, _)| scale);

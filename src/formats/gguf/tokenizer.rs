@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use super::file::GgufFile;
 use super::keys::bad;
 use super::tokens::{
-    ADD_BOS, ADD_EOS, ADD_SPACE, BYTE, CONTROL, MERGES, MODEL, NORMAL, PRE, SCORES, TEMPLATE, TOKENS, TYPES,
-    UNKNOWN, UNUSED, USER_DEFINED, id_key,
+    ADD_BOS, ADD_EOS, ADD_SPACE, BYTE, CONTROL, MAX_PIECE, MERGES, MODEL, NORMAL, PRE, SCORES, TEMPLATE,
+    TOKENS, TYPES, UNKNOWN, UNUSED, USER_DEFINED, id_key,
 };
 use super::value::{Kind, Value};
 use crate::config::around;
@@ -15,8 +15,10 @@ use crate::config::patterns::{GPT2, LLAMA3, QWEN2};
 use crate::error::{Error, Result};
 use crate::formats::{hf, quoted};
 
-/// SentencePiece's pieces are far shorter; every place in one is tried as the joint of two others.
-const MAX_PIECE: usize = 512;
+/// Ways to join two pieces to a third: those of published vocabularies are two or three for a token, and more than so many would
+/// outgrow the file by far.
+const JOINTS_PER_TOKEN: usize = 16;
+const FREE_JOINTS: usize = 1 << 17;
 
 /// `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`, and the tokens that begin and end a text in
 /// `config`; nothing for a file without a vocabulary.
@@ -295,6 +297,7 @@ impl<'a> Vocabulary<'a> {
             .filter(|(id, _)| merged(*id))
             .map(|(id, piece)| (*piece, id))
             .collect();
+        let most = JOINTS_PER_TOKEN * self.tokens.len() + FREE_JOINTS;
         let mut joints = Vec::new();
         for (id, &piece) in self.tokens.iter().enumerate().filter(|(id, _)| merged(*id)) {
             if piece.len() > MAX_PIECE {
@@ -307,6 +310,10 @@ impl<'a> Vocabulary<'a> {
                 if pieces.contains_key(left) && pieces.contains_key(right) {
                     joints.push((scores[id], at, [left, right]));
                 }
+            }
+            if joints.len() > most {
+                let found = "more pairs of tokens whose joint is one";
+                return Err(Error::input(self.file.path(), TOKENS, found, format!("at most {most}")));
             }
         }
         joints.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));

@@ -10,14 +10,15 @@ use super::write::{Item, Metadata};
 use crate::config::around;
 use crate::config::patterns::{LLAMA3, QWEN2};
 use crate::error::{Error, Result};
-use crate::files::Bundle;
+use crate::files::{Bundle, MAX_FILE};
 use crate::formats::{Description, quoted};
 
 const FILE: &str = "tokenizer.json";
 const SIDE: &str = "tokenizer_config.json";
 const MAP: &str = "special_tokens_map.json";
-/// Largest file that is read: published tokenizers are below 40 MB.
-const MAX: u64 = 256 << 20;
+
+/// SentencePiece's pieces are far shorter; every place in one is tried as the joint of two others.
+pub(super) const MAX_PIECE: usize = 512;
 
 /// The key of a vocabulary's kind: `gpt2`, `llama`, or `none`.
 pub const MODEL: &str = "tokenizer.ggml.model";
@@ -50,14 +51,14 @@ pub(super) fn id_key(role: &str) -> String {
 /// # Errors
 /// A tokenizer that no vocabulary of a GGUF file does, by what it has of its own; ids that the embedding does not have.
 pub fn metadata(files: &Bundle, description: &Description, rows: usize) -> Result<Option<Metadata>> {
-    let Some(text) = files.read(FILE, MAX)? else { return Ok(None) };
+    let Some(text) = files.read(FILE, MAX_FILE)? else { return Ok(None) };
     let path = files.path_of(FILE);
     let parse = |path: &std::path::Path, text: &[u8]| -> Result<Json> {
         serde_json::from_slice(text).map_err(|why| Error::input(path, "JSON", why, "an object"))
     };
     let json = parse(&path, &text)?;
     let beside = |name: &str| -> Result<Json> {
-        match files.read(name, MAX)? {
+        match files.read(name, MAX_FILE)? {
             Some(text) => parse(&files.path_of(name), &text),
             None => Ok(Json::Null),
         }
@@ -337,6 +338,11 @@ impl Tokenizer<'_> {
             tokens.iter().filter(|(_, kind)| *kind == NORMAL).map(|(token, _)| token.as_str()).collect();
         let made: HashSet<(&str, &str)> = merges.iter().map(|[a, b]| (a.as_str(), b.as_str())).collect();
         for token in &known {
+            if token.len() > MAX_PIECE {
+                let field = format!("model.vocab {}", quoted(token));
+                let wanted = format!("at most {MAX_PIECE}");
+                return Err(self.bad(&field, format!("{} bytes", token.len()), &wanted));
+            }
             for (at, _) in token.char_indices().skip(1) {
                 let (a, b) = token.split_at(at);
                 if known.contains(a) && known.contains(b) && !made.contains(&(a, b)) {
@@ -413,7 +419,7 @@ impl Tokenizer<'_> {
 
     /// The chat template, as Hugging Face's library finds it.
     fn template(&self) -> Result<Option<String>> {
-        if let Some(text) = self.files.read_text("chat_template.jinja", MAX)? {
+        if let Some(text) = self.files.read_text("chat_template.jinja", MAX_FILE)? {
             return Ok(Some(text));
         }
         Ok(match &self.side["chat_template"] {

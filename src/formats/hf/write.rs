@@ -22,7 +22,8 @@ pub fn write_config(folder: impl AsRef<Path>, config: &Description, stored: Dtyp
 pub fn config_files(config: &Description, stored: Dtype) -> [(&'static str, Vec<u8>); 2] {
     let mut generation = config.kept.generation.clone();
     set_tokens(&mut generation, config);
-    [(FILE_NAME, text_of(config_json(config, stored))), (GENERATION_NAME, text_of(generation))]
+    let config = files::json_text(&config_json(config, stored));
+    [(FILE_NAME, config), (GENERATION_NAME, files::json_text(&generation))]
 }
 
 fn config_json(config: &Description, stored: Dtype) -> Map<String, Value> {
@@ -103,10 +104,4 @@ fn set_tokens(json: &mut Map<String, Value>, config: &Description) {
 /// The shortest decimal that reads back as this f32: 1e-6, not 9.999999974752427e-7.
 fn shortest(x: f32) -> Value {
     json!(x.to_string().parse::<f64>().expect("a float's own text"))
-}
-
-fn text_of(json: Map<String, Value>) -> Vec<u8> {
-    let mut text = serde_json::to_vec_pretty(&json).expect("a value has a JSON form");
-    text.push(b'\n');
-    text
 }
