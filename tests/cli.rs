@@ -2,86 +2,45 @@
 
 mod common;
 
-use common::{edit_json, program};
+use common::edit_json;
+use common::program::Place;
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use ternlm::config::{ModelConfig, Scope};
 use ternlm::formats::Description;
 use ternlm::model::{self, Decoder, Latents};
 use ternlm::ternary::Grouping;
 use ternlm::text::Tokenizer;
 
-/// A folder to run the program in.
-struct Place(tempfile::TempDir);
+/// What a run prints that must succeed, as JSON.
+#[track_caller]
+fn json(place: &Place, args: &[&str]) -> Value {
+    serde_json::from_str(&place.ok(args)).unwrap()
+}
 
-impl Place {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
-        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
-        fs::write(self.path(name), text).unwrap();
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = program::command(args);
-        command.current_dir(self.0.path()).env("TERNLM_CACHE", self.path(".cache"));
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// Standard output of a run that must succeed.
-    #[track_caller]
-    fn ok(&self, args: &[&str]) -> String {
-        let out = self.run(args);
-        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8(out.stdout).unwrap()
-    }
-
-    #[track_caller]
-    fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.ok(args)).unwrap()
-    }
-
-    /// A run that must end with one sentence that names `parts`, and the exit code 1.
-    #[track_caller]
-    fn fails(&self, args: &[&str], parts: &[&str]) {
-        program::fails(&mut self.command(args), parts);
-    }
-
-    /// A causal model of random weights with the tokenizer of bytes.
-    fn model(&self, name: &str, vocab_size: usize) {
-        let config = ModelConfig {
-            vocab_size,
-            hidden_size: 32,
-            layers: 2,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 16,
-            intermediate_size: 48,
-            qk_norm: true,
-            tie_embeddings: true,
-            max_positions: 256,
-            ..ModelConfig::default()
-        };
-        let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(16));
-        Latents::random(decoder.weights_mut(), 1, None).unwrap();
-        let dir = self.path(name);
-        fs::create_dir_all(&dir).unwrap();
-        model::save(&dir, &decoder, &Description::new(config), None).unwrap();
-        Tokenizer::bytes().save(&dir).unwrap();
-    }
+/// A causal model of random weights with the tokenizer of bytes.
+fn random_model(place: &Place, name: &str, vocab_size: usize) {
+    let config = ModelConfig {
+        vocab_size,
+        hidden_size: 32,
+        layers: 2,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 16,
+        intermediate_size: 48,
+        qk_norm: true,
+        tie_embeddings: true,
+        max_positions: 256,
+        ..ModelConfig::default()
+    };
+    let mut decoder = Decoder::new(&config, Scope::All, Grouping::Size(16));
+    Latents::random(decoder.weights_mut(), 1, None).unwrap();
+    let dir = place.path(name);
+    fs::create_dir_all(&dir).unwrap();
+    model::save(&dir, &decoder, &Description::new(config), None).unwrap();
+    Tokenizer::bytes().save(&dir).unwrap();
 }
 
 const TINY: &str = r#"
@@ -176,7 +135,9 @@ fn recipes_that_cannot_be_used_are_named() {
     ] {
         place.fails(&["train", "tiny.toml", "--set", assignment], &[part]);
     }
-    place.fails(&["train", "copy", "--resume", "--out", "nothing"], &["--resume", "nothing"]);
+    let nothing =
+        ["nothing holds no recipe.toml", "nothing to resume there", "ternlm train copy --out nothing"];
+    place.fails(&["train", "copy", "--resume", "--out", "nothing"], &nothing);
     place.fails(&["train", "copy", "--threads", "0"], &["--threads 0"]);
     place.fails(&["train", "shakespeare"], &["data.train"]);
     place.fails(&["train", "shakespeare", "--data", "none.txt"], &["none.txt"]);
@@ -212,10 +173,10 @@ fn a_training_leaves_its_files_and_is_not_overwritten() {
     place.fails(&["train", "copy", "--out", "runs/tiny"], &["runs/tiny", "--resume"]);
 
     assert!(place.ok(&["verify", "runs/tiny"]).contains("PASS: "));
-    let proof = place.json(&["verify", "runs/tiny/checkpoints/step-00000003", "--json"]);
+    let proof = json(&place, &["verify", "runs/tiny/checkpoints/step-00000003", "--json"]);
     assert_eq!((&proof["pass"], &proof["form"]), (&true.into(), &"latent".into()));
 
-    let info = place.json(&["info", "runs/tiny", "--json"]);
+    let info = json(&place, &["info", "runs/tiny", "--json"]);
     assert_eq!((&info["run"]["progress"]["step"], &info["run"]["steps"]), (&3.into(), &3.into()));
     assert_eq!((&info["run"]["recipe"], &info["run"]["train"]["step"]), (&"tiny".into(), &3.into()));
     assert_eq!(info["model"]["architecture"], "ternlm");
@@ -226,7 +187,7 @@ fn a_training_leaves_its_files_and_is_not_overwritten() {
     fs::remove_file(place.path("runs/tiny/report.html")).unwrap();
     assert_eq!(place.ok(&["report", "runs/tiny"]).trim(), "runs/tiny/report.html");
     assert!(place.path("runs/tiny/report.html").exists());
-    assert_eq!(place.json(&["report", "runs/tiny", "--json"])["name"], "tiny");
+    assert_eq!(json(&place, &["report", "runs/tiny", "--json"])["name"], "tiny");
 
     // Its model sees the whole sequence, and has no tokenizer.
     place.fails(&["generate", "runs/tiny", "--prompt", "x"], &["tokenizer.json"]);
@@ -239,8 +200,8 @@ fn a_training_leaves_its_files_and_is_not_overwritten() {
 #[test]
 fn models_that_cannot_be_used_are_named() {
     let place = Place::new();
-    place.model("model", 256);
-    place.model("small", 64);
+    random_model(&place, "model", 256);
+    random_model(&place, "small", 64);
     place.write("empty/readme", "");
     place.write("text.txt", "some text\n".repeat(50));
     place.write("bad.txt", b"ab\xff");
@@ -282,9 +243,9 @@ fn models_that_cannot_be_used_are_named() {
 #[test]
 fn a_model_is_described_measured_and_continued() {
     let place = Place::new();
-    place.model("model", 256);
+    random_model(&place, "model", 256);
     place.write("text.txt", "some text\n".repeat(50));
-    let info = place.json(&["info", "model", "--json"]);
+    let info = json(&place, &["info", "model", "--json"]);
     let model = &info["model"];
     assert!(info.get("run").is_none());
     assert_eq!((&model["architecture"], &model["config"]["hidden_size"]), (&"qwen3".into(), &32.into()));
@@ -299,14 +260,14 @@ fn a_model_is_described_measured_and_continued() {
     let text = place.ok(&["info", "model"]);
     assert!(text.contains("model.layers.*.mlp.up_proj.weight  2 x [48, 32]  ternary, in F16"), "{text}");
 
-    let machine = place.json(&["info", "--json", "--threads", "3"]);
+    let machine = json(&place, &["info", "--json", "--threads", "3"]);
     assert_eq!((&machine["threads"], &machine["recipes"][0]), (&3.into(), &"copy".into()));
     assert!(machine["isa_available"].as_array().unwrap().contains(&machine["isa"]));
     assert!(place.ok(&["info"]).contains("wiki-75m"));
 
-    let measured = place.json(&["eval", "model", "--data", "text.txt", "--json"]);
+    let measured = json(&place, &["eval", "model", "--data", "text.txt", "--json"]);
     assert_eq!((&measured["bytes"], &measured["tokens"]), (&499.into(), &499.into()));
-    let made = place.json(&["generate", "model", "--prompt", "some", "-n", "5", "--json"]);
+    let made = json(&place, &["generate", "model", "--prompt", "some", "-n", "5", "--json"]);
     assert_eq!((&made["prompt"], &made["prompt_tokens"]), (&"some".into(), &4.into()));
     assert_eq!(made["tokens"].as_array().unwrap().len(), 5);
     let text = place.ok(&["generate", "model", "--prompt", "some", "-n", "5"]);
@@ -332,16 +293,17 @@ fn a_random_model_is_written_and_used() {
     assert!(before == fs::read(place.path("75m.tern")).unwrap(), "the same bytes");
 
     assert!(place.ok(&["verify", "75m.tern"]).contains("PASS"));
-    let made = place.json(&["generate", "75m.tern", "--prompt", "some", "-n", "2", "--ignore-eos", "--json"]);
+    let made =
+        json(&place, &["generate", "75m.tern", "--prompt", "some", "-n", "2", "--ignore-eos", "--json"]);
     assert_eq!(made["tokens"].as_array().unwrap().len(), 2);
-    let info = place.json(&["info", "75m.tern", "--context", "200", "--json"]);
+    let info = json(&place, &["info", "75m.tern", "--context", "200", "--json"]);
     let needs = &info["model"]["needs"];
     assert_eq!(
         (&needs["weights"][0]["bytes"], &needs["weights"][1]["bytes"]),
         (&16_339_968.into(), &38_912.into())
     );
     let run = ["bench", "run", "75m.tern", "--prompt", "3", "--gen", "2", "--rounds", "1", "--json"];
-    let measured = place.json(&run);
+    let measured = json(&place, &run);
     assert_eq!(
         (&measured["bytes_per_token"], &needs["bytes_per_token"]),
         (&10_748_416.into(), &10_748_416.into())
@@ -373,8 +335,8 @@ fn a_text_has_the_same_figure_everywhere() {
     let bytes = code.len();
     let sizes = "Text: 1,590 tokens (1,590 bytes) to train on; 1,590 tokens (1,590 bytes) held out";
     assert!(bytes == 1590 && said.contains(sizes), "{said}");
-    let report = place.json(&["report", "runs/tiny", "--json"]);
-    let eval = |file: &str| place.json(&["eval", "runs/tiny", "--data", file, "--context", "48", "--json"]);
+    let report = json(&place, &["report", "runs/tiny", "--json"]);
+    let eval = |file: &str| json(&place, &["eval", "runs/tiny", "--data", file, "--context", "48", "--json"]);
     let of = |value: &Value| ["nll", "bits_per_byte"].map(|key| value[key].as_f64().unwrap());
     let wanted = of(&report["val"]);
     assert_eq!(report["val"]["tokens"], bytes - 1);
@@ -394,7 +356,7 @@ fn a_text_has_the_same_figure_everywhere() {
 #[test]
 fn a_piped_prompt_loses_the_newline_of_echo() {
     let place = Place::new();
-    place.model("model", 256);
+    random_model(&place, "model", 256);
     for (piped, prompt) in
         [("some\n", "some"), ("some\r\n", "some"), ("some\n\n", "some\n"), ("some", "some")]
     {
@@ -456,10 +418,10 @@ fn a_tokenizer_is_trained_and_used() {
     assert!(list.contains(&"0") && list.len() < text.len() - 6, "{ids}");
     assert_eq!(place.ok(&[&["tokenizer", "decode", "tok"], &list[..]].concat()), format!("{text}\n"));
     place.write("one.txt", text);
-    let encoded = place.json(&["tokenizer", "encode", "tok", "--file", "one.txt", "--json"]);
+    let encoded = json(&place, &["tokenizer", "encode", "tok", "--file", "one.txt", "--json"]);
     assert_eq!(encoded["count"], list.len());
     assert!(encoded["tokens"].as_array().unwrap().contains(&"<|end|>".into()));
-    let info = place.json(&["tokenizer", "info", "tok", "--json"]);
+    let info = json(&place, &["tokenizer", "info", "tok", "--json"]);
     assert_eq!((&info["vocab_size"], &info["eos"]), (&270.into(), &0.into()));
     assert_eq!(info["special"][1]["token"], "<|user|>");
     assert!(place.ok(&["tokenizer", "info", "tok"]).contains("Ends a text: 0 (<|end|>)"));
@@ -482,10 +444,10 @@ fn a_tokenizer_is_trained_and_used() {
 #[test]
 fn guesses_change_no_text() {
     let place = Place::new();
-    place.model("model", 256);
-    place.model("small", 64);
+    random_model(&place, "model", 256);
+    random_model(&place, "small", 64);
     let generate = ["generate", "model", "--prompt", "to be or not to be or", "-n", "60"];
-    let with = |more: &[&str]| place.json(&[&generate[..], more, &["--json"]].concat());
+    let with = |more: &[&str]| json(&place, &[&generate[..], more, &["--json"]].concat());
     let plain = with(&[]);
     assert_eq!((&plain["proposed"], &plain["accepted"]), (&0.into(), &0.into()));
     for more in [&["--lookup"][..], &["--lookup=3"], &["--draft", "model", "--draft-tokens", "6"]] {
@@ -502,7 +464,7 @@ fn guesses_change_no_text() {
 
     place.write("model/chat_template.jinja", TEMPLATE);
     let chat = ["chat", "model", "-n", "20", "--message", "Hi", "--message", "More", "--json"];
-    let messages = |more: &[&str]| place.json(&[&chat[..], more].concat())["messages"].take();
+    let messages = |more: &[&str]| json(&place, &[&chat[..], more].concat())["messages"].take();
     let plain = messages(&[]);
     for more in [&["--lookup"][..], &["--draft", "model"]] {
         assert_eq!(messages(more), plain, "{more:?}");
@@ -511,7 +473,7 @@ fn guesses_change_no_text() {
     place.fails(&[&generate[..], &["--draft", "none"]].concat(), &["none", "model directory"]);
     place.fails(&[&generate[..], &["--draft", "small"]].concat(), &["draft model", "64 tokens", "256"]);
     // The same size, but two tokens have changed places.
-    place.model("other", 256);
+    random_model(&place, "other", 256);
     edit_json(&place.path("other/tokenizer.json"), |json| {
         let vocab = &mut json["model"]["vocab"];
         (vocab["a"], vocab["b"]) = (vocab["b"].take(), vocab["a"].take());
@@ -526,11 +488,11 @@ fn guesses_change_no_text() {
 #[test]
 fn a_conversation() {
     let place = Place::new();
-    place.model("model", 256);
+    random_model(&place, "model", 256);
     let say = |texts: &[&str], more: &[&str]| {
         let mut args = vec!["chat", "model", "-n", "8"];
         texts.iter().for_each(|text| args.extend(["--message", text]));
-        place.json(&[&args[..], more, &["--json"]].concat())
+        json(&place, &[&args[..], more, &["--json"]].concat())
     };
     place.fails(&["chat", "model", "--message", "Hi"], &["chat template", "ternlm generate", "--template"]);
     place.write("other.jinja", TEMPLATE);
@@ -549,7 +511,7 @@ fn a_conversation() {
     // The second turn, with the cache of the first, is what the whole text alone gives.
     let content = |i: usize| messages[i]["content"].as_str().unwrap();
     let whole = format!("system: Be brief.\nuser: Hi\nassistant: {}\nuser: More\nassistant:", content(2));
-    let fresh = place.json(&["generate", "model", "--prompt", &whole, "-n", "8", "--json"]);
+    let fresh = json(&place, &["generate", "model", "--prompt", &whole, "-n", "8", "--json"]);
     assert_eq!(two["turns"][1]["prompt_tokens"], whole.len());
     assert_eq!(two["turns"][1]["tokens"], fresh["tokens"]);
 
@@ -569,7 +531,7 @@ fn a_conversation() {
     place.fails(&["chat", "model", "--message", &"x".repeat(300)], &["256 positions"]);
     place.write("model/chat_template.jinja", "{{ raise_exception('no\nsystem') }}");
     place.fails(&["chat", "model", "--message", "Hi"], &["rejects", "no system"]);
-    place.model("small", 64);
+    random_model(&place, "small", 64);
     place.write("small/chat_template.jinja", TEMPLATE);
     place.fails(&["chat", "small", "--message", "Hi"], &["small", "vocabulary"]);
 }

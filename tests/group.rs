@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::lab::TINY;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
@@ -16,41 +17,8 @@ use ternlm::train::{
     self, Observer, Outcome, Record, Resume, Share, StepReport, Teaching, Together, Trainer, checkpoint,
 };
 
-const RECIPE: &str = r#"
-name = "tiny"
-task = "lm"
-seed = 3
-[model]
-vocab_size = 256
-hidden_size = 48
-layers = 2
-heads = 4
-kv_heads = 2
-head_dim = 12
-intermediate_size = 80
-qk_norm = true
-tie_embeddings = false
-max_positions = 64
-[data]
-tokenizer = "bytes"
-val_fraction = 0.2
-[train]
-steps = 10
-batch = 5
-seq = 24
-accumulate = 2
-lr = 3e-3
-weight_decay = 0.1
-warmup = 3
-log_every = 5
-eval_every = 5
-save_every = 5
-"#;
-
 /// A text, and the folder that runs go into.
-struct Lab {
-    dir: tempfile::TempDir,
-}
+struct Lab(tempfile::TempDir);
 
 /// A run as `size` processes.
 #[derive(Clone, Copy)]
@@ -88,17 +56,21 @@ impl Lab {
         let text: String =
             (0..4000).map(|i| ["ternary ", "weights ", "are ", "sums\n"][i * i % 7 % 4]).collect();
         fs::write(dir.path().join("text.txt"), text).unwrap();
-        Self { dir }
+        Self(dir)
     }
 
     fn recipe(&self) -> Recipe {
-        let mut recipe: Recipe = toml::from_str(RECIPE).unwrap();
-        recipe.data.train = vec![self.dir.path().join("text.txt")];
+        let mut recipe: Recipe = toml::from_str(TINY).unwrap();
+        recipe.data.train = vec![self.path("text.txt")];
+        recipe.model.as_mut().unwrap().tie_embeddings = false;
+        let t = &mut recipe.train;
+        (t.steps, t.batch, t.weight_decay, t.warmup) = (10, 5, 0.1, 3);
+        (t.log_every, t.eval_every, t.save_every) = (5, 5, 5);
         recipe
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.0.path().join(name)
     }
 
     fn trainer(&self, recipe: Recipe, from: Option<&Path>, share: Share) -> Trainer {

@@ -162,11 +162,11 @@ fn ternary_models_in_every_format() {
         says(
             &text,
             &[
-                "(llama)\nLayers: 2, width 256, feed-forward 256 (SwiGlu), 4 heads of 64, 2 for keys and values\n",
+                "(llama)\nLayers: 2, width 256, feed-forward 256 (swiglu), 4 heads of 64, 2 for keys and values\n",
                 "Vocabulary: 261, 256 positions, output head of its own\n",
                 "Parameters: 921,344, 920,064 of them ternary (99.86 %)\n",
                 &format!("{in_coding} weights, {bits:.4} bits each)"),
-                &format!("Ternary: scope All, groups of {group}, stored as "),
+                &format!("Ternary: scope all, groups of {group}, stored as "),
                 ", with a chat template\n",
                 &format!("lm_head.weight  [261, 256]  ternary, in {coding}\n"),
             ],
@@ -188,7 +188,7 @@ fn ternary_models_of_other_tools() {
         &text,
         &[
             "16 in MLX 2bit (233,472 weights, 2.3816 bits each)",
-            "Ternary: scope All, groups of 32, stored as Mlx\n",
+            "Ternary: scope all, groups of 32, stored as mlx\n",
             "Recognised: packed by MLX: every matrix is ternary already",
             "Tokenizer: none\n",
         ],
@@ -215,7 +215,7 @@ fn ternary_models_of_other_tools() {
                 "Parameters: 32,960, 30,720 of them ternary (93.20 %)\n",
                 // Four codes a byte, and a scale of 16 bits for each of 7 matrices.
                 "7 in BitNet 2bit (30,720 weights, 2.0036 bits each), 4 in BF16 (2,240 weights, 16.0000 bits each)\n",
-                "Ternary: scope Blocks, groups of tensor, stored as BitNet, inputs of 8 bits\n",
+                "Ternary: scope blocks, groups of tensor, stored as bitnet, inputs of 8 bits\n",
                 "Recognised: packed by BitNet: every matrix of the blocks is ternary already, one scale for each matrix",
             ],
         );
@@ -229,14 +229,14 @@ fn ternary_models_of_other_tools() {
         &text,
         &[
             "Stored: 16.0000 bits a weight: 11 in BF16 (32,960 weights, 16.0000 bits each)\n",
-            "Ternary: scope Blocks, groups of tensor, stored as Unpacked\n",
+            "Ternary: scope blocks, groups of tensor, stored as unpacked\n",
             "Recognised: every matrix of the blocks is ternary already, one scale for each matrix: taken as it is, never",
         ],
     );
     // BitNet b1.58's architecture, packed.
     let (json, text) = info(&common::fixture("architectures/bitnet-packed"));
     assert_eq!((&json["architecture"], &json["config"]["sub_norm"]), (&json!("bitnet"), &json!(true)));
-    says(&text, &["(Relu2Glu)", "stored as BitNet, inputs of 8 bits\n", "in BitNet 2bit ("]);
+    says(&text, &["(relu2glu)", "stored as bitnet, inputs of 8 bits\n", "in BitNet 2bit ("]);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Trainings of a language model of a few thousand weights, as a user runs them, in a folder of their own.
 
-use super::{Rng, program};
+use super::Rng;
+use super::program::Place;
 use std::fs;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 /// Twelve steps; more keys of `[train]` may follow.
 pub const TINY: &str = r#"
@@ -39,21 +41,26 @@ pub const WORDS: [&str; 10] =
     ["ternary", "weights", "are", "minus", "one", "zero", "or", "plus", "scale", "group"];
 
 /// The recipe `tiny.toml`, a text `text.txt`, and what trainings make of them.
-pub struct Lab {
-    dir: tempfile::TempDir,
+pub struct Lab(Place);
+
+impl Deref for Lab {
+    type Target = Place;
+    fn deref(&self) -> &Place {
+        &self.0
+    }
 }
 
 impl Lab {
     /// `keys` are more lines of the recipe's `[train]`.
     pub fn new(keys: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("tiny.toml"), format!("{TINY}{keys}\n")).unwrap();
+        let place = Place::new();
+        place.write("tiny.toml", format!("{TINY}{keys}\n"));
         let mut rng = Rng::new(5);
         let text: Vec<String> = (0..60)
             .map(|_| (0..20).map(|_| WORDS[rng.below(WORDS.len())]).collect::<Vec<_>>().join(" "))
             .collect();
-        fs::write(dir.path().join("text.txt"), text.join("\n\n")).unwrap();
-        Self { dir }
+        place.write("text.txt", text.join("\n\n"));
+        Self(place)
     }
 
     /// With a teacher, `teacher`: the same shape in full precision, trained a little.
@@ -64,27 +71,12 @@ impl Lab {
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = program::command(args);
-        command.current_dir(self.dir.path()).env("TERNLM_CACHE", self.path("cache"));
-        command
-    }
-
-    /// What a command that succeeds prints.
-    #[track_caller]
-    pub fn ok(&self, args: &[&str]) -> String {
-        let out = self.command(args).output().unwrap();
-        assert!(out.status.success(), "{args:?}: {}", text(&out));
-        String::from_utf8(out.stdout).unwrap()
+        self.0.path(name)
     }
 
     /// `train tiny.toml --data text.txt --out OUT`, and more.
     pub fn train(&self, out: &str, more: &[&str]) -> Output {
-        let args = [&["train", "tiny.toml", "--data", "text.txt", "--out", out], more].concat();
-        self.command(&args).output().unwrap()
+        self.run(&[&["train", "tiny.toml", "--data", "text.txt", "--out", out], more].concat())
     }
 
     /// A training that learns from the teacher, starting at its weights.

@@ -14,12 +14,12 @@ mod starts;
 mod stops;
 
 use common::lab::{WORDS, text as said};
-use common::program;
+use common::program::Place;
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::ops::Deref;
+use std::path::PathBuf;
 
 /// A language model of a few thousand weights on the bytes of `text.txt`.
 const RECIPE: &str = r#"
@@ -54,11 +54,18 @@ prompts = ["The"]
 sample_tokens = 4
 "#;
 
-struct Lab(tempfile::TempDir);
+struct Lab(Place);
+
+impl Deref for Lab {
+    type Target = Place;
+    fn deref(&self) -> &Place {
+        &self.0
+    }
+}
 
 impl Lab {
     fn new() -> Self {
-        let lab = Self(tempfile::tempdir().unwrap());
+        let lab = Self(Place::new());
         lab.write("tiny.toml", RECIPE);
         lab.write("text.txt", text(0));
         lab.write("other.txt", text(1));
@@ -70,16 +77,6 @@ impl Lab {
         let lab = Self::new();
         lab.ok(&[&["train", "tiny.toml", "--out", "run"], more].concat());
         lab
-    }
-
-    fn path(&self, name: impl AsRef<Path>) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: impl AsRef<Path>, text: impl AsRef<[u8]>) {
-        let path = self.path(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
     }
 
     fn read(&self, name: &str) -> String {
@@ -94,28 +91,12 @@ impl Lab {
         common::edit_json(&self.path(name), change);
     }
 
-    fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
-        let mut command = program::command(args);
-        command.current_dir(self.0.path()).env("TERNLM_CACHE", self.path(".cache"));
-        command
-    }
-
-    fn run(&self, args: &[impl AsRef<OsStr>]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
     /// What a run that must succeed says, on either stream.
     #[track_caller]
     fn ok(&self, args: &[impl AsRef<OsStr> + std::fmt::Debug]) -> String {
         let out = self.run(args);
         assert!(out.status.success(), "{args:?}: {}", said(&out));
         said(&out)
-    }
-
-    /// A run that must end with one sentence that names `parts`, and the exit code 1.
-    #[track_caller]
-    fn fails(&self, args: &[impl AsRef<OsStr>], parts: &[&str]) {
-        program::fails(&mut self.command(args), parts);
     }
 
     /// `train tiny.toml --out run --resume` and more.

@@ -360,7 +360,8 @@ fn without_a_checkpoint_every_change_takes_effect() {
     fs::remove_dir_all(lab.path("run/checkpoints")).unwrap();
     // What has ended is not thrown away.
     for name in ["model", "report.json"] {
-        lab.refuses(&["--set", "train.steps=9"], &[&format!("run holds {name} and no checkpoint")]);
+        let nothing = format!("run holds {name} and no checkpoint: there is nothing to resume there");
+        lab.refuses(&["--set", "train.steps=9"], &[&nothing, "ternlm train tiny.toml --out DIR"]);
         fs::rename(lab.path("run").join(name), lab.path(name)).unwrap();
     }
     // Nor what cannot be read taken for nothing.
