@@ -58,6 +58,7 @@ pub mod finish;
 pub mod formats;
 pub mod generate;
 pub mod kernels;
+mod machine;
 pub mod measure;
 pub mod model;
 mod number;

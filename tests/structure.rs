@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Each may know what stands in lines above its own; those of the first line may know each other.
 const ORDER: [&[&str]; 10] = [
-    &["error", "random", "number", "ternary", "config", "files"],
+    &["error", "random", "number", "machine", "ternary", "config", "files"],
     &["kernels", "text", "formats"],
     &["model", "chat"],
     &["measure", "generate"],

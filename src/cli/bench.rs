@@ -13,6 +13,7 @@ use crate::files::{self, DirectoryWriter, IfExists};
 use crate::formats::Form;
 use crate::formats::tensors::{Data, Tensor, write_safetensors};
 use crate::kernels::{self, peak, profile};
+use crate::machine;
 use crate::number::gib;
 use crate::train::{self, Together, Trainer, cost, setup_random};
 
@@ -31,7 +32,7 @@ pub struct BenchArgs {
 enum Bench {
     /// Training steps of a recipe's shape, from random weights on random tokens
     Train(TrainArgs),
-    /// Prompts read and tokens made by a packed model, or by a random one of a known shape
+    /// Prompts read and tokens made by a model, or by a random one of a known shape
     Run(bench_run::RunArgs),
 }
 
@@ -125,7 +126,7 @@ fn measure(args: &TrainArgs, trainer: &mut Trainer, together: Together) -> Resul
     tell(format!(
         "{}: {} parameters, {} tokens a step, products in {}, {} on {} threads",
         trainer.recipe.name,
-        thousands(trainer.model.decoder.weights().map(|w| w.len() as u64).sum()),
+        thousands(trainer.model.decoder.config.parameters() as u64),
         thousands(tokens as u64),
         trainer.recipe.train.precision,
         kernels::Isa::current(),
@@ -148,7 +149,7 @@ fn measure(args: &TrainArgs, trainer: &mut Trainer, together: Together) -> Resul
     }
     let phases = profile::stop();
     first_losses.extend(&losses);
-    let memory = super::peak_memory();
+    let memory = machine::peak_memory();
     if !leads {
         return Ok(());
     }

@@ -6,11 +6,12 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{KvArgs, Precision, export, peak_memory, thousands};
+use super::{KvArgs, Precision, export, thousands};
 use crate::config::{self, KvFormat, ModelConfig, Scope};
 use crate::error::{Error, Result};
 use crate::formats::Description;
 use crate::kernels::{self, peak};
+use crate::machine::peak_memory;
 use crate::model::{self, Decoder, KvCache, KvPool, Role, Span, State, Wanted, Weight};
 use crate::number::gib;
 use crate::ternary::{Density, Grouping, TernaryMatrix};
@@ -176,7 +177,7 @@ pub fn run(args: RunArgs) -> Result<()> {
         super::say_json(&json!({
             "model": name, "density": args.density.to_string(), "inputs": decoder.inputs(),
             "isa": kernels::Isa::current().to_string(), "threads": rayon::current_num_threads(),
-            "parameters": decoder.weights().map(|w| w.len() as u64).sum::<u64>(), "load_seconds": loaded,
+            "parameters": decoder.config.parameters() as u64, "load_seconds": loaded,
             "prompt": args.prompt, "gen": args.made, "prefill_tok_per_s": read,
             "first_token_seconds": args.prompt as f64 / read, "batch": args.batch, "decode_tok_per_s": rates,
             "bytes_per_token": bytes, "read_gb_per_s": bandwidth, "peak_memory_bytes": peak_memory(),
@@ -185,7 +186,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     }
     say!(
         "{name}: {} parameters, {} inputs, {} on {} threads, ready in {loaded:.2} s",
-        thousands(decoder.weights().map(|w| w.len() as u64).sum()),
+        thousands(decoder.config.parameters() as u64),
         config::name(&decoder.inputs()),
         kernels::Isa::current(),
         rayon::current_num_threads()

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 
 use super::tensors::{GgufInfo, TensorInfo, alike, show_types};
 use super::{recipe, thousands};
-use crate::config::{Inputs, ModelConfig, Scope};
+use crate::config::{self, Inputs, ModelConfig, Scope};
 use crate::error::{Error, Result};
 use crate::files::{if_there, path_text, read_text};
 use crate::formats::{self, Form, ModelFiles};
 use crate::kernels::{Isa, peak};
+use crate::machine;
 use crate::measure::Needs;
 use crate::model;
 use crate::number;
@@ -272,7 +273,7 @@ impl Estimate {
         Self {
             read_gb_per_s: read,
             decode_tok_per_s: [0, needs.context].map(|n| needs.tok_per_s(read, n)),
-            available_memory_bytes: super::available_memory(),
+            available_memory_bytes: machine::Memory::now().map(|memory| memory.available),
         }
     }
 }
@@ -352,11 +353,11 @@ impl Show for ModelInfo {
         let c = &self.config;
         say!("Model: {} ({})", self.dir.display(), self.architecture);
         say!(
-            "Layers: {}, width {}, feed-forward {} ({:?}), {} heads of {}, {} for keys and values",
+            "Layers: {}, width {}, feed-forward {} ({}), {} heads of {}, {} for keys and values",
             c.layers,
             c.hidden_size,
             c.intermediate_size,
-            c.activation,
+            config::name(&c.activation),
             c.heads,
             c.head_dim,
             c.kv_heads
@@ -376,7 +377,8 @@ impl Show for ModelInfo {
         show_types(&self.tensors, self.stored_bits_per_weight);
         if let Some(t) = &self.ternary {
             let inputs = if t.activations == Inputs::Int8 { ", inputs of 8 bits" } else { "" };
-            say!("Ternary: scope {:?}, groups of {}, stored as {:?}{inputs}", t.scope, t.group, t.form);
+            let (scope, form) = (config::name(&t.scope), config::name(&t.form));
+            say!("Ternary: scope {scope}, groups of {}, stored as {form}{inputs}", t.group);
             if let Some(bits) = t.ideal_bits_per_weight {
                 let bytes = (bits * self.ternary_weights as f64 / 8.0).ceil() as u64;
                 say!("Packed ideally: {bits:.4} bits per ternary weight, {} bytes", thousands(bytes));

@@ -36,6 +36,7 @@ use crate::config::{Inputs, KvFormat};
 use crate::error::{Error, Result};
 use crate::finish::MODEL;
 use crate::formats::{self, hf};
+use crate::machine;
 use crate::model::{self, Decoder, Model};
 use crate::number::thousands;
 use crate::ternary::Density;
@@ -50,10 +51,10 @@ pub use train::train;
     arg_required_else_help = true,
     after_help = "\
 Start here:
-  ternlm train copy                          a ternary model in seconds, no data needed
-  ternlm train shakespeare --data input.txt  a talking one in minutes, from any text
-  ternlm verify runs/copy                    the proof that its weights are ternary
-  ternlm info                                this machine, and the recipes that are built in"
+  ternlm train copy                            # a ternary model in seconds, no data needed
+  ternlm train shakespeare --data input.txt    # a talking one in minutes, from any text
+  ternlm verify runs/copy                      # the proof that its weights are ternary
+  ternlm info                                  # this machine, and the recipes that are built in"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -212,19 +213,13 @@ fn threads(count: Option<usize>) -> Result<()> {
             return Err(Error::usage(format!("--threads {n}: wanted 1 to {most}")));
         }
         Some(n) => n,
-        None => crate::train::group::threads_of_each(cores, cores_of_machine().unwrap_or(cores)),
+        None => crate::train::group::threads_of_each(cores, machine::cores().unwrap_or(cores)),
     };
     rayon::ThreadPoolBuilder::new()
         .num_threads(count)
         .use_current_thread()
         .build_global()
         .map_err(|e| Error::usage(format!("--threads {count}: {e}")))
-}
-
-/// Cores that are switched on, whether this process may run on them or not, where the system says.
-fn cores_of_machine() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    Some(text.lines().filter(|line| line.starts_with("processor")).count()).filter(|count| *count > 0)
 }
 
 /// Where the model lies that `path` means: there, or, of a run, the finished model or else the newest checkpoint.
@@ -383,23 +378,6 @@ fn text_or_stdin(text: String) -> Result<String> {
         }
     }
     Ok(text)
-}
-
-/// Most memory that this process has held, in bytes.
-fn peak_memory() -> Option<u64> {
-    bytes_in("/proc/self/status", "VmHWM:")
-}
-
-/// Memory that the system could give now, in bytes.
-fn available_memory() -> Option<u64> {
-    bytes_in("/proc/meminfo", "MemAvailable:")
-}
-
-/// A figure that Linux tells in kB.
-fn bytes_in(file: &str, key: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix(key))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// A bar over bytes; drawn where there is a terminal.

@@ -5,9 +5,9 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::available_memory;
 use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};
+use crate::machine::Memory;
 use crate::model::KvPool;
 use crate::number::gib;
 use crate::serve::{self, Options, Served, Stop};
@@ -22,7 +22,7 @@ Examples:
   curl localhost:8080/v1/completions -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 40}'
 
 The chat page is at http://localhost:8080/; it, chat and responses need a chat template, the model's own or that of --template. Paths: /v1/completions, /v1/chat/completions, /v1/responses, /v1/embeddings, \
-/v1/models, /tokenize, /detokenize, /health, /metrics. An answer depends on its prompt, settings and seed, not on what runs \
+/v1/models, /v1/models/NAME, /tokenize, /detokenize, /tokenizer_info, /health, /metrics. An answer depends on its prompt, settings and seed, not on what runs \
 beside it. Each request is one line on standard error: ids, tokens and times, never a text; --verbose says more. Ctrl-C or \
 SIGTERM: no new requests, and what runs ends within the grace time; a second one ends at once.")]
 pub struct ServeArgs {
@@ -125,7 +125,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
     let pool = KvPool::new(config, options.kv, options.context);
     let most = pool.page_bytes() as u64 * (options.context.div_ceil(crate::kernels::PAGE) + 1) as u64;
     let most = most.saturating_mul(options.parallel as u64);
-    if let Some(there) = available_memory().filter(|there| *there < most) {
+    if let Some(there) = Memory::now().map(|memory| memory.available).filter(|there| *there < most) {
         return Err(Error::usage(format!(
             "keys and values of --parallel {} times --context {} take up to {:.1} GiB, and {:.1} GiB are free: lower one of \
              them, or --kv int8",

@@ -55,18 +55,15 @@ pub fn run(args: TeachArgs) -> Result<()> {
         return Err(Error::usage(format!("teach: {found}, wanted one")));
     }
     let mut table = recipe::read(&args.recipe)?;
-    let text = |path: &PathBuf| Value::String(path_text::write(path));
-    if !args.data.is_empty() {
-        recipe::set(&mut table, "data.train", Value::Array(args.data.iter().map(text).collect()))?;
-    }
+    recipe::set_data(&mut table, &args.data)?;
     args.set.iter().try_for_each(|assignment| recipe::set_text(&mut table, assignment))?;
-    let teacher = super::model_dir(&args.teacher)?;
+    let teacher = Value::String(path_text::write(&super::model_dir(&args.teacher)?));
     let mut distill = Table::new();
-    distill.insert("teacher".into(), text(&teacher));
+    distill.insert("teacher".into(), teacher.clone());
     table.insert("distill".into(), Value::Table(distill));
     // Where the training is to start from a model, its tokenizer is the teacher's, too.
     if table.get("needs_init") == Some(&Value::Boolean(true)) && !table.contains_key("init") {
-        table.insert("init".into(), text(&teacher));
+        table.insert("init".into(), teacher);
     }
     let recipe = recipe::resolve(&args.recipe, table)?;
     super::judge_folder(&args.out, lessons::FILE_NAME)?;

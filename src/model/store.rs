@@ -189,7 +189,7 @@ fn elements(shape: &[usize]) -> u128 {
 /// Writes `config.json`, `generation_config.json`, `model.safetensors` and `ternary.json` into `dir`, which exists.
 ///
 /// With `latents` every tensor is stored as f32, from which training goes on ([`Form::Latent`]). Without them a ternary
-/// tensor is stored as its weights −s, 0, +s in f16, which any Hugging Face tool loads, and everything else as f32
+/// tensor is stored as its weights −s, 0, +s in f16, which Hugging Face's tools load, and everything else as f32
 /// ([`Form::Unpacked`]).
 pub fn save(
     dir: &Path,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::kernels::Isa;
+use crate::machine;
 
 /// What a run was made with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,15 +27,9 @@ impl Versions {
             ternlm: env!("CARGO_PKG_VERSION").into(),
             rustc: option_env!("TERNLM_RUSTC").map(String::from),
             os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            cpu: cpu_name(),
+            cpu: machine::processor(),
             isa: Isa::current().to_string(),
             threads: rayon::current_num_threads() as u64,
         }
     }
-}
-
-fn cpu_name() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':'));
-    line.map_or(String::new(), |(_, name)| name.trim().to_string())
 }

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::files::path_text;
 use crate::formats::{Description, ModelFiles, Stored, files_of};
 use crate::generate::judge_prompt;
+use crate::machine::Memory;
 use crate::measure::Needs;
 use crate::model::{self, Decoder, Latents, Model, Role};
 use crate::number::gib;
@@ -303,7 +304,8 @@ fn check_memory(
     share: Share,
 ) -> Result<()> {
     let processes = group::local_processes();
-    let Some(memory) = total_memory().map(|memory| memory / processes as u128) else { return Ok(()) };
+    let Some(memory) = Memory::now() else { return Ok(()) };
+    let memory = memory.total as u128 / processes as u128;
     let seq = if recipe.task == Task::Lm { recipe.train.seq } else { 2 * recipe.data.sequence };
     let rows = recipe.train.batch as u128 * seq as u128;
     let mut needed = training_bytes(model, &recipe.train, rows, share.size)
@@ -332,15 +334,6 @@ fn check_memory(
         )));
     }
     Ok(())
-}
-
-/// Bytes of main memory and swap, where the system says.
-pub(super) fn total_memory() -> Option<u128> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kib = |key: &str| -> Option<u128> {
-        info.lines().find_map(|l| l.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
-    };
-    Some(1024 * (kib("MemTotal:")? + kib("SwapTotal:").unwrap_or(0)))
 }
 
 /// The model before its first step, or as it was at the checkpoint.
@@ -385,7 +378,7 @@ mod tests {
     fn a_training_that_outgrows_the_memory_beside_its_teacher_is_refused() {
         let recipe: Recipe = toml::from_str(include_str!("../../recipes/shakespeare-bytes.toml")).unwrap();
         let shape = recipe.model.clone().unwrap();
-        if total_memory().is_none() {
+        if Memory::now().is_none() {
             return;
         }
         let mut taught = recipe.clone();

@@ -8,12 +8,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::cost::teacher_pass_bytes;
-use super::setup::{teacher_of, tokenizer, total_memory};
+use super::setup::{teacher_of, tokenizer};
 use super::{Taught, differences};
 use crate::config::Recipe;
 use crate::error::{Error, Result};
 use crate::files::{self, FolderLock, if_there};
 use crate::formats::lessons::{self, Index};
+use crate::machine::Memory;
 use crate::model::{Decoder, Sequences, State};
 use crate::number::gib;
 use crate::text::Corpus;
@@ -192,7 +193,7 @@ fn said(
 }
 
 fn judge_memory(needed: u128) -> Result<()> {
-    match total_memory().filter(|memory| needed > *memory) {
+    match Memory::now().map(|memory| memory.total as u128).filter(|memory| needed > *memory) {
         None => Ok(()),
         Some(memory) => Err(Error::usage(format!(
             "memory: found {:.1} GiB, wanted at least {:.1} GiB for the teacher and what it says (a smaller train.seq or --shard \
