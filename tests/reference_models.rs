@@ -9,7 +9,7 @@ use ternlm::config::{KvFormat, Scope, TernaryConfig, TrainConfig};
 use ternlm::formats::npy;
 use ternlm::formats::tensors::TensorFiles;
 use ternlm::kernels::IGNORE;
-use ternlm::measure;
+use ternlm::measure::{self, Windows};
 use ternlm::model::{self, Decoder, Gradients, KvPool, Latents, Sequences, Span, State, Wanted};
 use ternlm::train::{At, Optimizer, Trained};
 
@@ -299,10 +299,11 @@ fn perplexity_through_a_cache_is_that_of_whole_windows() {
     let Some(dir) = common::data("ckpt/stories260K-hf") else { return };
     let decoder = load(&dir, Scope::None);
     let story = ids(&json(&dir.join("ref.json"))["first_story_ids"]);
+    let windows = Windows::Sliding { context: 64, stride: 32 };
     let none = &mut |_| {};
-    let whole = measure::perplexity(&decoder, &story, 64, 32, none);
+    let whole = measure::perplexity(&decoder, &story, windows, None, none);
     let [f32, f16, int8] = [KvFormat::F32, KvFormat::F16, KvFormat::Int8].map(|kv| {
-        let cached = measure::perplexity_cached(&decoder, &story, 64, 32, kv, none);
+        let cached = measure::perplexity(&decoder, &story, windows, Some(kv), none);
         assert_eq!((cached.tokens, cached.context, cached.stride), (whole.tokens, 64, 32));
         (cached.nll - whole.nll).abs()
     });

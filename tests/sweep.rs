@@ -161,6 +161,7 @@ fn a_plan_that_cannot_be_run_is_named_before_anything_is_trained() {
     for (args, wanted) in [
         (&["copy", "--grid", "train.lr"][..], "wanted KEY=VALUE"),
         (&["copy", "--grid", "train.lr=1e-3,1e-3"], "each once"),
+        (&["copy", "--grid", "train.lr=1,'1'"], "train.lr\": found 1 and \"1\", which name one folder"),
         (&["copy", "--grid", "train.speed=1,2"], "unknown field `speed`"),
         (&["copy", "--grid", "train.lr=-1,1"], "train.lr: found -1"),
         (&["copy", "--seeds", "1,1"], "each once"),
@@ -201,22 +202,22 @@ fn vocabularies_are_compared_by_bytes_and_a_name_may_hold_a_full_stop() {
     assert!(said(&out).contains("sweeps/qwen3-0.6b-all"), "{}", said(&out));
 }
 
-/// Ended with the test, however that ends.
-struct Child(std::process::Child);
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// As a queue of a cluster ends a job: the signal reaches the sweep alone.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_sweep_that_is_told_to_stop_stops_its_trainings() {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
+
+    /// Ended with the test, however that ends.
+    struct Child(std::process::Child);
+
+    impl Drop for Child {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
 
     let dir = tempfile::tempdir().unwrap();
     let long = ["--set", "train.steps=3000", "--set", "train.log_every=1"];

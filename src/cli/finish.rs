@@ -5,7 +5,7 @@ use std::path::Path;
 use super::thousands;
 use crate::error::{Error, Result};
 use crate::finish::{self, Finished, HELD_OUT};
-use crate::report;
+use crate::report::{self, Goal};
 use crate::train::Trainer;
 
 /// Finishes the run in the folder `run` and says what came of it.
@@ -33,7 +33,7 @@ pub fn finish(trainer: &mut Trainer, run: &Path) -> Result<()> {
 fn say(finished: &Finished, run: &Path) {
     let Finished { summary, proof, model } = finished;
     let verdict = |pass: bool| if pass { "PASS" } else { "FAIL" };
-    for check in summary.checks.iter().filter(|c| c.name == "train loss") {
+    for check in summary.checks.iter().filter(|c| c.goal == Goal::TrainLoss) {
         say!("Train loss: {:.4}: {} (bar {})", check.value, verdict(check.pass), check.bar);
     }
     if let Some(t) = &summary.ternary {
@@ -56,7 +56,7 @@ fn say(finished: &Finished, run: &Path) {
             say!("  {reason}");
         }
     }
-    for check in summary.checks.iter().filter(|c| c.name == "min accuracy") {
+    for check in summary.checks.iter().filter(|c| c.goal == Goal::Accuracy) {
         let task = if summary.task == "copy" { "Copy" } else { "Recall" };
         say!(
             "{task} accuracy: {:.2}%: {} (bar {}%, {HELD_OUT} held-out sequences)",

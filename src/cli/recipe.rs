@@ -1,12 +1,12 @@
 //! Recipes: built-in ones, files, and what the command line changes in them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use crate::config::toml_error::{one_line, where_in};
 use crate::config::{ModelConfig, Recipe};
 use crate::error::{Error, Result};
-use crate::files::{if_there, read_text};
+use crate::files::{if_there, path_text, read_text};
 
 /// Name and text of every recipe in the binary.
 pub const BUILT_IN: [(&str, &str); 10] = [
@@ -83,6 +83,15 @@ pub fn set(table: &mut Table, key: &str, value: Value) -> Result<()> {
     }
     table.insert(last.to_string(), value);
     Ok(())
+}
+
+/// Sets the texts of `--data`, where it names some.
+pub fn set_data(table: &mut Table, paths: &[PathBuf]) -> Result<()> {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let texts = paths.iter().map(|path| Value::String(path_text::write(path))).collect();
+    set(table, "data.train", Value::Array(texts))
 }
 
 /// Applies `key=value` as `--set` gives it; a value that is not TOML is a string.

@@ -15,7 +15,7 @@ use toml::{Table, Value};
 use super::recipe;
 use crate::config::Recipe;
 use crate::error::{Error, Result};
-use crate::files::{FolderLock, path_text, write_bytes};
+use crate::files::{FolderLock, write_bytes};
 use crate::report;
 use crate::sweep::{self, FAILED, FILE, HTML, Plan, Results, Run};
 use crate::train::group;
@@ -204,10 +204,7 @@ fn judge_runs(plan: &Plan) -> Result<Vec<(Run, Recipe)>> {
     let of_run = |run: &Run, why: Error| Error::usage(format!("{}: {why}", Run::name(&run.settings)));
     for run in plan.runs() {
         let mut table = named.clone();
-        if !plan.data.is_empty() {
-            let paths = plan.data.iter().map(|path| Value::String(path_text::write(path))).collect();
-            recipe::set(&mut table, "data.train", Value::Array(paths))?;
-        }
+        recipe::set_data(&mut table, &plan.data)?;
         run.assignments(&plan.set).try_for_each(|text| recipe::set_text(&mut table, &text))?;
         if table.contains_key("init") {
             // Judged with the model that it starts from, whose shape it has.
@@ -447,13 +444,7 @@ fn show(plan: &Plan, out: &Path) -> Result<()> {
             Some(s) => (format!("{:.4}", s.mean), s.spread.map_or("–".into(), |d| format!("± {d:.4}"))),
             None => ("–".into(), "–".into()),
         };
-        let verdict = match row.worse {
-            Some(true) => "worse",
-            Some(false) if i == 0 => "best mean",
-            Some(false) => "not told apart from the best",
-            None if row.failed > 0 => "not ranked: a run failed",
-            None => "",
-        };
+        let verdict = row.verdict(i == 0);
         let (runs, all) = (row.figures.len(), row.figures.len() + row.without);
         let of = if runs < all { format!(" of {all}") } else { String::new() };
         say!("{:width$}  {mean:>10} {spread:>10}  {runs}{of} runs  {verdict}", labels[&i]);

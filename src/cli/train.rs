@@ -333,8 +333,15 @@ fn absolute(mut recipe: Recipe) -> Recipe {
 fn resumed(args: &TrainArgs, name: &str, out: &Path, leads: bool) -> Result<(Start, Option<FolderLock>)> {
     let saved = out.join(recipe::FILE);
     if !saved.is_file() {
-        let found = format!("{} holds no {}", out.display(), recipe::FILE);
-        return Err(Error::usage(format!("--resume: {found}, wanted the folder of a run that was started")));
+        let found = format!("--resume: {} holds no {}", out.display(), recipe::FILE);
+        return Err(Error::usage(match checkpoint::list(out).is_empty() {
+            true => format!(
+                "{found}: there is nothing to resume there; start the run with: ternlm train {} --out {} (and its other options)",
+                args.recipe.display(),
+                out.display()
+            ),
+            false => format!("{found}, wanted the folder of a run that was started"),
+        }));
     }
     let lock = leads.then(|| FolderLock::acquire(out)).transpose()?;
     let mut table = recipe::parse(&saved, &read_text(&saved, recipe::MAX_BYTES)?)?;
@@ -346,10 +353,15 @@ fn resumed(args: &TrainArgs, name: &str, out: &Path, leads: bool) -> Result<(Sta
     if newest.is_none() {
         let ended = [finish::MODEL, report::JSON].into_iter().find(|name| out.join(name).exists());
         if let Some(name) = ended {
+            let model = match name == finish::MODEL {
+                true => format!(" (--init {}: from its model)", out.display()),
+                false => String::new(),
+            };
             return Err(Error::usage(format!(
-                "--resume: {} holds {name} and no checkpoint: to begin anew would replace it; wanted a run that can go on \
-                 (train from its model: --init, or choose another folder: --out DIR)",
-                out.display()
+                "--resume: {} holds {name} and no checkpoint: there is nothing to resume there, and to begin anew would replace \
+                 it; start the run in another folder with: ternlm train {} --out DIR{model}",
+                out.display(),
+                args.recipe.display()
             )));
         }
         if leads {
@@ -408,18 +420,13 @@ fn tell_of_unheard(file: &Path, named: Table, recorded: &Recipe, followed: &Reci
 }
 
 fn overrides(args: &TrainArgs, table: &mut Table) -> Result<()> {
-    let text = |path: &PathBuf| toml::Value::String(path_text::write(path));
-    if !args.data.is_empty() {
-        recipe::set(table, "data.train", toml::Value::Array(args.data.iter().map(text).collect()))?;
-    }
-    if let Some(init) = &args.init {
-        recipe::set(table, "init", text(init))?;
-    }
-    if let Some(teacher) = &args.teacher {
-        recipe::set(table, "distill.teacher", text(teacher))?;
-    }
-    if let Some(lessons) = &args.lessons {
-        recipe::set(table, "distill.lessons", text(lessons))?;
+    recipe::set_data(table, &args.data)?;
+    let paths =
+        [("init", &args.init), ("distill.teacher", &args.teacher), ("distill.lessons", &args.lessons)];
+    for (key, path) in paths {
+        if let Some(path) = path {
+            recipe::set(table, key, toml::Value::String(path_text::write(path)))?;
+        }
     }
     if let Some(seed) = args.seed {
         let seed = i64::try_from(seed)
@@ -432,13 +439,12 @@ fn overrides(args: &TrainArgs, table: &mut Table) -> Result<()> {
 fn describe(trainer: &Trainer, out: &Path) {
     let decoder = &trainer.model.decoder;
     let ternary: usize = decoder.weights().filter(|w| w.ternary().is_some()).map(|w| w.len()).sum();
-    let all: usize = decoder.weights().map(|w| w.len()).sum();
     let t = &trainer.recipe.train;
     let tokens = t.batch * t.accumulate * trainer.source.seq();
     say!(
         "{}: {} parameters, {} of them ternary; {} steps of {} tokens; products in {}, {} on {} threads{}; into {}",
         trainer.recipe.name,
-        thousands(all as u64),
+        thousands(decoder.config.parameters() as u64),
         thousands(ternary as u64),
         t.steps,
         thousands(tokens as u64),

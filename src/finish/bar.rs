@@ -1,40 +1,13 @@
 //! What the figures of a run must reach.
 
 use crate::config::ReportConfig;
-use crate::report::Check;
-
-/// What a figure must reach.
-#[derive(Clone, Copy)]
-enum Bar {
-    AtMost(f64),
-    AtLeast(f64),
-}
-
-impl Bar {
-    fn value(self) -> f64 {
-        match self {
-            Bar::AtMost(value) | Bar::AtLeast(value) => value,
-        }
-    }
-
-    /// A figure that is no number reaches nothing.
-    fn holds(self, figure: f64) -> bool {
-        match self {
-            Bar::AtMost(most) => figure <= most,
-            Bar::AtLeast(least) => figure >= least,
-        }
-    }
-
-    fn check(self, name: &str, value: f64) -> Check {
-        Check { name: name.into(), value, bar: self.value(), pass: self.holds(value) }
-    }
-}
+use crate::report::{Check, Goal};
 
 /// The figures that the recipe has bars for, held against them. `accuracy` is that of a synthetic task.
 pub(super) fn checks(bars: &ReportConfig, train_loss: f64, accuracy: Option<f64>) -> Vec<Check> {
-    let most = bars.max_train_loss.map(|most| Bar::AtMost(most).check("train loss", train_loss));
+    let most = bars.max_train_loss.map(|most| Check::new(Goal::TrainLoss, train_loss, most));
     let least = bars.min_accuracy.zip(accuracy);
-    let least = least.map(|(least, found)| Bar::AtLeast(least).check("min accuracy", found));
+    let least = least.map(|(least, found)| Check::new(Goal::Accuracy, found, least));
     most.into_iter().chain(least).collect()
 }
 

@@ -68,7 +68,7 @@ pub fn finish(trainer: &mut Trainer, run: &Path, progress: &mut dyn FnMut(u64, u
     Ok(Finished { summary, proof, model: dir })
 }
 
-/// The finished model, as weights that any Hugging Face tool reads.
+/// The finished model, as weights in f16 and f32; of a language model, as Hugging Face's tools read them.
 fn export(trainer: &Trainer, dir: &Path) -> Result<()> {
     let writer = DirectoryWriter::new(dir, IfExists::Replace)?;
     trainer.save_model(writer.path(), Form::Unpacked)?;
@@ -155,7 +155,7 @@ fn summary(trainer: &Trainer, proof: &Proof, figures: Figures) -> Summary {
         task: config::name(&recipe.task),
         steps: progress.step,
         seed: recipe.seed,
-        parameters: trainer.model.decoder.weights().map(|w| w.len() as u64).sum(),
+        parameters: trainer.model.decoder.config.parameters() as u64,
         ternary_weights: total.weights(),
         wall_seconds: progress.elapsed_s,
         tokens: progress.tokens,

@@ -5,5 +5,5 @@ mod perplexity;
 mod verify;
 
 pub use needs::{Held, Needs};
-pub use perplexity::{Perplexity, Windows, perplexity, perplexity_cached, perplexity_of};
+pub use perplexity::{Perplexity, Windows, perplexity, perplexity_of};
 pub use verify::{Proof, TensorProof, verify};

@@ -49,7 +49,8 @@ impl Perplexity {
 /// Which windows of a text go through the model, and which of their tokens are scored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Windows {
-    /// Windows of `context` tokens that advance by `stride`: every token but the first is scored, once.
+    /// Windows of `context` tokens that advance by `stride`: every token but the first is scored, once, by a window that shows at
+    /// least `context - stride` tokens before it.
     Sliding { context: usize, stride: usize },
     /// Windows of `context` tokens one after the other, each for itself, of which the last `context - context / 2 - 1` are
     /// scored: the figure of llama.cpp's perplexity tool. `first`: what stands in the place of each window's first token.
@@ -65,8 +66,7 @@ impl Windows {
     }
 }
 
-/// [`perplexity`] in windows of any kind, or with a format of keys and values [`perplexity_cached`], of a text that was
-/// read. Bytes and words are counted where every token is scored.
+/// [`perplexity`] of a text that was read. Bytes and words are counted where every token is scored.
 pub fn perplexity_of(
     decoder: &Decoder,
     reading: &Reading,
@@ -74,10 +74,7 @@ pub fn perplexity_of(
     kv: Option<KvFormat>,
     progress: &mut dyn FnMut(u64),
 ) -> Perplexity {
-    let measured = match kv {
-        None => whole(decoder, &reading.ids, windows, progress),
-        Some(kv) => cached(decoder, &reading.ids, windows, kv, progress),
-    };
+    let measured = perplexity(decoder, &reading.ids, windows, kv, progress);
     match windows {
         Windows::Sliding { .. } => {
             let extent = reading.extent_from(1);
@@ -85,89 +82,6 @@ pub fn perplexity_of(
         }
         Windows::Halves { .. } => measured,
     }
-}
-
-/// Scores every token of `tokens` but the first, once, in windows of `context` tokens that advance by `stride`: a
-/// window predicts its last `stride` tokens, so that each sees at least `context - stride` tokens before it.
-/// `progress` is told how many tokens were done since it was last called.
-///
-/// ```
-/// # use ternlm::config::{ModelConfig, Scope};
-/// # use ternlm::{measure, model::Decoder, ternary::Grouping};
-/// # let config = ModelConfig {
-/// #     vocab_size: 256, hidden_size: 16, layers: 1, heads: 1, kv_heads: 1, head_dim: 16, intermediate_size: 16,
-/// #     max_positions: 64,
-/// #     ..ModelConfig::default()
-/// # };
-/// // Weights of zero give every one of 256 tokens the same probability.
-/// let decoder = Decoder::new(&config, Scope::None, Grouping::default());
-/// let tokens: Vec<u32> = b"one token is one byte".map(u32::from).to_vec();
-/// let p = measure::perplexity(&decoder, &tokens, 8, 4, &mut |_| {});
-/// assert_eq!((p.tokens, p.context, p.stride), (20, 8, 4));
-/// assert!((p.ppl - 256.0).abs() < 1e-3 && (p.sum / 20.0 - 256f64.ln()).abs() < 1e-5);
-/// ```
-///
-/// # Panics
-/// On a context or stride of 0, a stride above the context, or a token outside the vocabulary.
-pub fn perplexity(
-    decoder: &Decoder,
-    tokens: &[u32],
-    context: usize,
-    stride: usize,
-    progress: &mut dyn FnMut(u64),
-) -> Perplexity {
-    whole(decoder, tokens, Windows::Sliding { context, stride }, progress)
-}
-
-fn whole(decoder: &Decoder, tokens: &[u32], windows: Windows, progress: &mut dyn FnMut(u64)) -> Perplexity {
-    let mut state = State::default();
-    let score = |inputs: &[u32], targets: &[u32], len: usize| {
-        decoder.loss(inputs, targets, Sequences::new(inputs.len() / len, len), &mut state)
-    };
-    in_windows(tokens, windows, score, progress)
-}
-
-/// [`perplexity`] as generation would have it: through a cache that keeps keys and values in this format.
-///
-/// # Panics
-/// As [`perplexity`].
-pub fn perplexity_cached(
-    decoder: &Decoder,
-    tokens: &[u32],
-    context: usize,
-    stride: usize,
-    kv: KvFormat,
-    progress: &mut dyn FnMut(u64),
-) -> Perplexity {
-    cached(decoder, tokens, Windows::Sliding { context, stride }, kv, progress)
-}
-
-fn cached(
-    decoder: &Decoder,
-    tokens: &[u32],
-    windows: Windows,
-    kv: KvFormat,
-    progress: &mut dyn FnMut(u64),
-) -> Perplexity {
-    let mut state = State::default();
-    let score = |inputs: &[u32], targets: &[u32], len: usize| {
-        let mut loss = Loss::default();
-        for (inputs, targets) in inputs.chunks(len).zip(targets.chunks(len)) {
-            let mut cache = decoder.cache(kv);
-            // Logits are as many as the vocabulary: some rows at a time.
-            for (tokens, targets) in inputs.chunks(ROWS).zip(targets.chunks(ROWS)) {
-                let span = Span { tokens, cache: &mut cache, wanted: Wanted::All };
-                let mut logits = decoder.advance(&mut [span], &mut state);
-                let (vocab, mut losses) = (decoder.config.vocab_size, vec![0.0; targets.len()]);
-                cross_entropy(&mut logits, vocab, vocab, targets, None, &mut losses);
-                let count = targets.iter().filter(|target| **target != IGNORE).count();
-                let sum = losses.iter().map(|loss| *loss as f64).sum();
-                loss += Loss { sum, count, ..Loss::default() };
-            }
-        }
-        loss
-    };
-    in_windows(tokens, windows, score, progress)
 }
 
 /// Rows whose logits are in memory at once.
@@ -199,11 +113,34 @@ impl Windows {
     }
 }
 
-/// Adds up what `score` says of equal windows: their inputs, what each is to predict or [`IGNORE`], and their length.
-fn in_windows(
+/// Scores `tokens` in windows: whole ones, or with a format of keys and values as generation would have it, through a cache
+/// that keeps them so. `progress` is told how many tokens were done since it was last called.
+///
+/// ```
+/// # use ternlm::config::{ModelConfig, Scope};
+/// # use ternlm::measure::{self, Windows};
+/// # use ternlm::{model::Decoder, ternary::Grouping};
+/// # let config = ModelConfig {
+/// #     vocab_size: 256, hidden_size: 16, layers: 1, heads: 1, kv_heads: 1, head_dim: 16, intermediate_size: 16,
+/// #     max_positions: 64,
+/// #     ..ModelConfig::default()
+/// # };
+/// // Weights of zero give every one of 256 tokens the same probability.
+/// let decoder = Decoder::new(&config, Scope::None, Grouping::default());
+/// let tokens: Vec<u32> = b"one token is one byte".map(u32::from).to_vec();
+/// let windows = Windows::Sliding { context: 8, stride: 4 };
+/// let p = measure::perplexity(&decoder, &tokens, windows, None, &mut |_| {});
+/// assert_eq!((p.tokens, p.context, p.stride), (20, 8, 4));
+/// assert!((p.ppl - 256.0).abs() < 1e-3 && (p.sum / 20.0 - 256f64.ln()).abs() < 1e-5);
+/// ```
+///
+/// # Panics
+/// On a context or stride of 0, a stride above the context, or a token outside the vocabulary.
+pub fn perplexity(
+    decoder: &Decoder,
     tokens: &[u32],
     windows: Windows,
-    mut score: impl FnMut(&[u32], &[u32], usize) -> Loss,
+    kv: Option<KvFormat>,
     progress: &mut dyn FnMut(u64),
 ) -> Perplexity {
     let context = windows.context();
@@ -212,7 +149,7 @@ fn in_windows(
         Windows::Halves { first, .. } => (context, first),
     };
     assert!(context > 0 && (1..=context).contains(&stride), "context {context}, stride {stride}");
-    let mut loss = Loss::default();
+    let (mut loss, mut state) = (Loss::default(), State::default());
     let predictions = tokens.len().saturating_sub(1);
     // Equal windows go through the model together.
     let together = (2048 / context).max(1);
@@ -234,13 +171,42 @@ fn in_windows(
             passed = window.end;
             next = windows.after(next.as_ref(), predictions);
         }
-        loss += score(&inputs, &targets, len);
+        loss += score(decoder, &inputs, &targets, len, kv, &mut state);
         progress((passed - told) as u64);
         told = passed;
     }
     let nll = loss.mean();
     let (ppl, tokens, sum) = (nll.exp(), loss.count as u64, loss.sum);
     Perplexity { nll, ppl, tokens, context, stride, sum, bytes: 0, words: 0 }
+}
+
+/// The loss of windows of `len` tokens, of which each target is to be predicted that is not [`IGNORE`].
+fn score(
+    decoder: &Decoder,
+    inputs: &[u32],
+    targets: &[u32],
+    len: usize,
+    kv: Option<KvFormat>,
+    state: &mut State,
+) -> Loss {
+    let Some(kv) = kv else {
+        return decoder.loss(inputs, targets, Sequences::new(inputs.len() / len, len), state);
+    };
+    let mut loss = Loss::default();
+    for (inputs, targets) in inputs.chunks(len).zip(targets.chunks(len)) {
+        let mut cache = decoder.cache(kv);
+        // Logits are as many as the vocabulary: some rows at a time.
+        for (tokens, targets) in inputs.chunks(ROWS).zip(targets.chunks(ROWS)) {
+            let span = Span { tokens, cache: &mut cache, wanted: Wanted::All };
+            let mut logits = decoder.advance(&mut [span], state);
+            let (vocab, mut losses) = (decoder.config.vocab_size, vec![0.0; targets.len()]);
+            cross_entropy(&mut logits, vocab, vocab, targets, None, &mut losses);
+            let count = targets.iter().filter(|target| **target != IGNORE).count();
+            let sum = losses.iter().map(|loss| *loss as f64).sum();
+            loss += Loss { sum, count, ..Loss::default() };
+        }
+    }
+    loss
 }
 
 #[cfg(test)]

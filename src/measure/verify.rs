@@ -4,7 +4,7 @@ use serde::Serialize;
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
-use crate::config::Scope;
+use crate::config::{self, Scope};
 use crate::error::{Error, Result};
 use crate::formats::hf;
 use crate::formats::manifest::{self, Manifest};
@@ -95,11 +95,11 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
     let mut reasons = Vec::new();
     if let Some(manifest) = manifest.as_ref().filter(|m| m.form != note.form || m.group != note.group) {
         reasons.push(format!(
-            "config.json says {:?} by groups of {}, {} says {:?} by {}",
-            note.form,
+            "config.json says {} by groups of {}, {} says {} by {}",
+            config::name(&note.form),
             note.group,
             manifest::FILE_NAME,
-            manifest.form,
+            config::name(&manifest.form),
             manifest.group
         ));
     }
@@ -120,7 +120,8 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(&TensorProof)) -> Result<Proo
     for name in stored.names().filter(|name| !claimed.contains(name) && !twice(name)) {
         let tensor = stored.tensor(name)?;
         if promised.contains(name) {
-            reasons.push(format!("{name} is a matrix that scope {:?} promises to be ternary", note.scope));
+            let scope = config::name(&note.scope);
+            reasons.push(format!("{name} is a matrix that scope {scope} promises to be ternary"));
         }
         match manifest.as_ref().map(|manifest| manifest.tensors.get(name)) {
             Some(None) => reasons.push(format!("{name} is not in {}", manifest::FILE_NAME)),
@@ -445,11 +446,11 @@ mod tests {
         let cases: [Case; 10] = [
             (
                 |dir| edit_json(dir, hf::FILE_NAME, |c| c["ternlm"]["group"] = json!(4)),
-                "config.json says Unpacked by groups of 4, ternary.json says Unpacked by 8",
+                "config.json says unpacked by groups of 4, ternary.json says unpacked by 8",
             ),
             (
                 |dir| edit_manifest(dir, |m| m["form"] = json!("latent")),
-                "config.json says Unpacked by groups of 8, ternary.json says Latent by 8",
+                "config.json says unpacked by groups of 8, ternary.json says latent by 8",
             ),
             (
                 |dir| edit_json(dir, hf::FILE_NAME, |c| c["ternlm"]["tensors"] = json!([])),
@@ -461,11 +462,11 @@ mod tests {
                         drop(c["ternlm"]["tensors"].as_array_mut().unwrap().remove(0))
                     })
                 },
-                "model.layers.0.self_attn.q_proj.weight is a matrix that scope Blocks promises to be ternary",
+                "model.layers.0.self_attn.q_proj.weight is a matrix that scope blocks promises to be ternary",
             ),
             (
                 |dir| edit_json(dir, hf::FILE_NAME, |c| c["ternlm"]["scope"] = json!("all")),
-                "lm_head.weight is a matrix that scope All promises to be ternary",
+                "lm_head.weight is a matrix that scope all promises to be ternary",
             ),
             (
                 |dir| edit_manifest(dir, |m| drop(m["tensors"].as_object_mut().unwrap().remove(NORM))),

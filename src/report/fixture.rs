@@ -144,10 +144,7 @@ pub(super) fn summary() -> Summary {
             ),
             sample("<script>alert(1)</script> & \"quotes\"", " are only text </blockquote><b>here</b>.\n"),
         ],
-        checks: vec![
-            Check { name: "max_train_loss".into(), value: 1.6744, bar: 1.8, pass: true },
-            Check { name: "min_accuracy".into(), value: 0.981, bar: 0.95, pass: true },
-        ],
+        checks: vec![Check::new(Goal::TrainLoss, 1.6744, 1.8), Check::new(Goal::Accuracy, 0.981, 0.95)],
         texts: Some(Texts { train: "9f86d081".into(), val: "60303ae2".into() }),
         recipe: json!({
             "name": "tinystories-6l-256", "task": "lm", "seed": 7,

@@ -9,6 +9,7 @@ use super::charts::{Chart, Ink, Series};
 use super::curves::{Curves, Point, highest, smoothed, thinned};
 use super::render::render;
 use super::summary::{Evaluation, Summary};
+use crate::config;
 use crate::error::Result;
 use crate::number::{duration, percent, short, significant, thousands};
 
@@ -141,9 +142,9 @@ fn figures(s: &Summary) -> Vec<Figure> {
 
 fn bars(s: &Summary) -> Vec<Bar> {
     let bar = |c: &super::Check| Bar {
-        name: c.name.replace('_', " "),
+        name: config::name(&c.goal),
         value: significant(c.value, 4),
-        wanted: format!("{} {}", if c.name.starts_with("min") { "≥" } else { "≤" }, significant(c.bar, 4)),
+        wanted: format!("{} {}", if c.goal.is_least() { "≥" } else { "≤" }, significant(c.bar, 4)),
         pass: c.pass,
     };
     s.checks.iter().map(bar).collect()

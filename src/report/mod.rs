@@ -18,7 +18,7 @@ use curves::Curves;
 pub(crate) use charts::{Band, band_chart};
 pub use compare::{Comparison, compare, write_comparison};
 pub(crate) use render::render;
-pub use summary::{Check, Evaluation, Sample, Summary, TernarySummary, TestEvaluation, Texts};
+pub use summary::{Check, Evaluation, Goal, Sample, Summary, TernarySummary, TestEvaluation, Texts};
 pub use versions::Versions;
 
 /// The report for programs, in the folder of a run.

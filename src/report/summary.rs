@@ -115,13 +115,40 @@ pub struct Sample {
     pub text: String,
 }
 
-/// A bar the run had to reach. A name that starts with `min` wants at least `bar`, every other at most `bar`.
+/// What a bar is set for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Goal {
+    /// To be at most the bar.
+    #[serde(rename = "train loss")]
+    TrainLoss,
+    /// To be at least.
+    #[serde(rename = "min accuracy")]
+    Accuracy,
+}
+
+impl Goal {
+    /// Whether the bar is the least that will do, and not the most.
+    pub fn is_least(self) -> bool {
+        self == Goal::Accuracy
+    }
+}
+
+/// A bar the run had to reach.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Check {
-    pub name: String,
+    #[serde(rename = "name")]
+    pub goal: Goal,
     #[serde(with = "nan_as_null")]
     pub value: f64,
     #[serde(with = "nan_as_null")]
     pub bar: f64,
     pub pass: bool,
+}
+
+impl Check {
+    /// A figure that is no number reaches nothing.
+    pub fn new(goal: Goal, value: f64, bar: f64) -> Self {
+        let pass = if goal.is_least() { value >= bar } else { value <= bar };
+        Self { goal, value, bar, pass }
+    }
 }

@@ -28,13 +28,22 @@ fn a_report_is_written_read_and_rewritten() {
     assert_eq!(found.loss_curve[1999].0, 2000);
     found.loss_curve.clear();
     assert_eq!(found, summary);
+    let json = fs::read_to_string(dir.join("report.json")).unwrap();
+    assert!(json.contains("\"name\": \"train loss\"") && json.contains("\"name\": \"min accuracy\""));
     let html = fs::read_to_string(dir.join("report.html")).unwrap();
     fs::remove_file(dir.join("report.html")).unwrap();
     rewrite(dir).unwrap();
     assert_eq!(fs::read_to_string(dir.join("report.html")).unwrap(), html);
-    for shown in
-        ["tinystories-6l-256", "Ternary: PASS", "All bars reached", "6.071", "layers.5.ffn.down", "5,472,256"]
-    {
+    for shown in [
+        "tinystories-6l-256",
+        "Ternary: PASS",
+        "All bars reached",
+        "<td>train loss</td><td>1.674</td><td>≤ 1.8</td>",
+        "<td>min accuracy</td><td>0.981</td><td>≥ 0.95</td>",
+        "6.071",
+        "layers.5.ffn.down",
+        "5,472,256",
+    ] {
         assert!(html.contains(shown), "{shown}");
     }
     assert_eq!(html.matches("<svg").count(), 8, "seven charts, one of them in two widths");

@@ -116,13 +116,7 @@ fn table(title: String, rows: &[Row], results: &Results) -> Table {
         },
         dots: row.figures.iter().map(|f| place(f.1)).collect(),
         tick: row.sample.map(|s| place(s.mean)),
-        verdict: match row.worse {
-            Some(true) => "worse",
-            Some(false) if row.sample == best => "best mean",
-            Some(false) => "not told apart from the best",
-            None if row.failed > 0 => "not ranked: a run failed",
-            None => "",
-        },
+        verdict: row.verdict(row.sample == best),
         worse: row.worse == Some(true),
         folder: row.figures.first().map_or(String::new(), |(seed, _)| {
             Run { settings: row.settings.clone(), seed: *seed }.folder().display().to_string()

@@ -71,7 +71,7 @@ impl Plan {
     }
 
     /// # Errors
-    /// A plan without runs or with too many; a key in two places.
+    /// A plan without runs or with too many; a key in two places; two runs in one folder.
     pub fn judge(&self, path: &Path) -> Result<()> {
         let bad = |field: &str, found: String, wanted: &str| Err(Error::input(path, field, found, wanted));
         let mut seeds = self.seeds.clone();
@@ -105,10 +105,20 @@ impl Plan {
             return bad(&field, "a text to be judged by for each run".into(), "the same one for all");
         }
         let settings = self.grid.values().try_fold(1usize, |n, values| n.checked_mul(values.len()));
-        match settings.and_then(|n| n.checked_mul(self.seeds.len())) {
-            Some(runs) if runs <= MOST => Ok(()),
-            _ => bad("grid", "too many combinations".into(), &format!("at most {MOST} runs")),
+        if settings.and_then(|n| n.checked_mul(self.seeds.len())).is_none_or(|runs| runs > MOST) {
+            return bad("grid", "too many combinations".into(), &format!("at most {MOST} runs"));
         }
+        // Values that are not the same may be written alike, as 1 and "1" are.
+        let (runs, mut folders) = (self.runs(), BTreeMap::new());
+        for run in &runs {
+            if let Some(other) = folders.insert(run.folder(), run)
+                && let Some((a, b)) = other.settings.iter().zip(&run.settings).find(|(a, b)| a.1 != b.1)
+            {
+                let found = format!("{} and {}, which name one folder", a.1, b.1);
+                return bad(&format!("grid.{:?}", a.0), found, "values that name a folder each");
+            }
+        }
+        Ok(())
     }
 
     /// [`Plan::judge`] of what is to be trained. A sweep that is there can be shown.
@@ -259,6 +269,12 @@ mod tests {
             ("recipe='copy'\nseeds=[1,1]", "each once"),
             ("recipe='copy'\nseeds=[1]\n[grid]\n'train.lr'=[]", "0 values"),
             ("recipe='copy'\nseeds=[1]\n[grid]\n'train.lr'=[1,1]", "each once"),
+            (
+                "recipe='copy'\nseeds=[1]\n[grid]\na=[2,1,'1']",
+                "grid.\"a\": found 1 and \"1\", which name one folder",
+            ),
+            ("recipe='copy'\nseeds=[1]\n[grid]\na=[nan,nan]", "found nan and nan, which name one folder"),
+            ("recipe='copy'\nseeds=[1]\n[grid]\na=['x, b=1','x']\nb=['2','1, b=2']", "grid.\"a\": found"),
             ("recipe='copy'\nseeds=[1]\n[grid]\nseed=[1]", "seeds in"),
             ("recipe='copy'\nseeds=[1]\ndata=['a']\n[grid]\n'data.train'=[['b']]", "one of the two"),
             ("recipe='copy'\nseeds=[1]\n[grid]\n'data.join'=['eos']", "the same one for all"),

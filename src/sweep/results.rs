@@ -67,6 +67,19 @@ pub struct Row {
     pub worse: Option<bool>,
 }
 
+impl Row {
+    /// What can be said of the setting; `best`: of the one with the best mean.
+    pub fn verdict(&self, best: bool) -> &'static str {
+        match self.worse {
+            Some(true) => "worse",
+            Some(false) if best => "best mean",
+            Some(false) => "not told apart from the best",
+            None if self.failed > 0 => "not ranked: a run failed",
+            None => "",
+        }
+    }
+}
+
 /// All that a sweep has come to so far.
 #[derive(Clone, Debug)]
 pub struct Results {
