@@ -77,6 +77,12 @@ fn probabilities_that_are_too_many_are_refused() {
     refused(&body);
     // As many that are still to be made.
     refused(&json!({ "prompt": vec!["a"; 64], "max_tokens": 4000, "logprobs": 20, "n": 8 }));
+    let chat = json!({
+        "messages": [{ "role": "user", "content": "a" }], "logprobs": true, "top_logprobs": 20, "n": 8, "max_tokens": 8000,
+    });
+    let place_of_8192 = Place::with(Form::Int8, Options { context: 8192, ..Options::default() });
+    let wrong = place_of_8192.post("/v1/chat/completions", &chat).json(400);
+    assert_eq!(wrong["error"]["param"], "top_logprobs", "{wrong}");
     (body["prompt"], body["n"]) = (json!([[65, 66]]), 2.into());
     assert_eq!(place.post("/v1/completions", &body).json(200)["choices"][1]["text"], "AB");
 }
@@ -230,6 +236,11 @@ fn answers_keep_to_a_schema() {
         "prompt": "x", "response_format": { "type": "json_schema", "json_schema": { "schema": { "$ref": "#" } } },
     });
     assert_eq!(place.post("/v1/completions", &body).json(400)["error"]["type"], "invalid_request_error");
+    let format = json!({ "type": "json_schema", "name": "a", "schema": { "$ref": "#" } });
+    let body = json!({ "input": "x", "stream": true, "text": { "format": format } });
+    let (_, data) = place.stream("/v1/responses", &body).last().unwrap();
+    let data: Value = serde_json::from_str(&data).unwrap();
+    assert_eq!(data["response"]["error"]["code"], "invalid_prompt", "{data}");
 }
 
 #[test]

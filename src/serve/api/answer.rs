@@ -124,6 +124,12 @@ impl Answer {
         None
     }
 
+    /// Whether there are probabilities of tokens.
+    pub fn has_scores(&self) -> bool {
+        self.choices.iter().any(|choice| !choice.scores.is_empty())
+            || self.prompt_scores.iter().any(|scores| !scores.is_empty())
+    }
+
     pub fn is_done(&self) -> bool {
         self.left == 0
     }

@@ -47,6 +47,10 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
         (false, None | Some(0)) => None,
         (false, Some(_)) => return Err(fields.wrong("top_logprobs", "none where logprobs is not true")),
     };
+    let limit = limit(fields, &["max_completion_tokens", "max_tokens"], served.context)?;
+    if let Some(top) = scores {
+        settings.judge_scores("top_logprobs", top, limit.min(served.context))?;
+    }
     let variables = messages::variables(fields)?;
     let prompts = vec![messages::prompt(served, &said, "messages", tools.as_ref(), variables)?];
     let answer = Answer::new("chatcmpl", served, &prompts, settings.choices);
@@ -58,7 +62,6 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
         calls,
         streams: vec![Stream { said: StopStrings::new(hold), calling: false }; answer.choices.len()],
     };
-    let limit = limit(fields, &["max_completion_tokens", "max_tokens"], served.context)?;
     let (form, stream) = (Box::new(form), settings.stream);
     let generate = Some(Generate { scores, constraint, ..settings.generate(limit) });
     Ok(Work::Ask(Box::new(Ask { prompts, generate, answer, form, stream })))

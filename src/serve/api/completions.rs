@@ -13,9 +13,6 @@ use crate::generate::Scored;
 use crate::serve::queue::{Generate, Piece};
 use crate::text::take_whole;
 
-/// Probabilities that an answer holds at most: some hundred bytes each.
-const SCORED: usize = 1 << 20;
-
 /// Tokens of an answer where a request does not say; that of OpenAI's API.
 const LIMIT: usize = 16;
 
@@ -38,13 +35,7 @@ pub fn read(fields: &Fields<'_>, served: &Served) -> Result<Work, ApiError> {
     let limit = limit(fields, &["max_tokens", "max_completion_tokens"], LIMIT)?;
     if let Some(top) = scores {
         let echoed: usize = prompts.iter().filter(|_| echo).map(Vec::len).sum();
-        let tokens = echoed + prompts.len() * limit.min(served.context);
-        let all = tokens * settings.choices * (top + 1);
-        if all > SCORED {
-            let found = format!("{top} beside each of {tokens} tokens, {} times over", settings.choices);
-            let wanted = format!("at most {SCORED} probabilities in all");
-            return Err(ApiError::field("logprobs", found, wanted));
-        }
+        settings.judge_scores("logprobs", top, echoed + prompts.len() * limit.min(served.context))?;
     }
     let constraint = match schema::read(fields, "response_format")? {
         None => None,

@@ -186,7 +186,8 @@ impl Form for Responses {
     fn failed(&mut self, answer: &Answer, error: &ApiError) -> Vec<Frame> {
         let said = json!([Self::part(&answer.choices[0].text)]);
         let mut response = self.response(answer, "failed", json!([Self::item(answer, "incomplete", said)]));
-        response["error"] = json!({ "code": "server_error", "message": error.message });
+        let code = if error.status < 500 { "invalid_prompt" } else { "server_error" };
+        response["error"] = json!({ "code": code, "message": error.message });
         vec![self.frame("response.failed", json!({ "response": response }))]
     }
 

@@ -18,6 +18,9 @@ const BIASES: usize = 1024;
 /// Most likely tokens that are named beside each.
 pub const TOP: u64 = 20;
 
+/// Probabilities that an answer holds at most: some hundred bytes each.
+const SCORED: usize = 1 << 20;
+
 /// How answers are to be written.
 pub struct Settings {
     pub sampling: SamplingConfig,
@@ -52,6 +55,19 @@ impl Settings {
             stream: fields.flag("stream")?.unwrap_or(false),
             stream_usage: usage.unwrap_or(false),
         })
+    }
+
+    /// Refuses more probabilities than a server should hold: `top` of them, and its own, beside each of so many tokens.
+    pub fn judge_scores(&self, field: &str, top: usize, tokens: usize) -> Result<(), ApiError> {
+        if tokens * self.choices * (top + 1) <= SCORED {
+            return Ok(());
+        }
+        let found = format!("{top} beside each of {tokens} tokens, {} times over", self.choices);
+        Err(ApiError::field(
+            field,
+            found,
+            format!("at most {SCORED} probabilities in all (fewer tokens at most, or a smaller n)"),
+        ))
     }
 
     /// What the engine is to do: answers of at most `limit` tokens, without scores and constraint.

@@ -231,7 +231,10 @@ async fn whole(ask: Ask, mut events: UnboundedReceiver<Event>, record: &mut Reco
         }
     }
     record.ended("done");
-    // With probabilities it may be megabytes, which other requests do not wait for.
+    if !answer.has_scores() {
+        return (200, form.whole(&answer).to_string());
+    }
+    // It may be megabytes, which other requests do not wait for.
     let made = spawn_blocking(move || form.whole(&answer).to_string()).await;
     let broken = || ApiError::new(500, "server_error", "the answer could not be written").json();
     made.map_or_else(|_| (500, broken().to_string()), |whole| (200, whole))
