@@ -5,7 +5,7 @@ use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 /// Bytes of memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    /// Main memory, or what the container may use of it, and swap.
+    /// Main memory and swap, or what a container may use of main memory.
     pub total: u64,
     /// Could be given to this process now.
     pub available: u64,
@@ -19,13 +19,16 @@ impl Memory {
         if system.total_memory() == 0 {
             return None;
         }
-        let (mut main, mut available) = (system.total_memory(), system.available_memory());
-        if let Some(container) = system.cgroup_limits() {
-            // What the container has read of files is given back on demand: only its own pages count.
-            main = main.min(container.total_memory);
-            available = available.min(container.total_memory.saturating_sub(container.rss));
-        }
-        Some(Self { total: main + system.total_swap(), available })
+        let total = system.total_memory() + system.total_swap();
+        let container = system.cgroup_limits().filter(|limits| limits.total_memory < system.total_memory());
+        Some(match container {
+            None => Self { total, available: system.available_memory() },
+            // Swap has a limit of its own there. What was read of files is given back on demand: only own pages count.
+            Some(limits) => Self {
+                total: limits.total_memory,
+                available: system.available_memory().min(limits.total_memory.saturating_sub(limits.rss)),
+            },
+        })
     }
 }
 
@@ -79,9 +82,9 @@ mod tests {
         let swap = told("/proc/meminfo", "SwapTotal:");
         let limit = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
         let limit = limit.iter().find_map(|file| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok());
-        let main = told("/proc/meminfo", "MemTotal:").min(limit.unwrap_or(u64::MAX));
-        assert_eq!(memory.total, main + swap);
-        assert!(0 < memory.available && memory.available <= main, "{memory:?}");
+        let main = told("/proc/meminfo", "MemTotal:");
+        assert_eq!(memory.total, limit.filter(|limit| *limit < main).unwrap_or(main + swap));
+        assert!(0 < memory.available && memory.available <= memory.total.min(main), "{memory:?}");
     }
 
     #[test]
