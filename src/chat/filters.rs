@@ -212,7 +212,8 @@ fn round(_: &mut Cx, value: &Value, args: Args) -> Made {
     let digits = int_or(&precision, 0, "round")?.clamp(-400, 400) as i32;
     let value = number(value).ok_or_else(|| refuse("round: expected a number"))?;
     let method = method.map_or(Ok("common".to_owned()), |m| str_of(&m, "round").map(str::to_owned))?;
-    let scale = 10f64.powi(digits);
+    // The nearest to that power of ten; what `powi` gives differs between systems.
+    let scale: f64 = format!("1e{digits}").parse().unwrap_or(f64::INFINITY);
     Ok(match (&method[..], value) {
         ("common", Num::Int(i)) if digits >= 0 => int(i),
         ("common", Num::Int(i)) => int(((i as f64 * scale).round_ties_even() / scale) as i128),

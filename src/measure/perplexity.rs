@@ -50,7 +50,7 @@ impl Perplexity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Windows {
     /// Windows of `context` tokens that advance by `stride`: every token but the first is scored, once, by a window that shows at
-    /// least `context - stride` tokens before it.
+    /// least `context - stride` tokens before it, or all that there are.
     Sliding { context: usize, stride: usize },
     /// Windows of `context` tokens one after the other, each for itself, of which the last `context - context / 2 - 1` are
     /// scored: the figure of llama.cpp's perplexity tool. `first`: what stands in the place of each window's first token.

@@ -175,7 +175,7 @@ struct Chunks {
     /// Gone when the file has been read.
     judge: Option<Judge>,
     text: String,
-    /// Bytes of the file up to the end of `text`.
+    /// Bytes of the file up to the end of the newest part.
     read: u64,
     /// The first part of the next document.
     next: Option<String>,
@@ -196,17 +196,15 @@ impl Chunks {
             }
             match self.items.next().transpose()? {
                 None => self.judge.take().expect("just seen").finish().map(drop)?,
-                Some(item) => match judge.count(item)? {
-                    Some(part) if part.begins && !self.text.is_empty() => {
+                Some(item) => {
+                    let Some(part) = judge.count(item)? else { continue };
+                    self.read = part.read;
+                    if part.begins && !self.text.is_empty() {
                         self.next = Some(part.text);
                         return Ok(Some(std::mem::take(&mut self.text)));
                     }
-                    Some(part) => {
-                        self.text.push_str(&part.text);
-                        self.read = part.read;
-                    }
-                    None => {}
-                },
+                    self.text.push_str(&part.text);
+                }
             }
         }
         Ok(Some(std::mem::take(&mut self.text)).filter(|text| !text.is_empty()))

@@ -49,7 +49,8 @@ pub struct DocumentFile {
     /// Size in bytes.
     pub bytes: u64,
     /// What else tells this content from a later one of the same path and size: the time of the last change
-    /// (nanoseconds after 1970), and on Unix the inode and the time of its last change, which no program can set.
+    /// (nanoseconds after 1970), and on Unix the inode and the time of its last change, which no program can set, elsewhere
+    /// that of the file's creation.
     pub version: [i128; 3],
 }
 
@@ -146,6 +147,9 @@ fn source(path: &Path, format: Format) -> Result<DocumentFile> {
         [modified, changed, meta.ino().into()]
     };
     #[cfg(not(unix))]
-    let version = [modified, 0, 0];
+    let version = {
+        let created = meta.created().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+        [modified, created.map_or(0, |t| t.as_nanos() as i128), 0]
+    };
     Ok(DocumentFile { path: path.to_path_buf(), format, bytes, version })
 }
