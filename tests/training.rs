@@ -135,7 +135,6 @@ fn moments_of_8_bits_resume_and_share_out_bit_for_bit() {
     assert!(text(&refused).contains("train.moments: found int8, wanted f32"), "{}", text(&refused));
 }
 
-#[cfg(unix)]
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     let lab = Lab::new(KEYS);
